@@ -1,0 +1,7 @@
+"""QLoRA Studio's engine: everything but the window. Usable from a script and from the terminal.
+
+Importing this package is cheap; the ML stack is imported by the modules that use it, inside functions
+or in modules that say so in their first line.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,444 @@
+"""The whole configuration of a run: a tree of frozen dataclasses, one knob per option.
+
+Editing is `dataclasses.replace` or `with_value(config, "lora.rank", 16)`; checking is `validate(config)`,
+which returns every issue with its dotted path. No torch here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from qlora_engine.knobs import Knob, knob, knobs_of, problem_with
+
+SCHEMA_VERSION = 1
+
+OPTIMIZERS = {
+    "paged_adamw_32bit": "Paged AdamW 32-bit (bitsandbytes)",
+    "paged_adamw_8bit": "Paged AdamW 8-bit (bitsandbytes)",
+    "adamw_8bit": "AdamW 8-bit (bitsandbytes)",
+    "lion_8bit": "Lion 8-bit (bitsandbytes)",
+    "adamw_torch_fused": "AdamW 32-bit, fused (torch)",
+}
+SCHEDULES = {
+    "cosine": "Cosine",
+    "linear": "Linear",
+    "constant": "Constant",
+    "constant_with_warmup": "Constant after warm-up",
+    "cosine_with_restarts": "Cosine with restarts",
+    "polynomial": "Polynomial",
+    "inverse_sqrt": "Inverse square root",
+}
+INITS = {
+    "default": "Default (A random, B zero)",
+    "gaussian": "Gaussian A",
+    "loftq": "LoftQ (fits the quantization error)",
+    "pissa": "PiSSA (principal components)",
+}
+TARGET_GROUPS = ("attention", "all-linear")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    name: str = knob(
+        "starter",
+        label="Model",
+        help="`starter`, a folder, a .gguf file, a known name, or a Hugging Face id such as `meta-llama/Llama-3.2-1B`.",
+    )
+    revision: str | None = knob(
+        None,
+        label="Revision",
+        help="Branch, tag or commit of a Hugging Face model. Empty: its main branch.",
+        is_expert=True,
+    )
+    device: str = knob(
+        "auto",
+        label="Device",
+        help="Where to train. One device: a model is never split silently.",
+        choices={"auto": "The GPU if there is one, else the CPU", "cuda": "NVIDIA GPU", "cpu": "CPU"},
+    )
+    offline: bool = knob(
+        False,
+        label="Stay offline",
+        help="Never contact a hub; use only what is on this disk. HF_HUB_OFFLINE=1 does the same.",
+    )
+    trust_remote_code: bool = knob(
+        False,
+        label="Run the model's own code",
+        help="Some models bring Python files that run on this machine. Only for authors you trust.",
+        is_expert=True,
+    )
+
+
+@dataclass(frozen=True)
+class QuantizationSettings:
+    quant_type: str = knob(
+        "nf4",
+        label="4-bit type",
+        help="NF4 spaces its 16 levels for normally distributed weights and loses less than FP4 (arXiv 2305.14314).",
+        choices={"nf4": "NF4 (NormalFloat)", "fp4": "FP4"},
+    )
+    double_quant: bool = knob(
+        True,
+        label="Double quantization",
+        help="Quantizes the quantization constants too: 0.127 instead of 0.5 bits per parameter.",
+    )
+    compute_dtype: str = knob(
+        "auto",
+        label="Compute type",
+        help="The type of the maths. Auto: bf16 where the device has it, else fp16 on a GPU, else fp32.",
+        choices={"auto": "Automatic", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"},
+        is_expert=True,
+    )
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    rank: int = knob(
+        16,
+        label="Rank",
+        help="Size of the adapters. Higher learns more and needs more memory.",
+        lo=1,
+        hi=1024,
+    )
+    alpha: float = knob(
+        32.0,
+        label="Alpha",
+        help="The adapter's output is scaled by alpha / rank (alpha / sqrt(rank) with rsLoRA).",
+        lo=0,
+        lo_open=True,
+        hi=4096,
+    )
+    dropout: float = knob(
+        0.0, label="Dropout", help="Share of the adapter's inputs dropped while training.", lo=0, hi=0.9
+    )
+    targets: str | tuple[str, ...] = knob(
+        "all-linear",
+        label="Target modules",
+        help="`attention`, `all-linear` (every linear layer but the head), or a list of module names.",
+    )
+    dtype: str = knob(
+        "fp32",
+        label="Adapter type",
+        help="Type in which the adapters are trained. The paper used bf16.",
+        choices={"fp32": "float32", "bf16": "bfloat16"},
+    )
+    rslora: bool = knob(
+        False,
+        label="rsLoRA",
+        help="Scale by alpha / sqrt(rank): steadier at high ranks (arXiv 2312.03732).",
+        is_expert=True,
+    )
+    dora: bool = knob(
+        False,
+        label="DoRA",
+        help="Learns magnitude and direction apart (arXiv 2402.09353). Slower.",
+        is_expert=True,
+    )
+    init: str = knob(
+        "default", label="Initialisation", help="How the adapters begin.", choices=INITS, is_expert=True
+    )
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    path: str = knob(
+        "starter",
+        label="Dataset",
+        help="`starter`, a file (.json .jsonl .csv .tsv .parquet .txt), a folder of them, or a Hugging Face dataset id.",
+    )
+    split: str = knob("train", label="Split", help="Split of a hub dataset.", is_expert=True)
+    format: str = knob(
+        "auto",
+        label="Format",
+        help="How rows are read. Auto looks at the columns and says what it found.",
+        choices={
+            "auto": "Automatic",
+            "alpaca": "Alpaca (instruction, input, output)",
+            "sharegpt": "ShareGPT (conversations: from, value)",
+            "messages": "Chat messages (role, content)",
+            "prompt_completion": "Prompt and completion",
+            "oasst": "OpenAssistant (text with ### Human / ### Assistant, or message trees)",
+            "text": "Plain text",
+        },
+    )
+    columns: dict[str, str] = knob(
+        label="Columns",
+        help='Maps a field of the format to a column of the data: `instruction = "question"`.',
+        default_factory=dict,
+    )
+    held_out_path: str | None = knob(
+        None,
+        label="Held-out data",
+        help="A file whose rows are never trained on. Empty: a share of the dataset.",
+    )
+    held_out_fraction: float = knob(
+        0.05,
+        label="Held-out share",
+        help="Share of the rows kept aside to measure the model on.",
+        lo=0,
+        hi=0.5,
+    )
+    max_rows: int | None = knob(
+        None, label="Rows at most", help="Use only the first rows. Empty: all.", lo=1, is_expert=True
+    )
+    seq_len: int | None = knob(
+        None,
+        label="Sequence length",
+        help="Longest row in tokens; longer rows are cut, and counted. Empty: the data's own 99th percentile.",
+        unit="tokens",
+        lo=8,
+        hi=1_048_576,
+    )
+    train_on: str = knob(
+        "answers",
+        label="Train on",
+        help="Answers only (usual), or every token of the text.",
+        choices={"answers": "Answers only", "everything": "Everything"},
+    )
+    chat_template: str = knob(
+        "auto",
+        label="Chat template",
+        help="The model's own; a named one (chatml, llama3, alpaca ...) for a model without; or a Jinja file.",
+        is_expert=True,
+    )
+    system_prompt: str | None = knob(
+        None, label="System prompt", help="Put before every conversation that has none.", is_expert=True
+    )
+    packing: bool = knob(
+        False,
+        label="Pack short rows",
+        help="Puts several rows into one sequence; each sees only itself. Faster on short rows.",
+    )
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The `[training]` table."""
+
+    epochs: float = knob(3.0, label="Epochs", help="Passes over the data.", lo=0, lo_open=True, hi=1000)
+    max_steps: int | None = knob(
+        None, label="Steps at most", help="Stop after this many optimizer steps. Empty: by epochs.", lo=1
+    )
+    learning_rate: float = knob(
+        2e-4,
+        label="Learning rate",
+        help="Peak learning rate. 2e-4 is usual; 1e-4 from 30B parameters.",
+        lo=0,
+        lo_open=True,
+        hi=1.0,
+    )
+    schedule: str = knob("cosine", label="Schedule", help="How the learning rate moves.", choices=SCHEDULES)
+    warmup_ratio: float = knob(
+        0.03,
+        label="Warm-up",
+        help="Share of the steps over which the learning rate rises from 0.",
+        lo=0,
+        hi=0.5,
+    )
+    effective_batch: int = knob(
+        16,
+        label="Effective batch",
+        help="Rows per optimizer step: micro-batch times accumulation.",
+        unit="rows",
+        lo=1,
+        hi=65_536,
+    )
+    micro_batch: int | None = knob(
+        None,
+        label="Micro-batch",
+        help="Rows computed at once. Empty: the largest that fits. Changes memory, not the result.",
+        unit="rows",
+        lo=1,
+        hi=4096,
+    )
+    optimizer: str = knob(
+        "paged_adamw_8bit",
+        label="Optimizer",
+        help="Paged: its state moves to the CPU when the GPU is full.",
+        choices=OPTIMIZERS,
+    )
+    beta1: float = knob(
+        0.9, label="Beta 1", help="AdamW's and Lion's first decay.", lo=0, hi=0.99999, is_expert=True
+    )
+    beta2: float = knob(
+        0.999, label="Beta 2", help="AdamW's and Lion's second decay.", lo=0, hi=0.999999, is_expert=True
+    )
+    epsilon: float = knob(
+        1e-8, label="Epsilon", help="AdamW's epsilon.", lo=0, lo_open=True, hi=1e-2, is_expert=True
+    )
+    weight_decay: float = knob(
+        0.0, label="Weight decay", help="Decoupled weight decay of the adapters.", lo=0, hi=1, is_expert=True
+    )
+    max_grad_norm: float = knob(
+        0.3, label="Gradient clipping", help="Longest gradient allowed; 0 turns clipping off.", lo=0, hi=1000
+    )
+    gradient_checkpointing: bool = knob(
+        True,
+        label="Gradient checkpointing",
+        help="Recomputes activations instead of keeping them: far less memory, about a third slower.",
+    )
+    loss: str = knob(
+        "chunked",
+        label="Loss",
+        help="Chunked never holds all logits at once; full does, as most programs do.",
+        choices={"chunked": "Chunked over trained tokens", "full": "All logits at once"},
+        is_expert=True,
+    )
+    seed: int = knob(42, label="Seed", help="Same seed, data and settings: same run.", lo=0, hi=2**31 - 1)
+    eval_every_steps: int | None = knob(
+        None,
+        label="Evaluate every",
+        help="Steps between evaluations. Empty: five to ten times per run.",
+        unit="steps",
+        lo=1,
+    )
+    eval_rows: int | None = knob(
+        200,
+        label="Evaluation rows at most",
+        help="Held-out rows scored at each evaluation. Empty: all.",
+        unit="rows",
+        lo=1,
+        is_expert=True,
+    )
+    early_stopping: int | None = knob(
+        3,
+        label="Early stopping",
+        help="Stop after this many evaluations without improvement. Empty: never.",
+        unit="evaluations",
+        lo=1,
+    )
+    keep_best: bool = knob(
+        True,
+        label="Keep the best",
+        help="The result is the checkpoint with the lowest held-out loss, not the last.",
+    )
+    sample_prompts: tuple[str, ...] = knob(
+        (),
+        label="Fixed prompts",
+        help="Answered before training and at each evaluation, so that progress is seen.",
+    )
+    sample_tokens: int = knob(
+        48,
+        label="Sample length",
+        help="Longest answer to a fixed prompt.",
+        unit="tokens",
+        lo=1,
+        hi=4096,
+        is_expert=True,
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    every_steps: int | None = knob(
+        None, label="Every steps", help="Steps between checkpoints. Empty: by time only.", unit="steps", lo=1
+    )
+    every_minutes: float = knob(
+        10.0,
+        label="Every minutes",
+        help="A checkpoint at least this often.",
+        unit="minutes",
+        lo=0,
+        lo_open=True,
+        hi=1440,
+    )
+    keep: int = knob(2, label="Keep", help="Newest checkpoints kept, besides the best one.", lo=1, hi=100)
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    name: str | None = knob(
+        None, label="Run name", help="Folder name of the run. Empty: model, data and time."
+    )
+    runs_dir: str | None = knob(
+        None, label="Runs folder", help="Where runs are kept. Empty: the program's own data folder."
+    )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A whole job file. Tables in the order in which they are written."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    quantization: QuantizationSettings = field(default_factory=QuantizationSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    output: OutputSettings = field(default_factory=OutputSettings)
+
+
+@dataclass(frozen=True)
+class Issue:
+    """One problem of a configuration: `path` is dotted (`lora.rank`), `message` a sentence without it."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+def tables() -> dict[str, type]:
+    """Table name -> dataclass, in file order."""
+    return {f.name: f.default_factory for f in dataclasses.fields(TrainingConfig)}  # type: ignore[misc]
+
+
+def all_knobs() -> dict[str, Knob]:
+    """Dotted path -> knob, in file order."""
+    return {
+        f"{table}.{name}": found for table, cls in tables().items() for name, found in knobs_of(cls).items()
+    }
+
+
+def get_value(config: TrainingConfig, path: str) -> Any:
+    table, name = path.split(".", 1)
+    return getattr(getattr(config, table), name)
+
+
+def with_value(config: TrainingConfig, path: str, value: Any) -> TrainingConfig:
+    """A copy of `config` with one value changed; nothing is checked here."""
+    table, name = path.split(".", 1)
+    changed = dataclasses.replace(getattr(config, table), **{name: value})
+    return dataclasses.replace(config, **{table: changed})
+
+
+def changed_from(config: TrainingConfig, base: TrainingConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted path -> (value in `base`, value in `config`) wherever they differ."""
+    pairs = ((path, get_value(base, path), get_value(config, path)) for path in all_knobs())
+    return {path: (before, after) for path, before, after in pairs if before != after}
+
+
+def validate(config: TrainingConfig) -> list[Issue]:
+    """Every problem that can be seen without looking at the disk or the model, in file order."""
+    ranges = ((path, problem_with(found, get_value(config, path))) for path, found in all_knobs().items())
+    issues = [Issue(path, problem) for path, problem in ranges if problem]
+    return issues or list(_cross_checks(config))
+
+
+def _cross_checks(config: TrainingConfig) -> Iterator[Issue]:
+    lora, training, data = config.lora, config.training, config.data
+    if isinstance(lora.targets, str) and lora.targets not in TARGET_GROUPS:
+        yield Issue(
+            "lora.targets", f"must be one of {', '.join(TARGET_GROUPS)} or a list, not {lora.targets!r}"
+        )
+    if isinstance(lora.targets, tuple) and not lora.targets:
+        yield Issue("lora.targets", "names no module; adapters need at least one")
+    if training.micro_batch is not None and training.effective_batch % training.micro_batch:
+        yield Issue(
+            "training.micro_batch",
+            f"must divide the effective batch: {training.effective_batch} rows are not a multiple of {training.micro_batch}",
+        )
+    if lora.dora and lora.init in ("loftq", "pissa"):
+        yield Issue("lora.init", f"{INITS[lora.init]} cannot be combined with DoRA; choose one of the two")
+    if not config.model.name.strip():
+        yield Issue("model.name", "is empty; choose a model")
+    if not data.path.strip():
+        yield Issue("data.path", "is empty; choose a dataset")
+    if data.train_on == "answers" and data.format == "text":
+        yield Issue(
+            "data.train_on", "plain text has no answers; train on everything, or choose another format"
+        )

@@ -1,0 +1,122 @@
+"""The jobs an engine can be given, and which function carries each out.
+
+A job is a frozen dataclass of JSON-ready fields, so that it crosses a process boundary. Its handler is a
+generator `handler(job, control) -> Iterator[Event]`, imported only when it runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from qlora_engine.control import Control
+from qlora_engine.events import Event
+
+
+@dataclass(frozen=True)
+class Job:
+    """Base of all jobs."""
+
+
+@dataclass(frozen=True)
+class TrainJob(Job):
+    """A new run. `config` is the job file as nested plain values (config_io.to_dict)."""
+
+    config: Mapping[str, Any]
+    stay_when_orphaned: bool = False
+
+
+@dataclass(frozen=True)
+class ResumeJob(Job):
+    """Go on with a stopped or crashed run from its newest good checkpoint."""
+
+    run_dir: str
+
+
+@dataclass(frozen=True)
+class PrepareModelJob(Job):
+    """Download or convert a model so that it can be loaded; result: {"path", "facts"}."""
+
+    name: str
+    revision: str | None = None
+    offline: bool = False
+
+
+@dataclass(frozen=True)
+class DataReportJob(Job):
+    """Read and tokenize the data as a run would; result: {"report", "rows": shown rows}."""
+
+    config: Mapping[str, Any]
+    show_rows: int = 5
+
+
+@dataclass(frozen=True)
+class ChatJob(Job):
+    """A long-lived chat: loads once, then answers commands until stopped.
+
+    `source` is a run folder or a model name. Commands: {"command": "ask", "request": int, "messages": [...],
+    "sides": ["base", "tuned"], "settings": {...}}, {"command": "interrupt"}, {"command": "stop"}.
+    """
+
+    source: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ExportJob(Job):
+    """Write a run's result in another form; result: {"path", "checks", "bytes"}."""
+
+    run_dir: str
+    format: str
+    out: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RehearseJob(Job):
+    """Trace one symbolic QLoRA step and count its memory; result: the estimate as JSON."""
+
+    config: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+Handler = Callable[[Any, Control], Iterator[Event]]
+
+_HANDLERS: dict[type[Job], str] = {
+    TrainJob: "qlora_engine.training.recipe:train",
+    ResumeJob: "qlora_engine.training.recipe:resume",
+    PrepareModelJob: "qlora_engine.models.prepare:prepare_job",
+    DataReportJob: "qlora_engine.data.report:report_job",
+    ChatJob: "qlora_engine.evaluate.chat:chat_job",
+    ExportJob: "qlora_engine.export.run:export_job",
+    RehearseJob: "qlora_engine.memory.rehearsal:rehearse_job",
+}
+
+
+def handler_of(job: Job) -> Handler:
+    """The generator function that carries `job` out; imports its module."""
+    module, name = _HANDLERS[type(job)].split(":")
+    return cast(Handler, getattr(importlib.import_module(module), name))
+
+
+def encode(job: Job) -> str:
+    """One line of JSON."""
+    return json.dumps({"job": type(job).__name__, **dataclasses.asdict(job)}, ensure_ascii=False)
+
+
+def decode(line: str) -> Job:
+    """The job of a line written by `encode`.
+
+    Raises:
+        ValueError: not a job.
+    """
+    payload = json.loads(line)
+    kinds = {cls.__name__: cls for cls in _HANDLERS}
+    if not isinstance(payload, dict) or payload.get("job") not in kinds:
+        raise ValueError(f"not a job: {line[:80]!r}")
+    cls = kinds[payload.pop("job")]
+    return cls(**payload)
