@@ -30,6 +30,7 @@ class RunStarted(Event):
     pid: int
     is_resumed: bool
     unix_time: float
+    from_step: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,15 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import logging
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from qlora_engine.control import Control
-from qlora_engine.events import Event
+from qlora_engine.errors import Cancelled, EngineError
+from qlora_engine.events import TERMINAL, Event, RunFailed, RunStopped
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,6 @@ class TrainJob(Job):
     """A new run. `config` is the job file as nested plain values (config_io.to_dict)."""
 
     config: Mapping[str, Any]
-    stay_when_orphaned: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,37 @@ def handler_of(job: Job) -> Handler:
     """The generator function that carries `job` out; imports its module."""
     module, name = _HANDLERS[type(job)].split(":")
     return cast(Handler, getattr(importlib.import_module(module), name))
+
+
+def carry_out(job: Job, control: Control) -> Iterator[Event]:
+    """Run a job to its end: its events, then exactly one terminal event, whatever happens."""
+    try:
+        for event in handler_of(job)(job, control):
+            yield event
+            if isinstance(event, TERMINAL):
+                return
+        yield RunFailed("engine.no_end", "The engine ended without a result", "report this as a bug")
+    except Cancelled:
+        yield RunStopped("stopped by the user", is_resumable=False, result={})
+    except EngineError as error:
+        yield RunFailed(error.code, error.message, error.hint, is_input_error=error.is_input_error)
+    except MemoryError:
+        yield RunFailed(
+            "memory.host", "The computer ran out of memory", "close other programs or use a smaller model"
+        )
+    except Exception as error:
+        logging.getLogger(__name__).exception("%s failed", type(job).__name__)
+        yield RunFailed(
+            "engine.bug",
+            f"The engine failed unexpectedly: {type(error).__name__}: {_first_line(error)}",
+            "this is a bug; the log has the details",
+            log_tail=traceback.format_exc(),
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else "no message"
 
 
 def encode(job: Job) -> str:

@@ -1,0 +1,233 @@
+"""Driving an engine: in a process of its own (default) or inside the calling thread.
+
+Both yield the same events for the same job and end with exactly one terminal event. Torch-free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from qlora_engine import events, jobs
+from qlora_engine.control import STOP_DISCARD, STOP_SAVE, Control
+from qlora_engine.events import TERMINAL, Event, RunFailed, RunStarted
+
+DISCARD_GRACE_SECONDS = 15.0
+KILL_GRACE_SECONDS = 5.0
+EXIT_GRACE_SECONDS = 20.0
+LOG_TAIL_BYTES = 8_000
+
+
+class Engine(Protocol):
+    """What carries out jobs. `run` may be called once; the other methods are safe from any thread."""
+
+    def run(self, job: jobs.Job) -> Iterator[Event]:
+        """Carry out `job`; the last event, and only the last, is terminal."""
+        ...
+
+    def send(self, command: Mapping[str, Any]) -> None:
+        """Pass a command on: {"command": "pause" | "continue" | "save" | "evaluate" | "sample" | ...}."""
+        ...
+
+    def request_stop(self, mode: str = STOP_SAVE) -> None:
+        """Ask the job to end soon, with (`save`) or without (`discard`) a checkpoint."""
+        ...
+
+
+class InlineEngine:
+    """Runs the job in the calling thread, in this process."""
+
+    def __init__(self) -> None:
+        self.control = Control()
+
+    def run(self, job: jobs.Job) -> Iterator[Event]:
+        return jobs.carry_out(job, self.control)
+
+    def send(self, command: Mapping[str, Any]) -> None:
+        self.control.handle(command)
+
+    def request_stop(self, mode: str = STOP_SAVE) -> None:
+        self.control.request_stop(mode)
+
+
+class ProcessEngine:
+    """Runs the job in a child process, so that neither its imports nor its death touch the caller."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._write_lock = threading.Lock()
+        self._waiting: list[Mapping[str, Any]] = []
+        self._run_log: Path | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def run(self, job: jobs.Job) -> Iterator[Event]:
+        with tempfile.TemporaryDirectory(prefix="qlora-engine-") as folder:
+            log = Path(folder) / "log.txt"
+            process = self._start(job, log)
+            has_ended = False
+            try:
+                for event in self._events(process):
+                    has_ended = isinstance(event, TERMINAL)
+                    yield event
+                    if has_ended:
+                        break
+            finally:
+                self._reap(process, is_over=has_ended)
+            if not has_ended:
+                yield died(process.returncode, _tail(self._run_log) or _tail(log))
+
+    def send(self, command: Mapping[str, Any]) -> None:
+        with self._write_lock:
+            if self._process is None:
+                self._waiting.append(command)
+            else:
+                self._write(json.dumps(command))
+
+    def request_stop(self, mode: str = STOP_SAVE) -> None:
+        self.send({"command": "stop", "mode": mode})
+        if mode == STOP_DISCARD:
+            threading.Thread(target=self._escalate, name="stop-escalation", daemon=True).start()
+
+    def kill(self) -> None:
+        """End the engine at once; what was not in a checkpoint is lost."""
+        if self._process is not None:
+            self._process.kill()
+
+    def _start(self, job: jobs.Job, log: Path) -> subprocess.Popen[str]:
+        with log.open("wb") as log_file:
+            process = subprocess.Popen(
+                worker_command(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log_file,
+                text=True,
+                encoding="utf-8",
+                bufsize=1,
+                env=_worker_environment(),
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            )
+        with self._write_lock:
+            self._process = process
+            self._write(jobs.encode(job))
+            for command in self._waiting:
+                self._write(json.dumps(command))
+            self._waiting.clear()
+        return process
+
+    def _write(self, line: str) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError, ValueError, OSError):
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+
+    def _events(self, process: subprocess.Popen[str]) -> Iterator[Event]:
+        assert process.stdout is not None
+        for line in process.stdout:
+            try:
+                event = events.decode(line)
+            except ValueError:
+                continue  # half a line from a dying process; its death is reported by `run`
+            if isinstance(event, RunStarted):
+                self._run_log = Path(event.run_dir) / "log.txt"
+            yield event
+
+    def _reap(self, process: subprocess.Popen[str], *, is_over: bool) -> None:
+        """Wait for the child and close the pipes; a child whose events nobody reads any more saves and ends."""
+        with self._write_lock, contextlib.suppress(OSError):
+            if process.stdin is not None:
+                process.stdin.close()
+        try:
+            process.wait(EXIT_GRACE_SECONDS if is_over else None)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+    def _escalate(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(DISCARD_GRACE_SECONDS)
+            return
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(KILL_GRACE_SECONDS)
+            return
+        process.kill()
+
+
+def worker_command() -> list[str]:
+    """How the engine process is started; a frozen bundle starts itself with a flag."""
+    if getattr(sys, "frozen", False):
+        return [sys.executable, "--engine-worker"]
+    return [sys.executable, "-m", "qlora_engine.worker"]
+
+
+def _worker_environment() -> dict[str, str]:
+    environment = dict(os.environ)
+    root = str(Path(__file__).resolve().parent.parent)
+    known = environment.get("PYTHONPATH")
+    environment["PYTHONPATH"] = f"{root}{os.pathsep}{known}" if known else root
+    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environment.setdefault("PYTHONUNBUFFERED", "1")
+    return environment
+
+
+def died(exit_code: int | None, log_tail: str) -> RunFailed:
+    """What to say of an engine that vanished without a word (CORRECTNESS 29 and 38)."""
+    lowered = log_tail.lower()
+    if exit_code == 1 and "cuda" in lowered and ("error" in lowered) and "traceback" not in lowered:
+        is_memory = "out of memory" in lowered or "error 2 " in lowered
+        return RunFailed(
+            "engine.cuda",
+            "bitsandbytes met a CUDA error and ended the engine"
+            + (": the GPU is out of memory" if is_memory else ""),
+            "resume from the last checkpoint"
+            + (" with a smaller micro-batch" if is_memory else "; if it happens again, run `qlora doctor`"),
+            exit_code,
+            log_tail,
+        )
+    if exit_code is not None and exit_code < 0:
+        name = _signal_name(-exit_code)
+        hint = "the system may have run out of memory; resume from the last checkpoint"
+        return RunFailed(
+            "engine.killed", f"The engine was ended by the system ({name})", hint, exit_code, log_tail
+        )
+    return RunFailed(
+        "engine.died",
+        f"The engine ended unexpectedly with exit code {exit_code}",
+        "resume from the last checkpoint; the end of the log is kept with the run",
+        exit_code,
+        log_tail,
+    )
+
+
+def _signal_name(number: int) -> str:
+    import signal
+
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _tail(path: Path | None) -> str:
+    if path is None or not path.exists():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+        return file.read().decode("utf-8", errors="replace").strip()
