@@ -1,0 +1,29 @@
+# Every target sets up what it needs first. On a machine without make: python packaging/bootstrap.py run
+PYTHON ?= python3
+BOOTSTRAP = $(PYTHON) packaging/bootstrap.py
+
+.PHONY: run test lint bench bench-ui bench-memory test-gpu clean
+
+run:  ## open the window; without a display, train the starter in the terminal
+	@$(BOOTSTRAP) run
+
+test:  ## all checks and tests
+	@$(BOOTSTRAP) test
+
+lint:  ## style, types and import contracts only
+	@$(BOOTSTRAP) lint
+
+bench:  ## all benchmarks
+	@$(BOOTSTRAP) bench
+
+bench-ui:  ## event-loop gaps of the window while a run is training
+	@$(BOOTSTRAP) bench-ui
+
+bench-memory:  ## predicted against measured memory, per setting
+	@$(BOOTSTRAP) bench-memory
+
+test-gpu:  ## the confirmations only an NVIDIA GPU can give
+	@$(BOOTSTRAP) test-gpu
+
+clean:  ## forget the virtual environment; your models and runs stay
+	rm -rf .venv build dist
