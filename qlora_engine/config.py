@@ -432,7 +432,13 @@ def _cross_checks(config: TrainingConfig) -> Iterator[Issue]:
             "training.micro_batch",
             f"must divide the effective batch: {training.effective_batch} rows are not a multiple of {training.micro_batch}",
         )
-    if lora.dora and lora.init in ("loftq", "pissa"):
+    if lora.init == "pissa":
+        yield Issue(
+            "lora.init",
+            "PiSSA moves the largest components of each weight into the adapter, which a 4-bit base cannot give up: "
+            "quantized a second time it would fit no published base; use LoftQ, made for quantized bases, or the default",
+        )
+    if lora.dora and lora.init == "loftq":
         yield Issue("lora.init", f"{INITS[lora.init]} cannot be combined with DoRA; choose one of the two")
     if not config.model.name.strip():
         yield Issue("model.name", "is empty; choose a model")

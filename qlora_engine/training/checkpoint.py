@@ -1,0 +1,228 @@
+"""Checkpoints: written aside, fsynced and renamed; safetensors and JSON only. Imports torch.
+
+A checkpoint holds the adapter, the optimizer's state, the schedule, the random generators and the position in the
+data: N steps straight equal N/2, a stop, a resume and N/2 (CORRECTNESS 24).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from qlora_engine.errors import EngineError
+from qlora_engine.runs.record import CHECKPOINT_MARK, RunFolder
+from qlora_engine.training import optim
+
+ADAPTER_FILE = "adapter.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+RNG_FILE = "rng.safetensors"
+STATE_FILE = "state.json"
+DISK_MARGIN_BYTES = 64 * 1024**2
+
+
+@dataclass
+class TrainState:
+    """Where the loop stands. Counted in optimizer steps; JSON-ready."""
+
+    step: int = 0
+    tokens_seen: int = 0
+    elapsed_seconds: float = 0.0
+    best_loss: float | None = None
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+    micro_batch: int = 1
+    loss_before: float | None = None
+    last_held_out_loss: float | None = None
+
+
+def save(
+    folder: RunFolder, model: Any, optimizer: torch.optim.Optimizer, scheduler: Any, state: TrainState
+) -> Path:
+    """Write `checkpoints/step-N` as a whole or not at all; an existing complete one is replaced.
+
+    Raises:
+        EngineError: the disk is too full or not writable; nothing is lost, the last checkpoint still stands.
+    """
+    tensors, numbers = optim.export_state(optimizer)
+    adapter = {name: t.detach().cpu().contiguous() for name, t in get_peft_model_state_dict(model).items()}
+    needed = sum(t.nbytes for t in [*tensors.values(), *adapter.values()]) + DISK_MARGIN_BYTES
+    require_disk(folder.path, needed, "a checkpoint")
+    final = folder.checkpoints_dir / f"step-{state.step}"
+    aside = folder.checkpoints_dir / f".step-{state.step}.{os.getpid()}.tmp"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save_file(adapter, aside / ADAPTER_FILE)
+        save_file(tensors, aside / OPTIMIZER_FILE)
+        save_file(_rng_tensors(), aside / RNG_FILE)
+        _write_json(aside / STATE_FILE, _plain_state(state, optimizer, scheduler, numbers))
+        _seal(aside)
+        _swap_in(aside, final)
+        _sync_folder(folder.checkpoints_dir)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise EngineError(
+            "disk.write",
+            f"the checkpoint of step {state.step} could not be written: {error.strerror or error}",
+            "make room on the disk, then resume from the last checkpoint",
+            is_input_error=False,
+        ) from error
+    return final
+
+
+def load(checkpoint: Path, model: Any, optimizer: torch.optim.Optimizer, scheduler: Any) -> TrainState:
+    """Put model, optimizer, schedule and random generators back to where the checkpoint was written.
+
+    Raises:
+        EngineError: it does not fit this model or these settings.
+    """
+    plain = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    load_adapter(checkpoint, model)
+    try:
+        optim.import_state(optimizer, load_file(checkpoint / OPTIMIZER_FILE), plain["optimizer_numbers"])
+    except ValueError as error:
+        raise EngineError(
+            "checkpoint.mismatch",
+            f"the checkpoint {checkpoint.name} does not fit this run: {error}",
+            "resume with the settings the run was started with",
+        ) from error
+    for group, saved in zip(optimizer.param_groups, plain["param_groups"], strict=True):
+        group.update(saved)
+    scheduler.load_state_dict(plain["scheduler"])
+    state = TrainState(**plain["train_state"])
+    _restore_rng(load_file(checkpoint / RNG_FILE), plain["python_rng"])
+    return state
+
+
+def load_adapter(checkpoint: Path, model: Any) -> None:
+    """Put the adapter's weights back, bit for bit.
+
+    Raises:
+        EngineError: a weight is missing or has another shape.
+    """
+    weights = load_file(checkpoint / ADAPTER_FILE)
+    expected = set(get_peft_model_state_dict(model))
+    if expected != set(weights):
+        missing = sorted(expected ^ set(weights))[:3]
+        raise EngineError(
+            "checkpoint.mismatch",
+            f"the adapter in {checkpoint.name} has other weights than this run: {', '.join(missing)}",
+            "resume with the settings the run was started with",
+        )
+    set_peft_model_state_dict(model, weights)
+
+
+def prune(folder: RunFolder, keep: int, best_step: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints and the best one, and what dead writers left behind."""
+    complete = folder.checkpoints()
+    protected = {path.name for path in complete[-keep:]} | {f"step-{best_step}"}
+    for path in complete:
+        if path.name not in protected:
+            shutil.rmtree(path, ignore_errors=True)
+    for leftover in folder.checkpoints_dir.glob(".step-*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def newest(folder: RunFolder) -> Path | None:
+    """The newest complete checkpoint, or None."""
+    complete = folder.checkpoints()
+    return complete[-1] if complete else None
+
+
+def total_bytes(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+
+
+def require_disk(where: Path, needed_bytes: int, what: str) -> None:
+    """Raise unless the disk of `where` has room.
+
+    Raises:
+        EngineError: it has not, with both numbers.
+    """
+    free = shutil.disk_usage(where).free
+    if free < needed_bytes:
+        raise EngineError(
+            "disk.full",
+            f"{what} needs {needed_bytes / 2**20:.0f} MiB, and the disk of {where} has {free / 2**20:.0f} MiB left",
+            "free some space, or choose another folder with output.runs_dir",
+        )
+
+
+def _plain_state(
+    state: TrainState, optimizer: torch.optim.Optimizer, scheduler: Any, numbers: Mapping[str, Any]
+) -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    return {
+        "train_state": asdict(state),
+        "optimizer_numbers": dict(numbers),
+        "param_groups": groups,
+        "scheduler": scheduler.state_dict(),
+        "python_rng": [version, list(internal), gauss],
+    }
+
+
+def _rng_tensors() -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def _restore_rng(tensors: Mapping[str, torch.Tensor], python_rng: list[Any]) -> None:
+    torch.set_rng_state(tensors["cpu"])
+    for name, value in tensors.items():
+        if name.startswith("cuda.") and int(name[5:]) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(value, int(name[5:]))
+    version, internal, gauss = python_rng
+    random.setstate((version, tuple(internal), gauss))
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def _seal(folder: Path) -> None:
+    """Fsync every file and write the mark that names them with their sizes; without it nothing is a checkpoint."""
+    sizes = {}
+    for path in sorted(folder.iterdir()):
+        _sync_file(path)
+        sizes[path.name] = path.stat().st_size
+    _write_json(folder / CHECKPOINT_MARK, {"files": sizes})
+    _sync_file(folder / CHECKPOINT_MARK)
+    _sync_folder(folder)
+
+
+def _swap_in(aside: Path, final: Path) -> None:
+    """Rename `aside` to `final`; a checkpoint that stands there is moved away first and deleted after."""
+    replaced = final.with_name(f".{final.name}.replaced.tmp")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():
+        final.rename(replaced)
+    aside.rename(final)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

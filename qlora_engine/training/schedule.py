@@ -1,0 +1,66 @@
+"""How many steps a run has, which rows each takes, when it evaluates; the learning-rate schedules of transformers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from qlora_engine.config import TrainingSettings
+
+EVALUATIONS_PER_RUN = 8
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The plan of a run, fixed before its first step. Steps are optimizer steps."""
+
+    total_steps: int
+    steps_per_epoch: int
+    warmup_steps: int
+    eval_every: int
+    effective_batch: int
+    train_rows: int
+    seed: int
+    order: Callable[[int, int, int], list[int]]
+    """`order(rows, seed, epoch)` -> row indices of that epoch."""
+
+    def rows_of(self, step: int) -> list[int]:
+        """Row indices of the step after `step` finished ones; the last step of an epoch may have fewer."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = self.order(self.train_rows, self.seed, epoch)
+        start = position * self.effective_batch
+        return order[start : start + self.effective_batch]
+
+    def epoch_at(self, step: int) -> float:
+        return step / self.steps_per_epoch
+
+
+def plan(settings: TrainingSettings, train_rows: int, order: Callable[[int, int, int], list[int]]) -> Schedule:
+    """Steps from epochs, or `max_steps` where given."""
+    steps_per_epoch = max(1, math.ceil(train_rows / settings.effective_batch))
+    by_epochs = max(1, math.ceil(settings.epochs * steps_per_epoch))
+    total = settings.max_steps or by_epochs
+    return Schedule(
+        total_steps=total,
+        steps_per_epoch=steps_per_epoch,
+        warmup_steps=math.ceil(settings.warmup_ratio * total) if settings.schedule != "constant" else 0,
+        eval_every=settings.eval_every_steps or max(1, total // EVALUATIONS_PER_RUN),
+        effective_batch=settings.effective_batch,
+        train_rows=train_rows,
+        seed=settings.seed,
+        order=order,
+    )
+
+
+def learning_rates(settings: TrainingSettings, optimizer: Any, schedule: Schedule) -> Any:
+    """A torch scheduler made by transformers; `constant` has no warm-up there (CORRECTNESS 32)."""
+    from transformers import get_scheduler
+
+    return get_scheduler(
+        settings.schedule,
+        optimizer,
+        num_warmup_steps=schedule.warmup_steps,
+        num_training_steps=schedule.total_steps,
+    )

@@ -1,0 +1,194 @@
+"""One optimizer step, one evaluation, and the guards that watch them. Imports torch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from qlora_engine.control import Control
+from qlora_engine.data import batches
+from qlora_engine.errors import EngineError
+from qlora_engine.training import loss as losses
+from qlora_engine.training import optim
+
+BAD_STEPS_IN_A_ROW = 3
+
+
+class Interrupted(Exception):  # noqa: N818 - a wish, not an error
+    """Asked to stop in the middle of a step or an evaluation; nothing of it counts."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step: `loss` per trained token, `grad_norm` before clipping."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    trained_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class HeldOutScore:
+    loss: float
+    trained_tokens: int
+    seconds: float
+
+
+def optimizer_step(parts: Any, rows: Sequence[Any], micro_batch: int, control: Control) -> StepResult:
+    """Forward, backward and update on `rows`, `micro_batch` rows at a time.
+
+    The loss is the sum over trained tokens divided by their number in the whole step (CORRECTNESS 22). When asked
+    to stop between micro-batches the step is abandoned and everything stands as before it.
+
+    Raises:
+        Interrupted: asked to stop.
+        torch.OutOfMemoryError: gradients are cleared and the random generators are back; the caller may try again.
+    """
+    began = time.perf_counter()
+    before = _rng_state()
+    collated = [batches.collate(group, parts.pad_token_id) for group in in_groups(rows, micro_batch)]
+    trained = sum(losses.trained_count(b.labels) for b in collated)
+    total = 0.0
+    try:
+        for batch in collated:
+            if control.is_stop_requested:
+                raise Interrupted
+            summed = losses.summed_loss(parts.model, batch.to(parts.plan.name), kind=parts.loss_kind)
+            (summed / trained).backward()
+            total += float(summed.detach())
+    except (Interrupted, torch.OutOfMemoryError):
+        parts.optimizer.zero_grad(set_to_none=True)
+        _restore_rng_state(before)
+        raise
+    norm = _clip(parts)
+    if math.isfinite(total) and math.isfinite(norm):
+        optim.step(parts.optimizer)
+    parts.scheduler.step()
+    parts.optimizer.zero_grad(set_to_none=True)
+    return StepResult(
+        loss=total / trained,
+        grad_norm=norm,
+        tokens=sum(int(b.tokens) for b in collated),
+        trained_tokens=trained,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def score(
+    parts: Any, rows: Sequence[Any], micro_batch: int, control: Control, on_rows: Callable[[int], None] | None = None
+) -> HeldOutScore:
+    """Held-out loss per trained token; keeps sums, never logits (CORRECTNESS 30).
+
+    Raises:
+        Interrupted: asked to stop.
+    """
+    began = time.perf_counter()
+    was_training = parts.model.training
+    parts.model.eval()
+    total, trained, done = 0.0, 0, 0
+    try:
+        for group in in_groups(rows, micro_batch):
+            if control.is_stop_requested:
+                raise Interrupted
+            batch = batches.collate(group, parts.pad_token_id).to(parts.plan.name)
+            summed, count = losses.token_losses(parts.model, batch, kind=parts.loss_kind)
+            total, trained, done = total + summed, trained + count, done + len(group)
+            if on_rows is not None:
+                on_rows(done)
+    finally:
+        parts.model.train(was_training)
+    return HeldOutScore(total / max(1, trained), trained, time.perf_counter() - began)
+
+
+def dry_step(parts: Any, rows: Sequence[Any], micro_batch: int) -> None:
+    """Forward and backward on the longest rows, leaving no trace: out-of-memory comes now or never (CORRECTNESS 26).
+
+    Raises:
+        torch.OutOfMemoryError: even one micro-batch of the longest rows does not fit.
+    """
+    longest = batches.longest_first(rows)[:micro_batch]
+    before = _rng_state()
+    try:
+        batch = batches.collate(longest, parts.pad_token_id).to(parts.plan.name)
+        losses.summed_loss(parts.model, batch, kind=parts.loss_kind).backward()
+    finally:
+        parts.optimizer.zero_grad(set_to_none=True)
+        _restore_rng_state(before)
+
+
+class Watchdog:
+    """Stops a run that learns nothing: NaN losses, zero or NaN gradients, several steps in a row (CORRECTNESS 25)."""
+
+    def __init__(self) -> None:
+        self._bad_steps = 0
+        self._has_checked_adapters = False
+
+    def look(self, result: StepResult) -> None:
+        """Judge one step.
+
+        Raises:
+            EngineError: `BAD_STEPS_IN_A_ROW` bad steps, with the likely causes.
+        """
+        is_bad = not math.isfinite(result.loss) or not math.isfinite(result.grad_norm) or result.grad_norm == 0
+        self._bad_steps = self._bad_steps + 1 if is_bad else 0
+        if self._bad_steps < BAD_STEPS_IN_A_ROW:
+            return
+        if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
+            raise EngineError(
+                "training.not_finite",
+                f"the loss was not a number for {BAD_STEPS_IN_A_ROW} steps (loss {result.loss}, gradient norm {result.grad_norm})",
+                "lower training.learning_rate, or use bf16 or fp32 as compute type; resume from the last checkpoint",
+                is_input_error=False,
+            )
+        raise EngineError(
+            "training.no_gradient",
+            f"the gradient was exactly 0 for {BAD_STEPS_IN_A_ROW} steps: nothing is being learned",
+            "check that the rows have trained tokens (`qlora data --show-mask`) and that adapters are attached",
+            is_input_error=False,
+        )
+
+    def check_adapters_move(self, model: Any, learning_rate: float) -> None:
+        """After the first step with a rate above 0 some B matrix is non-zero (CORRECTNESS 13).
+
+        Raises:
+            EngineError: none is: gradients do not reach the adapters.
+        """
+        if self._has_checked_adapters or learning_rate <= 0:
+            return
+        self._has_checked_adapters = True
+        if not any(bool(p.any()) for name, p in model.named_parameters() if "lora_B" in name):
+            raise EngineError(
+                "training.no_gradient",
+                "the first step changed no adapter: gradients do not reach them",
+                "turn gradient checkpointing off, and report this model",
+                is_input_error=False,
+            )
+
+
+def in_groups(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _clip(parts: Any) -> float:
+    limit = parts.config.training.max_grad_norm or math.inf
+    trained = [p for p in parts.model.parameters() if p.requires_grad]
+    return float(torch.nn.utils.clip_grad_norm_(trained, limit))
+
+
+def _rng_state() -> tuple[torch.Tensor, list[torch.Tensor]]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return torch.get_rng_state(), cuda
+
+
+def _restore_rng_state(state: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])
