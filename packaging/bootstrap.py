@@ -270,8 +270,15 @@ def wait_and_report(child: subprocess.Popen) -> int:
         try:
             return child.wait(timeout=HEARTBEAT_SECONDS)
         except subprocess.TimeoutExpired:
-            doing = last_line(INSTALL_LOG.read_text(encoding="utf-8", errors="replace"))[:70]
-            say(f"  {time.monotonic() - began:.0f} s: {doing}")
+            say(f"  {time.monotonic() - began:.0f} s: {pip_activity()}")
+
+
+def pip_activity() -> str:
+    """What pip is doing, in its own words, without the long lists."""
+    words = ("Collecting", "Downloading", "Building", "Preparing", "Installing")
+    lines = INSTALL_LOG.read_text(encoding="utf-8", errors="replace").splitlines()
+    doing = [line.strip() for line in lines if line.strip().startswith(words)]
+    return doing[-1].partition(":")[0][:70] if doing else "working"
 
 
 def pip_error() -> str:

@@ -1,0 +1,48 @@
+"""`qlora export`: a run's result as an adapter, a merged model, a GGUF file or an Ollama model, with proof."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qlora_engine.cli import driving, output, progress
+from qlora_engine.events import RunFinished
+from qlora_engine.jobs import ExportJob
+
+FORMATS = ("adapter", "merged", "gguf", "ollama")
+
+
+@click.command()
+@click.argument("run")
+@click.option("--as", "format_", type=click.Choice(FORMATS), required=True, help="What to write.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder that is new or empty.")
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Load it again and compare.")
+@output.json_option
+def export(run: str, format_: str, out: Path, verify: bool, as_json: bool) -> None:
+    """Write what RUN learned in another form and prove that it is the same model."""
+    result = export_run(run, format_, out, {"verify": verify}, is_quiet=as_json)
+    if as_json:
+        output.print_json(result)
+    else:
+        output.say(f"Wrote {result['path']} ({output.size(result.get('bytes'))})")
+
+
+def export_run(
+    run: str, format_: str, out: Path, options: dict[str, Any], *, is_quiet: bool
+) -> dict[str, Any]:
+    """Carry the export out and give its result back: {"path", "checks", "bytes"}.
+
+    Raises:
+        EngineError: no such run, no room, or it failed.
+    """
+    from qlora_engine.runs.record import RunFolder
+
+    folder = RunFolder.open(run)
+    job = ExportJob(str(folder.path), format_, str(out.expanduser().resolve()), options)
+    with progress.view(is_quiet=is_quiet) as shown:
+        end = driving.run_job(job, shown.show, on_stop="Stopping the export")
+    if not isinstance(end, RunFinished):
+        raise click.Abort
+    return {"run": folder.run_id, "format": format_, **end.result}

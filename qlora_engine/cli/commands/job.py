@@ -1,0 +1,82 @@
+"""`qlora init` writes a job file, `qlora check` prints every problem of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qlora_engine.cli import output
+from qlora_engine.errors import EngineError
+
+if TYPE_CHECKING:
+    from qlora_engine.config import Issue
+
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Set one option, for example --set lora.rank=8. May be repeated.",
+)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--preset", default="balanced", show_default=True, help="Where the values start from.")
+@click.option("--cpu", "is_cpu", is_flag=True, help="Choose what is fastest on a machine without GPU.")
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+@set_option
+@output.json_option
+def init(
+    file: Path, preset: str, is_cpu: bool, force: bool, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Write a job file with every option, its meaning and its value."""
+    from qlora_engine import config_io
+
+    config = config_io.with_overrides(config_io.load_preset(preset, is_cpu=is_cpu), list(overrides))
+    if file.exists() and not force:
+        raise EngineError("job.exists", f"{file} exists already", "choose another name, or add --force")
+    try:
+        config_io.save(config, file, is_commented=True)
+    except OSError as error:
+        raise EngineError(
+            "job.not_writable",
+            f"{file} cannot be written: {error.strerror or error}",
+            "choose another place for the job file",
+        ) from error
+    if as_json:
+        output.print_json({"path": file.resolve(), "preset": preset, "config": config_io.to_dict(config)})
+    else:
+        output.say(f"Wrote {file}. Edit it, then: qlora check {file} and qlora train {file}")
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@set_option
+@output.json_option
+def check(file: Path, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Print every problem of a job file at once."""
+    from qlora_engine import config_io
+
+    try:
+        config_io.with_overrides(config_io.load(file), list(overrides))
+        problems: list[Issue] = []
+    except config_io.ConfigError as error:
+        problems = error.issues
+    if as_json:
+        found = [{"path": problem.path, "message": problem.message} for problem in problems]
+        output.print_json({"path": file, "is_valid": not problems, "problems": found})
+    elif problems:
+        _print_problems(file, problems)
+    else:
+        output.say(f"{file}: no problems")
+    return 2 if problems else 0
+
+
+def _print_problems(file: Path, problems: list[Issue]) -> None:
+    for problem in problems:
+        output.note(f"{file}: {problem}")
+    words = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
+    output.note(f"error: {file} has {words}; hint: correct the named settings")

@@ -1,0 +1,123 @@
+"""`qlora train` and `qlora resume`: one run from its first step or from its newest checkpoint to its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qlora_engine.cli import driving, output, progress
+from qlora_engine.cli.commands.job import set_option
+from qlora_engine.events import Event, RunFinished, RunStarted, RunStopped, encode
+from qlora_engine.jobs import Job, ResumeJob, TrainJob
+
+ON_STOP = "Stopping after this micro-batch and saving a checkpoint"
+
+events_option = click.option(
+    "--events", is_flag=True, help="Stream the run's events as JSON lines on stdout."
+)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@set_option
+@events_option
+@output.json_option
+def train(file: Path, overrides: tuple[str, ...], events: bool, as_json: bool) -> None:
+    """Train from a job file. Ctrl+C stops and saves; twice quits."""
+    from qlora_engine import config_io
+
+    config = config_io.with_overrides(config_io.load(file), list(overrides))
+    print_outcome(follow(TrainJob(config_io.to_dict(config)), events, as_json), events, as_json)
+
+
+@click.command()
+@click.argument("run")
+@events_option
+@output.json_option
+def resume(run: str, events: bool, as_json: bool) -> None:
+    """Go on with a stopped or crashed run from its newest checkpoint."""
+    from qlora_engine.runs.record import RunFolder
+
+    folder = RunFolder.open(run)
+    print_outcome(follow(ResumeJob(str(folder.path)), events, as_json), events, as_json)
+
+
+class Outcome:
+    """What a followed run left: its folder and its terminal event."""
+
+    def __init__(self) -> None:
+        self.run_dir: Path | None = None
+        self.end: RunFinished | RunStopped | None = None
+
+    @property
+    def state(self) -> str:
+        return "finished" if isinstance(self.end, RunFinished) else "stopped"
+
+    def document(self) -> dict[str, Any]:
+        """The result as JSON: the run's record where there is one, and the terminal event's own figures."""
+        record = self._record()
+        kept = ("run_id", "loss_before", "loss_after", "best_step", "last_step", "measured_peak_bytes")
+        result = dict(self.end.result) if self.end else {}
+        shown = {key: record[key] for key in kept if key in record}
+        return {"state": self.state, "run_dir": self.run_dir, **shown, **result}
+
+    def _record(self) -> dict[str, Any]:
+        from qlora_engine.runs.record import RunFolder
+
+        return RunFolder(self.run_dir).record() if self.run_dir else {}
+
+
+def follow(job: Job, events: bool, is_quiet: bool) -> Outcome:
+    """Run `job` to its end with a bar, lines or the event stream.
+
+    Raises:
+        EngineError: it failed.
+    """
+    outcome = Outcome()
+    with progress.view(is_quiet=is_quiet or events) as shown:
+
+        def listen(event: Event) -> None:
+            if isinstance(event, RunStarted):
+                outcome.run_dir = Path(event.run_dir)
+            if events:
+                output.say(encode(event))
+            shown.show(event)
+
+        outcome.end = driving.run_job(job, listen, on_stop=ON_STOP)
+    return outcome
+
+
+def print_outcome(outcome: Outcome, events: bool, as_json: bool) -> None:
+    """How it ended, in words or as one document; nothing after an event stream, which says so itself."""
+    if events:
+        return
+    document = outcome.document()
+    if as_json:
+        output.print_json(document)
+        return
+    run = document.get("run_id", outcome.run_dir)
+    output.say(f"{'Finished' if outcome.state == 'finished' else 'Stopped'}: run {run}")
+    for line in _lines(document):
+        output.say(line)
+    if outcome.state == "stopped" and isinstance(outcome.end, RunStopped) and outcome.end.is_resumable:
+        output.say(f"Go on with: qlora resume {run}")
+
+
+def _lines(document: dict[str, Any]) -> list[str]:
+    lines = [loss_line(document.get("loss_before"), document.get("loss_after"))]
+    peak = document.get("measured_peak_bytes")
+    if peak is not None:
+        lines.append(f"Peak memory measured: {output.size(peak)}")
+    run_dir = document.get("run_dir")
+    if run_dir is not None and (Path(run_dir) / "adapter").is_dir():
+        lines.append(f"Adapter: {Path(run_dir) / 'adapter'}")
+    return [line for line in lines if line]
+
+
+def loss_line(before: float | None, after: float | None) -> str:
+    """Held-out loss before and after, with the change in percent."""
+    if before is None or after is None:
+        return ""
+    return f"Held-out loss: {before:.4f} before, {after:.4f} after ({(after - before) / before:+.0%})"

@@ -1,0 +1,110 @@
+"""What commands print: one JSON document, or words and tables with units."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+
+NOT_AVAILABLE = "n/a"
+
+stream: TextIO | None = None
+"""Where results go while a job in this process has `sys.stdout` pointed at stderr; None: `sys.stdout`."""
+
+
+def print_json(document: Any) -> None:
+    """One document on stdout; NaN becomes null because JSON has none."""
+    _write(json.dumps(_plain(document), ensure_ascii=False, allow_nan=False, indent=1))
+
+
+def print_line(document: Mapping[str, Any]) -> None:
+    """One document on one line, flushed, for streams."""
+    _write(json.dumps(_plain(document), ensure_ascii=False, allow_nan=False))
+
+
+def say(text: str = "") -> None:
+    """One line of the result."""
+    _write(text)
+
+
+def _write(line: str) -> None:
+    out = stream or sys.stdout
+    out.write(line + "\n")
+    out.flush()
+
+
+def note(text: str) -> None:
+    """A word beside the result: stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns as wide as their longest cell."""
+    cells = [list(headers), *[list(row) for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
+    for row in cells:
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def fields(pairs: Iterable[tuple[str, str]]) -> None:
+    """Name and value, one pair a line, aligned."""
+    pairs = list(pairs)
+    width = max((len(name) for name, _ in pairs), default=0)
+    for name, value in pairs:
+        say(f"{name.ljust(width)}  {value}")
+
+
+def size(amount: float | None) -> str:
+    """Bytes as GiB, MiB or KiB."""
+    if amount is None:
+        return NOT_AVAILABLE
+    for unit, scale in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
+        if abs(amount) >= scale:
+            return f"{amount / scale:.2f} {unit}"
+    return f"{amount:.0f} B"
+
+
+def count(number: int | None) -> str:
+    """Parameters and the like: 1.24 B, 134.5 M, 12,345."""
+    if number is None:
+        return NOT_AVAILABLE
+    if number >= 1_000_000_000:
+        return f"{number / 1e9:.2f} B"
+    if number >= 1_000_000:
+        return f"{number / 1e6:.1f} M"
+    return f"{number:,}"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    return NOT_AVAILABLE if value is None else f"{value:.{digits}g}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return NOT_AVAILABLE
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def moment(unix: float | None) -> str:
+    return NOT_AVAILABLE if unix is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(unix))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value

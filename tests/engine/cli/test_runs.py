@@ -1,0 +1,88 @@
+"""`qlora runs` and `qlora compare` on run folders written here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_engine.config import TrainingConfig, with_value
+from qlora_engine.events import EvaluationFinished, StepFinished
+from qlora_engine.runs.record import RunFolder
+
+
+def write_run(name: str, rank: int, losses: list[float]) -> RunFolder:
+    config = with_value(with_value(TrainingConfig(), "output.name", name), "lora.rank", rank)
+    folder = RunFolder.create(config)
+    for step, loss in enumerate(losses, 1):
+        folder.append(
+            StepFinished(step, len(losses), step / 2, loss, 1e-4, 1.0, 64, 32, 0.5, 128.0, 0.0, None, 1.0)
+        )
+    folder.append(EvaluationFinished(len(losses), losses[-1] + 0.1, 100, 0.2, True, 1.0))
+    folder.update(
+        state="finished",
+        loss_before=losses[0],
+        loss_after=losses[-1],
+        last_step=len(losses),
+        model={"name": "tiny"},
+        plan={"total_steps": len(losses)},
+        measured_peak_bytes=3 * 1024**2,
+    )
+    return folder
+
+
+def test_no_runs_yet(qlora: Any) -> None:
+    result = qlora("runs")
+    assert result.code == 0
+    assert "No runs" in result.out
+
+
+def test_runs_are_listed(qlora: Any) -> None:
+    write_run("first", 4, [2.0, 1.0])
+    result = qlora("runs")
+    assert result.code == 0
+    assert "finished" in result.out
+    assert "3.00 MiB" in result.out
+    (listed,) = qlora("runs", "--json").document["runs"]
+    assert (listed["run_id"], listed["loss_after"]) == ("first", 1.0)
+
+
+def test_a_run_whose_process_is_gone_is_not_running(qlora: Any) -> None:
+    write_run("dead", 4, [2.0]).update(state="running", pid=2**22 - 3, pid_started=0.0)
+    assert qlora("runs", "--json").document["runs"][0]["state"] == "crashed"
+
+
+def test_a_broken_record_is_shown_and_explained(qlora: Any) -> None:
+    folder = write_run("broken", 4, [2.0])
+    (folder.path / "run.json").write_text("{", encoding="utf-8")
+    result = qlora("runs")
+    assert result.code == 0
+    assert "unreadable" in result.out
+    assert "cannot be read" in result.err
+
+
+def test_compare_shows_settings_and_curves(qlora: Any) -> None:
+    write_run("a", 4, [2.0, 1.5, 1.0])
+    write_run("b", 8, [2.0, 1.4])
+    text = qlora("compare", "a", "b").out
+    assert "lora.rank" in text
+    assert "1.4" in text
+    document = qlora("compare", "a", "b", "--json").document
+    assert document["settings"] == {"lora.rank": {"a": 4, "b": 8}}
+    assert [point["loss"] for point in document["runs"][1]["curve"]] == [2.0, 1.4]
+    assert document["runs"][0]["held_out"] == [{"step": 3, "loss": 1.1}]
+
+
+def test_compare_of_equal_settings_says_so(qlora: Any) -> None:
+    write_run("a", 4, [2.0])
+    write_run("b", 4, [2.1])
+    assert "settings are the same" in qlora("compare", "a", "b").out
+
+
+@pytest.mark.parametrize("arguments", [("compare", "a", "b"), ("resume", "a"), ("export", "a")])
+def test_an_unknown_run_is_named(arguments: tuple[str, ...], qlora: Any, tmp_path: Path) -> None:
+    extra = ("--as", "merged", "--out", str(tmp_path / "out")) if arguments[0] == "export" else ()
+    result = qlora(*arguments, *extra)
+    assert result.code == 2
+    assert result.error == "error: there is no run 'a'; hint: see the runs with `qlora runs`"
