@@ -5,6 +5,7 @@ Writers write aside, fsync and rename; readers say what is missing and show what
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -71,7 +72,7 @@ class RunFolder:
             EngineError: the runs folder cannot be written, or a run of that name exists.
         """
         parent = paths.runs_dir(config.output.runs_dir)
-        folder = cls(parent / _folder_name(config))
+        folder = cls(_free_path(parent, config))
         try:
             folder.path.mkdir(parents=True, exist_ok=False)
             folder.checkpoints_dir.mkdir()
@@ -119,7 +120,7 @@ class RunFolder:
                 f"the record of run {self.run_id!r} cannot be read: {error}",
                 "look at its folder",
             ) from error
-        version = record.get("schema_version")
+        version = record.get("schema_version") if isinstance(record, dict) else None
         if not isinstance(version, int) or version > RUN_SCHEMA_VERSION:
             raise EngineError(
                 "run.newer",
@@ -299,9 +300,16 @@ def _lines(path: Path) -> Iterator[str]:
             yield from file
 
 
-def _folder_name(config: TrainingConfig) -> str:
+def _free_path(parent: Path, config: TrainingConfig) -> Path:
+    """The named folder, or one of its own for an unnamed run."""
     if config.output.name:
-        return _slug(config.output.name)
+        return parent / _slug(config.output.name)
+    name = _automatic_name(config)
+    numbered = (parent / (name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
+    return next(path for path in numbered if not path.exists())
+
+
+def _automatic_name(config: TrainingConfig) -> str:
     moment = time.strftime("%Y%m%d-%H%M%S")
     return f"{_slug(Path(config.model.name).stem or 'model')}-{_slug(Path(config.data.path).stem or 'data')}-{moment}"
 

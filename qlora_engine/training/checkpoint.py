@@ -46,7 +46,12 @@ class TrainState:
 
 
 def save(
-    folder: RunFolder, model: Any, optimizer: torch.optim.Optimizer, scheduler: Any, state: TrainState
+    folder: RunFolder,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    state: TrainState,
+    scaler: Any,
 ) -> Path:
     """Write `checkpoints/step-N` as a whole or not at all; an existing complete one is replaced.
 
@@ -65,7 +70,10 @@ def save(
         save_file(adapter, aside / ADAPTER_FILE)
         save_file(tensors, aside / OPTIMIZER_FILE)
         save_file(_rng_tensors(), aside / RNG_FILE)
-        _write_json(aside / STATE_FILE, _plain_state(state, optimizer, scheduler, numbers))
+        _write_json(
+            aside / STATE_FILE,
+            {**_plain_state(state, optimizer, scheduler, numbers), "scaler": scaler.state_dict()},
+        )
         _seal(aside)
         _swap_in(aside, final)
         _sync_folder(folder.checkpoints_dir)
@@ -80,7 +88,9 @@ def save(
     return final
 
 
-def load(checkpoint: Path, model: Any, optimizer: torch.optim.Optimizer, scheduler: Any) -> TrainState:
+def load(
+    checkpoint: Path, model: Any, optimizer: torch.optim.Optimizer, scheduler: Any, scaler: Any
+) -> TrainState:
     """Put model, optimizer, schedule and random generators back to where the checkpoint was written.
 
     Raises:
@@ -99,6 +109,8 @@ def load(checkpoint: Path, model: Any, optimizer: torch.optim.Optimizer, schedul
     for group, saved in zip(optimizer.param_groups, plain["param_groups"], strict=True):
         group.update(saved)
     scheduler.load_state_dict(plain["scheduler"])
+    if plain["scaler"]:
+        scaler.load_state_dict(plain["scaler"])
     state = TrainState(**plain["train_state"])
     _restore_rng(load_file(checkpoint / RNG_FILE), plain["python_rng"])
     return state

@@ -37,7 +37,9 @@ class Schedule:
         return step / self.steps_per_epoch
 
 
-def plan(settings: TrainingSettings, train_rows: int, order: Callable[[int, int, int], list[int]]) -> Schedule:
+def plan(
+    settings: TrainingSettings, train_rows: int, order: Callable[[int, int, int], list[int]]
+) -> Schedule:
     """Steps from epochs, or `max_steps` where given."""
     steps_per_epoch = max(1, math.ceil(train_rows / settings.effective_batch))
     by_epochs = max(1, math.ceil(settings.epochs * steps_per_epoch))

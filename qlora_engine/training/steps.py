@@ -25,9 +25,10 @@ class Interrupted(Exception):  # noqa: N818 - a wish, not an error
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step: `loss` per trained token, `grad_norm` before clipping."""
+    """One optimizer step: `loss` per trained token, `grad_norm` before clipping, the rate that was applied."""
 
     loss: float
+    learning_rate: float
     grad_norm: float
     tokens: int
     trained_tokens: int
@@ -61,19 +62,23 @@ def optimizer_step(parts: Any, rows: Sequence[Any], micro_batch: int, control: C
             if control.is_stop_requested:
                 raise Interrupted
             summed = losses.summed_loss(parts.model, batch.to(parts.plan.name), kind=parts.loss_kind)
-            (summed / trained).backward()
+            parts.scaler.scale(summed / trained).backward()
             total += float(summed.detach())
     except (Interrupted, torch.OutOfMemoryError):
         parts.optimizer.zero_grad(set_to_none=True)
         _restore_rng_state(before)
         raise
+    parts.scaler.unscale_(parts.optimizer)
     norm = _clip(parts)
     if math.isfinite(total) and math.isfinite(norm):
         optim.step(parts.optimizer)
+    rate = float(parts.optimizer.param_groups[0]["lr"])
+    parts.scaler.update()
     parts.scheduler.step()
     parts.optimizer.zero_grad(set_to_none=True)
     return StepResult(
         loss=total / trained,
+        learning_rate=rate,
         grad_norm=norm,
         tokens=sum(int(b.tokens) for b in collated),
         trained_tokens=trained,
@@ -82,7 +87,11 @@ def optimizer_step(parts: Any, rows: Sequence[Any], micro_batch: int, control: C
 
 
 def score(
-    parts: Any, rows: Sequence[Any], micro_batch: int, control: Control, on_rows: Callable[[int], None] | None = None
+    parts: Any,
+    rows: Sequence[Any],
+    micro_batch: int,
+    control: Control,
+    on_rows: Callable[[int], None] | None = None,
 ) -> HeldOutScore:
     """Held-out loss per trained token; keeps sums, never logits (CORRECTNESS 30).
 
@@ -136,7 +145,9 @@ class Watchdog:
         Raises:
             EngineError: `BAD_STEPS_IN_A_ROW` bad steps, with the likely causes.
         """
-        is_bad = not math.isfinite(result.loss) or not math.isfinite(result.grad_norm) or result.grad_norm == 0
+        is_bad = (
+            not math.isfinite(result.loss) or not math.isfinite(result.grad_norm) or result.grad_norm == 0
+        )
         self._bad_steps = self._bad_steps + 1 if is_bad else 0
         if self._bad_steps < BAD_STEPS_IN_A_ROW:
             return

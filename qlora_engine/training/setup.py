@@ -1,0 +1,292 @@
+"""Everything a run needs before its first step, in the order in which it can fail cheaply. Imports the ML stack."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+import random
+import sys
+from collections.abc import Generator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qlora_engine import __version__, adapters, data
+from qlora_engine.bridge import Emit, events_while
+from qlora_engine.config import TrainingConfig
+from qlora_engine.control import Control
+from qlora_engine.data import batches
+from qlora_engine.device import DevicePlan, plan_device
+from qlora_engine.events import (
+    AdaptersAttached,
+    DatasetPrepared,
+    Event,
+    ModelLoaded,
+    Noticed,
+    PhaseChanged,
+    PlanMade,
+    Progressed,
+)
+from qlora_engine.memory import estimate as memory_estimate
+from qlora_engine.models import catalog, loading, prepare
+from qlora_engine.runs.record import RunFolder
+from qlora_engine.training import checkpoint, loss, optim, schedule
+
+CPU_MICRO_BATCH_ROWS = 4
+VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "safetensors", "accelerate")
+
+
+@dataclass
+class Parts:
+    """What the loop works with."""
+
+    config: TrainingConfig
+    folder: RunFolder
+    plan: DevicePlan
+    model: Any
+    tokenizer: Any
+    base_path: Path
+    data: Any
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    schedule: schedule.Schedule
+    scaler: Any
+    loss_kind: str
+    pad_token_id: int
+    micro_batch: int
+    predicted_peak_bytes: int | None
+
+
+def prepare_parts(
+    config: TrainingConfig, folder: RunFolder, control: Control
+) -> Generator[Event, None, Parts]:
+    """Model, adapters, data, optimizer and plan, with events on the way; everything found is written to `run.json`.
+
+    Raises:
+        EngineError: anything a person can mend.
+        Cancelled: asked to stop.
+    """
+    plan = plan_device(config.model, config.quantization.compute_dtype)
+    _seed(config.training.seed)
+    base_path = yield from _ready_model(config, control)
+    facts = catalog.facts(config.model.name, config.model.revision, config.model.offline)
+    tokenizer = loading.load_tokenizer(base_path, trust_remote_code=config.model.trust_remote_code)
+    prepared = yield from _ready_data(config, tokenizer, facts, control)
+    control.check()
+    micro_batch, estimate = choose_micro_batch(config, facts, prepared.seq_len, plan)
+    checkpoint.require_disk(folder.path, _disk_bytes(estimate), "a run with these settings")
+    loaded = yield from _load(config, base_path, plan, control)
+    model, attached = adapters.attach(
+        loaded.model, config.lora, base_path=base_path, seed=config.training.seed
+    )
+    _make_trainable(model, config)
+    yield AdaptersAttached(
+        attached.trainable_parameters,
+        attached.adapter_bytes,
+        attached.target_modules,
+        attached.dtype,
+        attached.variant,
+    )
+    optimizer = optim.build(config.training, [p for p in model.parameters() if p.requires_grad])
+    steps = schedule.plan(config.training, len(prepared.train), batches.order)
+    parts = Parts(
+        config=config,
+        folder=folder,
+        plan=plan,
+        model=model,
+        tokenizer=tokenizer,
+        base_path=base_path,
+        data=prepared,
+        optimizer=optimizer,
+        scheduler=schedule.learning_rates(config.training, optimizer, steps),
+        schedule=steps,
+        scaler=torch.amp.GradScaler(plan.kind, enabled=plan.torch_dtype_name == "float16"),
+        loss_kind=config.training.loss,
+        pad_token_id=pad_token_id(tokenizer),
+        micro_batch=micro_batch,
+        predicted_peak_bytes=estimate.chosen(config.quantization.double_quant).peak_bytes,
+    )
+    yield from _choose_loss(parts)
+    planned = _plan_event(parts, estimate)
+    _record(parts, loaded, planned, attached)
+    yield planned
+    return parts
+
+
+def pad_token_id(tokenizer: Any) -> int:
+    """The id that fills short rows; never seen by the loss, since padding is masked by length (CORRECTNESS 14)."""
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if candidate is not None:
+            return int(candidate)
+    return 0
+
+
+def choose_micro_batch(config: TrainingConfig, facts: Any, seq_len: int, plan: DevicePlan) -> tuple[int, Any]:
+    """Rows computed at once (asked for, or the largest that fits) and the memory estimate for them."""
+    wanted = config.training.micro_batch
+    if wanted is None:
+        usable = usable_bytes(plan)
+        wanted = memory_estimate.recommend_micro_batch(
+            facts, config, seq_len=seq_len, usable_bytes=usable, device=plan.kind
+        )
+        if plan.kind == "cpu":
+            wanted = math.gcd(min(wanted, CPU_MICRO_BATCH_ROWS), config.training.effective_batch)
+    estimate = memory_estimate.estimate(facts, config, seq_len=seq_len, micro_batch=wanted, device=plan.kind)
+    return wanted, estimate
+
+
+def usable_bytes(plan: DevicePlan) -> int:
+    """What a run may take: the GPU's free memory, or the computer's available memory."""
+    if plan.kind == "cuda":
+        return int(torch.cuda.mem_get_info(plan.index)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a result."""
+    found = {"qlora-studio": __version__, "python": sys.version.split()[0], "platform": platform.platform()}
+    for name in VERSIONED:
+        found[name] = importlib.metadata.version(name)
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _ready_model(config: TrainingConfig, control: Control) -> Generator[Event, None, Path]:
+    yield PhaseChanged("preparing", f"Looking for {config.model.name}")
+
+    def work(emit: Emit) -> Path:
+        def report(phase: str, done: int, total: int | None, unit: str) -> None:
+            emit(Progressed(phase, done, total, unit))
+
+        return prepare.ensure_ready(
+            config.model.name, config.model.revision, config.model.offline, control, report
+        )
+
+    return (yield from events_while(work))
+
+
+def _ready_data(
+    config: TrainingConfig, tokenizer: Any, facts: Any, control: Control
+) -> Generator[Event, None, Any]:
+    yield PhaseChanged("tokenizing", f"Reading {config.data.path}")
+
+    def work(emit: Emit) -> Any:
+        return data.prepare(
+            config.data,
+            tokenizer,
+            seed=config.training.seed,
+            model_max_length=facts.max_positions,
+            report_progress=lambda phase, done, total, unit: emit(Progressed(phase, done, total, unit)),
+            control=control,
+        )
+
+    prepared = yield from events_while(work)
+    yield DatasetPrepared(prepared.report.to_json())
+    return prepared
+
+
+def _load(
+    config: TrainingConfig, base_path: Path, plan: DevicePlan, control: Control
+) -> Generator[Event, None, Any]:
+    yield PhaseChanged("loading", f"Loading {config.model.name} in 4 bits on {plan.name}")
+    control.check()
+
+    def work(emit: Emit) -> Any:
+        return loading.load_quantized(
+            base_path,
+            config.quantization,
+            plan,
+            trust_remote_code=config.model.trust_remote_code,
+            report_progress=lambda phase, done, total, unit: emit(Progressed(phase, done, total, unit)),
+        )
+
+    loaded = yield from events_while(work)
+    yield ModelLoaded(asdict(loaded.report))
+    control.check()
+    return loaded
+
+
+def _make_trainable(model: Any, config: TrainingConfig) -> None:
+    model.train()
+    if config.training.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    adapters.assert_only_adapters_train(model)
+
+
+def _choose_loss(parts: Parts) -> Generator[Event, None, None]:
+    """Chunked loss only where it reproduces the model's own logits; a family with another head gets the full one."""
+    if parts.loss_kind != "chunked":
+        return
+    shortest = min(parts.data.train, key=lambda row: len(row.input_ids))
+    batch = batches.collate([shortest], parts.pad_token_id).to(parts.plan.name)
+    try:
+        is_same = loss.is_chunkable(parts.model, batch)
+    except ValueError:
+        is_same = False
+    if not is_same:
+        parts.loss_kind = "full"
+        yield Noticed(
+            "warning",
+            "loss.full",
+            "This model shapes its logits in a way of its own, so the loss is computed over all logits at once",
+            "expect more memory than with the chunked loss",
+        )
+
+
+def _plan_event(parts: Parts, estimate: Any) -> PlanMade:
+    return PlanMade(
+        total_steps=parts.schedule.total_steps,
+        steps_per_epoch=parts.schedule.steps_per_epoch,
+        micro_batch=parts.micro_batch,
+        accumulation=math.ceil(parts.config.training.effective_batch / parts.micro_batch),
+        train_rows=len(parts.data.train),
+        held_out_rows=len(parts.data.held_out),
+        tokens_per_epoch=sum(len(row.input_ids) for row in parts.data.train),
+        seq_len=parts.data.seq_len,
+        device=parts.plan.name,
+        compute_dtype=parts.plan.torch_dtype_name,
+        predicted_peak_bytes=parts.predicted_peak_bytes,
+        estimate=estimate.to_json(),
+    )
+
+
+def _record(parts: Parts, loaded: Any, planned: PlanMade, attached: adapters.AdapterReport) -> None:
+    config = parts.config
+    plan = asdict(planned)
+    estimate = plan.pop("estimate")
+    parts.folder.update(
+        seed=config.training.seed,
+        versions=versions(),
+        model={
+            "name": config.model.name,
+            "path": str(parts.base_path),
+            "revision": config.model.revision,
+            "fingerprint": loading.fingerprint(parts.base_path),
+        },
+        data={"path": config.data.path, **parts.data.report.to_json()},
+        load_report=asdict(loaded.report),
+        adapters=asdict(attached),
+        plan=plan,
+        estimate=estimate,
+        predicted_peak_bytes=planned.predicted_peak_bytes,
+        loss_kind=parts.loss_kind,
+    )
+
+
+def _disk_bytes(estimate: Any) -> int:
+    """Three checkpoints (two kept, one being written) of adapters and optimizer state, and some room for logs."""
+    parts = estimate.double_quant.parts
+    one = parts["adapters"] + parts["optimizer_resident"] + parts["optimizer_pageable"]
+    return int(3 * one) + checkpoint.DISK_MARGIN_BYTES

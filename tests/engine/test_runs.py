@@ -1,0 +1,160 @@
+"""The run folder, as its readers meet it: half-written, dead, newer, incomplete."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from qlora_engine.config import TrainingConfig, with_value
+from qlora_engine.errors import EngineError
+from qlora_engine.events import Noticed, RunStarted, StepFinished
+from qlora_engine.runs.record import RunFolder, list_runs
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainingConfig:
+    return with_value(TrainingConfig(), "output.runs_dir", str(tmp_path / "runs"))
+
+
+@pytest.fixture
+def folder(config: TrainingConfig) -> RunFolder:
+    return RunFolder.create(config)
+
+
+def step(number: int, loss: float = 1.0) -> StepFinished:
+    return StepFinished(number, 10, 0.1, loss, 1e-4, 1.0, 10, 5, 0.1, 100.0, None, None, 0.0)
+
+
+def started(from_step: int) -> RunStarted:
+    return RunStarted("a", "/a", 1, True, 0.0, from_step)
+
+
+def add_checkpoint(folder: RunFolder, number: int) -> Path:
+    path = folder.checkpoints_dir / f"step-{number}"
+    path.mkdir(parents=True)
+    (path / "adapter.safetensors").write_bytes(b"12345")
+    (path / "checkpoint.json").write_text(json.dumps({"files": {"adapter.safetensors": 5}}), encoding="utf-8")
+    return path
+
+
+def test_the_job_file_comes_back(folder: RunFolder, config: TrainingConfig) -> None:
+    assert folder.job() == config
+
+
+def test_two_runs_of_one_name_do_not_share_a_folder(config: TrainingConfig) -> None:
+    named = with_value(config, "output.name", "mine")
+    RunFolder.create(named)
+    with pytest.raises(EngineError, match="exists already"):
+        RunFolder.create(named)
+
+
+def test_unnamed_runs_never_collide(config: TrainingConfig) -> None:
+    assert len({RunFolder.create(config).path for _ in range(5)}) == 5
+
+
+def test_a_runs_folder_that_cannot_be_made_is_a_user_error(config: TrainingConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(EngineError, match="cannot be written") as caught:
+        RunFolder.create(with_value(config, "output.runs_dir", str(tmp_path / "file")))
+    assert caught.value.exit_code == 2
+
+
+def test_a_run_of_a_live_process_is_running(folder: RunFolder) -> None:
+    folder.claim()
+    assert folder.state() == "running"
+
+
+def test_a_run_whose_process_is_gone_is_crashed(folder: RunFolder) -> None:
+    folder.update(state="running", pid=2**22 - 3, pid_started=1.0)
+    assert folder.state() == "crashed"
+
+
+def test_a_reused_pid_does_not_keep_a_run_alive(folder: RunFolder) -> None:
+    folder.update(state="running", pid=os.getpid(), pid_started=psutil.Process().create_time() - 1000)
+    assert folder.state() == "crashed"
+
+
+def test_a_run_of_another_live_process_is_not_taken(folder: RunFolder) -> None:
+    parent = psutil.Process(os.getppid())
+    folder.update(state="running", pid=parent.pid, pid_started=parent.create_time())
+    with pytest.raises(EngineError, match="is being trained"):
+        folder.claim()
+
+
+def test_a_half_written_last_line_is_left_out(folder: RunFolder) -> None:
+    folder.append(step(1))
+    with folder.metrics_path.open("a", encoding="utf-8") as file:
+        file.write('{"event": "StepFin')
+    assert list(folder.metrics()) == [step(1)]
+
+
+def test_steps_that_a_crash_threw_away_are_left_out(folder: RunFolder) -> None:
+    for event in (
+        step(1),
+        step(2),
+        step(3, loss=9.0),
+        started(2),
+        step(3, loss=0.5),
+        Noticed("info", "a", "b"),
+    ):
+        folder.append(event)
+    assert list(folder.metrics()) == [
+        step(1),
+        step(2),
+        started(2),
+        step(3, loss=0.5),
+        Noticed("info", "a", "b"),
+    ]
+
+
+def test_only_complete_checkpoints_count(folder: RunFolder) -> None:
+    whole = add_checkpoint(folder, 10)
+    (add_checkpoint(folder, 20) / "adapter.safetensors").write_bytes(b"123")
+    (folder.checkpoints_dir / "step-30").mkdir()
+    (folder.checkpoints_dir / ".step-40.1.tmp").mkdir()
+    assert folder.checkpoints() == [whole]
+
+
+def test_checkpoints_are_ordered_by_step_not_by_name(folder: RunFolder) -> None:
+    paths = [add_checkpoint(folder, number) for number in (9, 100, 20)]
+    assert folder.checkpoints() == [paths[0], paths[2], paths[1]]
+
+
+def test_a_missing_checkpoint_is_said(folder: RunFolder) -> None:
+    folder.update(state="stopped", last_checkpoint="step-5")
+    summary = folder.summary()
+    assert not summary.is_resumable
+    assert summary.notices == ("its checkpoints are missing",)
+
+
+@pytest.mark.parametrize("content", ["{", "", '{"schema_version": 99}', "[]"])
+def test_an_unreadable_record_never_breaks_the_history(folder: RunFolder, content: str) -> None:
+    (folder.path / "run.json").write_text(content, encoding="utf-8")
+    (summary,) = list_runs(folder.path.parent)
+    assert summary.state == "unreadable"
+    assert summary.notices
+
+
+def test_a_running_run_is_not_deleted(folder: RunFolder) -> None:
+    folder.claim()
+    with pytest.raises(EngineError, match="stop it first"):
+        folder.delete()
+    folder.update(state="stopped")
+    folder.delete()
+    assert not folder.path.exists()
+
+
+def test_runs_are_listed_newest_first(config: TrainingConfig) -> None:
+    first, second = RunFolder.create(config), RunFolder.create(config)
+    first.update(created=1.0)
+    second.update(created=2.0)
+    assert [s.run_id for s in list_runs(first.path.parent)] == [second.run_id, first.run_id]
+
+
+def test_opening_what_is_no_run_names_the_next_step(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="qlora runs"):
+        RunFolder.open(tmp_path / "nothing")
