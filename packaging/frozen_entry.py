@@ -1,0 +1,28 @@
+"""Entry of the frozen bundle: one executable is the window, the engine process and the command line.
+
+`client.worker_command` starts a frozen bundle with `--engine-worker`; `--cli` is `qlora`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+
+
+def main() -> int:
+    multiprocessing.freeze_support()
+    if sys.argv[1:2] == ["--engine-worker"]:
+        from qlora_engine.worker import main as work
+
+        return work()
+    if sys.argv[1:2] == ["--cli"]:
+        from qlora_engine.cli.main import run
+
+        return run(sys.argv[2:])
+    from app.main import main as open_window
+
+    return open_window() or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
