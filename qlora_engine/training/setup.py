@@ -20,6 +20,7 @@ from qlora_engine.config import TrainingConfig
 from qlora_engine.control import Control
 from qlora_engine.data import batches
 from qlora_engine.device import DevicePlan, plan_device
+from qlora_engine.errors import EngineError
 from qlora_engine.events import (
     AdaptersAttached,
     DatasetPrepared,
@@ -220,8 +221,15 @@ def _load(
 def _make_trainable(model: Any, config: TrainingConfig) -> None:
     model.train()
     if config.training.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
+        base = model.get_base_model()
+        if not base.supports_gradient_checkpointing:
+            raise EngineError(
+                "training.checkpointing",
+                f"{type(base).__name__} cannot recompute its activations",
+                "set training.gradient_checkpointing to false; it needs more memory",
+            )
+        base.activation_checkpointing_enable({"use_reentrant": False})
+        base.enable_input_require_grads()
     adapters.assert_only_adapters_train(model)
 
 

@@ -1,0 +1,130 @@
+"""The chunked loss equals the whole one, in value and in gradient."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from qlora_engine.training import loss
+
+SIZES = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+FAMILIES = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "gemma2 (soft cap)": lambda: Gemma2ForCausalLM(
+        Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=3.0)
+    ),
+    "cohere (scale)": lambda: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.25, pad_token_id=0)),
+}
+
+
+def make_batch(rows: int = 3, length: int = 11) -> SimpleNamespace:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 97, (rows, length), generator=generator)
+    labels = ids.clone()
+    labels[:, :4] = -100
+    return SimpleNamespace(input_ids=ids, labels=labels, attention_mask=None, position_ids=None)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_chunked_equals_full_in_value_and_gradient(family: str) -> None:
+    torch.manual_seed(0)
+    model = FAMILIES[family]().requires_grad_(False)
+    adapted = model.model.layers[0].mlp.up_proj.weight
+    adapted.data = adapted.data * 20
+    adapted.requires_grad_(True)
+    batch = make_batch()
+    results = {}
+    for kind in ("full", "chunked"):
+        total = loss.summed_loss(model, batch, kind=kind, chunk_tokens=5)
+        (gradient,) = torch.autograd.grad(total, adapted)
+        results[kind] = (total.detach(), gradient)
+    torch.testing.assert_close(results["chunked"][0], results["full"][0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(results["chunked"][1], results["full"][1], rtol=1e-4, atol=1e-6)
+    assert results["full"][1].abs().max() > 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    tokens=st.integers(1, 40),
+    chunk=st.integers(1, 50),
+    softcap=st.none() | st.floats(1.0, 30.0),
+    has_bias=st.booleans(),
+)
+def test_the_chunk_size_changes_nothing(
+    tokens: int, chunk: int, softcap: float | None, has_bias: bool
+) -> None:
+    torch.manual_seed(tokens)
+    hidden = torch.randn(tokens, 16, dtype=torch.float64, requires_grad=True)
+    weight, bias = (
+        torch.randn(23, 16, dtype=torch.float64),
+        torch.randn(23, dtype=torch.float64) if has_bias else None,
+    )
+    labels = torch.randint(0, 23, (tokens,))
+    chunked = loss.chunked_cross_entropy(
+        hidden, weight, labels, head_bias=bias, chunk_tokens=chunk, softcap=softcap, scale=0.7
+    )
+    logits = torch.nn.functional.linear(hidden, weight, bias) * 0.7
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    whole = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    torch.testing.assert_close(chunked.double(), whole, rtol=1e-5, atol=1e-5)
+    (got,) = torch.autograd.grad(chunked, hidden)
+    (expected,) = torch.autograd.grad(whole, hidden)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_untrained_tokens_do_not_count() -> None:
+    torch.manual_seed(0)
+    model = FAMILIES["llama"]()
+    batch = make_batch()
+    before = float(loss.summed_loss(model, batch).detach())
+    batch.input_ids[:, -1] = 5  # nothing after it is predicted from it, and it is not a label here
+    batch.labels[:, -1] = -100
+    fewer = float(loss.summed_loss(model, batch).detach())
+    assert fewer < before
+    assert loss.trained_count(batch.labels) == 3 * 6
+
+
+def test_no_logits_of_all_tokens_are_ever_made() -> None:
+    made: list[int] = []
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.shape[-1:] == (97,):
+                made.append(out.numel() // 97)
+            return out
+
+    hidden, weight, labels = (
+        torch.randn(64, 16, requires_grad=True),
+        torch.randn(97, 16),
+        torch.randint(0, 97, (64,)),
+    )
+    with Watch():
+        loss.chunked_cross_entropy(hidden, weight, labels, chunk_tokens=8).backward()
+    assert made
+    assert max(made) == 8
+
+
+def test_a_head_that_does_something_else_is_noticed() -> None:
+    torch.manual_seed(0)
+    model = FAMILIES["llama"]()
+    batch = make_batch()
+    assert loss.is_chunkable(model, batch)
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output * 1.5)
+    assert not loss.is_chunkable(model, batch)
