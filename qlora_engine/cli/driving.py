@@ -29,7 +29,7 @@ def run_job(job: Job, listener: Listener, *, on_stop: str = "Stopping") -> RunFi
         KeyboardInterrupt: Ctrl+C was pressed twice.
     """
     engine = make_engine()
-    with interruptible(engine, on_stop), _clean_stdout(engine):
+    with interruptible(engine, on_stop), clean_stdout(engine):
         for event in engine.run(job):
             listener(event)
             if isinstance(event, TERMINAL):
@@ -93,7 +93,7 @@ def interruptible(engine: Engine, on_stop: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _clean_stdout(engine: Engine) -> Iterator[None]:
+def clean_stdout(engine: Engine) -> Iterator[None]:
     """Libraries that print while a job runs in this process print to stderr; our own output is not affected."""
     if not isinstance(engine, InlineEngine):
         yield

@@ -15,10 +15,12 @@ COMMANDS = {
     "doctor": "doctor:doctor",
     "init": "job:init",
     "check": "job:check",
+    "starter": "starter:starter",
     "train": "train:train",
     "resume": "train:resume",
     "runs": "runs:runs",
     "compare": "runs:compare",
+    "chat": "chat:chat",
     "export": "export:export",
 }
 """Command -> "module:function" under `qlora_engine.cli.commands`, in the order in which help lists them."""

@@ -34,10 +34,15 @@ def say(text: str = "") -> None:
     _write(text)
 
 
-def _write(line: str) -> None:
+def write_piece(text: str) -> None:
+    """A piece of a line, shown at once."""
     out = stream or sys.stdout
-    out.write(line + "\n")
+    out.write(text)
     out.flush()
+
+
+def _write(line: str) -> None:
+    write_piece(line + "\n")
 
 
 def note(text: str) -> None:

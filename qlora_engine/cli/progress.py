@@ -158,7 +158,8 @@ def numbers(event: Event) -> str | None:
 
 def _amount(event: Progressed) -> str:
     if event.unit == "bytes":
-        return f"{output.size(event.done)} of {output.size(event.total)}"
+        total = f" of {output.size(event.total)}" if event.total is not None else ""
+        return f"{output.size(event.done)}{total}"
     total = f" of {event.total}" if event.total is not None else ""
     return f"{event.done}{total} {event.unit}"
 

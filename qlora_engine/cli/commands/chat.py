@@ -1,0 +1,217 @@
+"""`qlora chat`: ask a run or a model, once or in a conversation; base and tuned side by side on request."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import click
+
+from qlora_engine.cli import driving, output, progress
+from qlora_engine.client import Engine
+from qlora_engine.events import TERMINAL, AnswerFinished, Event, SessionReady, TokenStreamed
+from qlora_engine.jobs import ChatJob
+
+Messages = list[dict[str, str]]
+NextPrompt = Callable[[], str | None]
+
+
+@click.command()
+@click.argument("source", metavar="RUN_OR_MODEL")
+@click.option("--prompt", "-p", help="Ask this once and end; without it a conversation begins.")
+@click.option("--compare", is_flag=True, help="Answer with the untouched model as well.")
+@click.option("--system", help="System prompt of the conversation.")
+@click.option(
+    "--max-tokens", type=click.IntRange(1, 32_768), default=256, show_default=True, help="Longest answer."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 5),
+    default=0.0,
+    show_default=True,
+    help="0 always takes the likeliest token; higher is freer.",
+)
+@output.json_option
+def chat(
+    source: str,
+    prompt: str | None,
+    compare: bool,
+    system: str | None,
+    max_tokens: int,
+    temperature: float,
+    as_json: bool,
+) -> None:
+    """Talk to a finished run or to a model."""
+    if as_json and prompt is None:
+        raise click.UsageError("--json needs --prompt: a conversation is not one document")
+    settings = {"max_new_tokens": max_tokens, "do_sample": temperature > 0, "temperature": temperature or 1.0}
+    session = Session(compare=compare, system=system, settings=settings, is_quiet=as_json)
+    hold(ChatJob(source, settings), session, once(prompt) if prompt is not None else from_keyboard)
+    if as_json:
+        output.print_json({"source": source, "prompt": prompt, "answers": session.answers})
+
+
+@dataclass
+class Session:
+    """One conversation: what each side has said, and which answers are still awaited."""
+
+    compare: bool
+    system: str | None
+    settings: dict[str, Any]
+    is_quiet: bool
+    sides: tuple[str, ...] = ("tuned",)
+    histories: dict[str, Messages] = field(default_factory=dict)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    awaited: int = 0
+    requests: int = 0
+
+    def begin(self, facts: dict[str, Any]) -> None:
+        """Decide the sides: a plain model has only its base."""
+        has_adapter = bool(facts.get("has_adapter", "tuned" in facts.get("sides", ())))
+        tuned = ("base", "tuned") if self.compare else ("tuned",)
+        self.sides = tuned if has_adapter else ("base",)
+        start: Messages = [{"role": "system", "content": self.system}] if self.system else []
+        self.histories = {side: list(start) for side in self.sides}
+
+    def ask(self, engine: Engine, prompt: str) -> None:
+        """Send the prompt to each side with that side's own history."""
+        for side in self.sides:
+            self.histories[side].append({"role": "user", "content": prompt})
+            self.requests += 1
+            self.awaited += 1
+            engine.send(
+                {
+                    "command": "ask",
+                    "request": self.requests,
+                    "messages": list(self.histories[side]),
+                    "sides": [side],
+                    "settings": self.settings,
+                }
+            )
+
+    def hear(self, event: AnswerFinished) -> None:
+        self.awaited -= 1
+        self.histories[event.side].append({"role": "assistant", "content": event.text})
+        answer = {
+            "side": event.side,
+            "text": event.text,
+            "tokens": event.tokens,
+            "seconds": event.seconds,
+            "is_complete": event.is_complete,
+        }
+        self.answers.append(answer)
+
+
+def hold(job: ChatJob, session: Session, next_prompt: NextPrompt) -> None:
+    """Load, then ask and print until `next_prompt` has no more.
+
+    Raises:
+        EngineError: the source cannot be loaded, or the engine failed.
+    """
+    engine = driving.make_engine()
+    screen = Printer(session)
+    with _interrupts(engine, session), driving.clean_stdout(engine):
+        with progress.view(is_quiet=session.is_quiet) as shown:
+            events = engine.run(job)
+            for event in events:
+                shown.show(event)
+                if isinstance(event, SessionReady | TERMINAL):
+                    break
+        _converse(engine, events, event, session, screen, next_prompt)
+
+
+def _converse(
+    engine: Engine,
+    events: Iterator[Event],
+    first: Event,
+    session: Session,
+    screen: Printer,
+    next_prompt: NextPrompt,
+) -> None:
+    event: Event | None = first
+    while event is not None:
+        match event:
+            case SessionReady():
+                session.begin(dict(event.facts))
+            case TokenStreamed():
+                screen.stream(event)
+            case AnswerFinished():
+                session.hear(event)
+                screen.finish(event)
+        if isinstance(event, TERMINAL):
+            driving.settled(event)
+            return
+        if session.awaited == 0 and isinstance(event, SessionReady | AnswerFinished):
+            _next(engine, session, next_prompt)
+        event = next(events, None)
+
+
+def _next(engine: Engine, session: Session, next_prompt: NextPrompt) -> None:
+    prompt = next_prompt()
+    if prompt is None:
+        engine.request_stop()
+    else:
+        session.ask(engine, prompt)
+
+
+class Printer:
+    """Answers on stdout as they come, with the side's name where there are two."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._speaking = ""
+
+    def stream(self, event: TokenStreamed) -> None:
+        if self._session.is_quiet:
+            return
+        if self._speaking != event.side:
+            self._speaking = event.side
+            if self._session.compare:
+                output.write_piece(f"[{event.side}] ")
+        output.write_piece(event.text)
+
+    def finish(self, event: AnswerFinished) -> None:
+        if self._session.is_quiet:
+            return
+        self._speaking = ""
+        output.say("" if event.is_complete else "  [cut]")
+
+
+def once(prompt: str) -> NextPrompt:
+    """The one prompt, then nothing."""
+    left = [prompt]
+    return lambda: left.pop() if left else None
+
+
+def from_keyboard() -> str | None:
+    """The next line that is not empty; None at the end of input and for /quit."""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            return None
+        if line in ("/quit", "/exit"):
+            return None
+        if line:
+            return line
+
+
+@contextlib.contextmanager
+def _interrupts(engine: Engine, session: Session) -> Iterator[None]:
+    """Ctrl+C ends the answer at hand; where none is being given it ends the chat."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        if session.awaited == 0:
+            raise KeyboardInterrupt
+        engine.send({"command": "interrupt"})
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
