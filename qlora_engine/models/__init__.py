@@ -1,0 +1,1 @@
+"""Models: what there is, facts without weights, download and conversion, loading in 4 bits."""
