@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -13,6 +14,8 @@ from qlora_engine.cli import failures
 
 COMMANDS = {
     "doctor": "doctor:doctor",
+    "models": "models:models",
+    "inspect": "models:inspect",
     "init": "job:init",
     "check": "job:check",
     "starter": "starter:starter",
@@ -67,6 +70,8 @@ class LazyCommands(click.Group):
 def cli(ctx: click.Context, engine: str) -> None:
     """Fine-tune language models with QLoRA on this machine."""
     ctx.obj = engine
+    # Failures of a job in this process reach the person as a sentence and a file, not as a log on the terminal.
+    logging.getLogger("qlora_engine").addHandler(logging.NullHandler())
 
 
 def run(arguments: Sequence[str]) -> int:

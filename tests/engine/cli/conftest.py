@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from qlora_engine.cli.main import run
+from tests.engine.cli import tiny
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,9 @@ def qlora(home: Path, capfd: pytest.CaptureFixture[str]) -> Qlora:
         return Result(code, captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random two-layer Llama and its tokenizer."""
+    return tiny.write_model(tmp_path_factory.mktemp("models") / "tiny")

@@ -1,0 +1,92 @@
+"""`qlora models` lists what can be named, `qlora inspect` tells the facts of one without loading its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import click
+
+from qlora_engine.cli import output
+
+if TYPE_CHECKING:
+    from qlora_engine.models.spec import ModelFacts
+
+offline_option = click.option("--offline", is_flag=True, help="Use only what is on this disk.")
+revision_option = click.option("--revision", help="Branch, tag or commit of a hub model.")
+
+
+@click.command()
+@output.json_option
+def models(as_json: bool) -> None:
+    """List the models that can be named: the starter, your own, the hub cache and known facts."""
+    from qlora_engine.models import catalog
+
+    entries = catalog.list_models()
+    if as_json:
+        output.print_json({"models": [dataclasses.asdict(entry) for entry in entries]})
+        return
+    rows = [
+        (
+            entry.name,
+            entry.origin,
+            output.count(entry.parameters),
+            "ready" if entry.is_ready else "-",
+            entry.licence or output.NOT_AVAILABLE,
+        )
+        for entry in entries
+    ]
+    output.table(("name", "from", "parameters", "on disk", "licence"), rows)
+
+
+@click.command()
+@click.argument("model")
+@revision_option
+@offline_option
+@output.json_option
+def inspect(model: str, revision: str | None, offline: bool, as_json: bool) -> None:
+    """Tell a model's architecture, its layers and what would be quantized, without loading weights."""
+    from qlora_engine.models import catalog
+    from qlora_engine.models.spec import facts_to_dict
+
+    facts = catalog.facts(model, revision, offline)
+    if as_json:
+        output.print_json(facts_to_dict(facts))
+        return
+    output.fields(_headline(facts))
+    output.say()
+    rows = [
+        (
+            fact.path,
+            f"{fact.in_features} x {fact.out_features}",
+            str(fact.count),
+            "4 bit" if fact.is_quantized else "16 bit",
+        )
+        for fact in facts.linears
+    ]
+    output.table(("linear layer", "shape", "count", "kept in"), rows)
+    output.say()
+    others = [(t.name, " x ".join(map(str, t.shape)), str(t.count), t.role) for t in facts.unquantized]
+    output.table(("other tensor", "shape", "count", "role"), others)
+
+
+def _headline(facts: ModelFacts) -> list[tuple[str, str]]:
+    kv = f", {facts.kv_heads} key-value heads" if facts.kv_heads != facts.heads else ""
+    experts = f", {facts.experts} experts ({facts.experts_per_token} per token)" if facts.experts else ""
+    share = facts.quantized_parameters / facts.parameters
+    return [
+        ("model", facts.name),
+        ("from", f"{facts.origin}{' at ' + facts.path if facts.path else ''}"),
+        ("architecture", f"{facts.architecture} ({facts.model_type})"),
+        ("layers", f"{facts.layers} of width {facts.hidden_size}, {facts.heads} heads{kv}{experts}"),
+        (
+            "vocabulary",
+            f"{facts.vocab_size:,} tokens, head {'tied to' if facts.is_tied else 'apart from'} the embeddings",
+        ),
+        ("longest input", f"{facts.max_positions:,} tokens" if facts.max_positions else output.NOT_AVAILABLE),
+        ("parameters", output.count(facts.parameters)),
+        ("quantized", f"{output.count(facts.quantized_parameters)} ({share:.0%})"),
+        ("stored", f"{output.size(facts.stored_bytes)} as {facts.stored_dtype or output.NOT_AVAILABLE}"),
+        ("licence", facts.licence or output.NOT_AVAILABLE),
+        ("chat template", "yes" if facts.chat_template else "none: choose one with data.chat_template"),
+    ]
