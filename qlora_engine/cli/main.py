@@ -16,6 +16,7 @@ COMMANDS = {
     "doctor": "doctor:doctor",
     "models": "models:models",
     "inspect": "models:inspect",
+    "data": "data:data",
     "init": "job:init",
     "check": "job:check",
     "starter": "starter:starter",

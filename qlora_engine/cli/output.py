@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +33,11 @@ def print_line(document: Mapping[str, Any]) -> None:
 def say(text: str = "") -> None:
     """One line of the result."""
     _write(text)
+
+
+def has_colour() -> bool:
+    """True on a terminal that does not object (NO_COLOR)."""
+    return (stream or sys.stdout).isatty() and not os.environ.get("NO_COLOR")
 
 
 def write_piece(text: str) -> None:

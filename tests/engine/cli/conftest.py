@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from qlora_engine.cli.main import run
-from tests.engine.cli import tiny
 
 
 @dataclass(frozen=True)
@@ -56,4 +55,16 @@ def qlora(home: Path, capfd: pytest.CaptureFixture[str]) -> Qlora:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random two-layer Llama and its tokenizer."""
-    return tiny.write_model(tmp_path_factory.mktemp("models") / "tiny")
+    from tests.support import tiny  # imports torch
+
+    return tiny.make_tiny("llama", tmp_path_factory.mktemp("models") / "tiny", tie_word_embeddings=True)
+
+
+@pytest.fixture
+def good_rows(tmp_path: Path) -> Path:
+    """Alpaca rows that a few steps can learn from."""
+    colours = ("red", "green", "blue")
+    rows = [{"instruction": f"what colour is {n}?", "input": "", "output": colours[n % 3]} for n in range(24)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file

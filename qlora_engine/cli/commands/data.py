@@ -1,0 +1,145 @@
+"""`qlora data`: what a dataset holds, what is wrong with it by row, and what a model would be trained on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import click
+
+from qlora_engine.cli import driving, output, progress
+from qlora_engine.cli.commands.job import set_option
+from qlora_engine.config import DataSettings
+from qlora_engine.errors import EngineError
+from qlora_engine.events import RunFinished
+from qlora_engine.jobs import DataReportJob
+from qlora_engine.knobs import knobs_of
+
+FORMATS = tuple(knobs_of(DataSettings)["format"].choices or ())
+MARKS = {"trained": "[{}]", "cut": "~{}~", "special": "{}", "masked": "{}"}
+STYLES = {
+    "trained": {"fg": "green", "bold": True},
+    "cut": {"fg": "red", "strikethrough": True},
+    "special": {"dim": True},
+    "masked": {},
+}
+LEGEND = "[trained] masked ~cut~"
+
+
+@click.command()
+@click.argument("path")
+@click.option("--model", default="starter", show_default=True, help="Whose tokenizer and chat template.")
+@click.option(
+    "--format", "format_", type=click.Choice(FORMATS), default="auto", show_default=True, help="Format."
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="FIELD=COLUMN",
+    help="Map a field of the format to a column.",
+)
+@click.option(
+    "--show-mask",
+    "shown",
+    type=click.IntRange(0, 1000),
+    default=0,
+    metavar="N",
+    help="Show N rows as trained.",
+)
+@set_option
+@output.json_option
+def data(
+    path: str,
+    model: str,
+    format_: str,
+    columns: tuple[str, ...],
+    shown: int,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Detect a dataset's format, name its problems by row and show what is trained."""
+    from qlora_engine import config_io
+    from qlora_engine.config import TrainingConfig, with_value
+
+    config = TrainingConfig()
+    given = {
+        "data.path": path,
+        "model.name": model,
+        "data.format": format_,
+        "data.columns": _mapping(columns),
+    }
+    for option, value in given.items():
+        config = with_value(config, option, value)
+    config = config_io.with_overrides(config, list(overrides))
+    job = DataReportJob(config_io.to_dict(config), show_rows=shown)
+    with progress.view(is_quiet=as_json) as view:
+        end = driving.run_job(job, view.show)
+    if not isinstance(end, RunFinished):
+        raise click.Abort
+    if as_json:
+        output.print_json(end.result)
+        return
+    _print_report(end.result["report"])
+    _print_rows(end.result["rows"])
+
+
+def _mapping(columns: tuple[str, ...]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in columns]
+    for field, equals, column in pairs:
+        if not (field and equals and column):
+            hint = "write it as --column instruction=question"
+            raise EngineError("usage.column", f"--column {field}{equals}{column} maps nothing", hint)
+    return {field: column for field, _, column in pairs}
+
+
+def _print_report(report: Mapping[str, Any]) -> None:
+    output.fields(_lines(report))
+    for drop in report["drops"]:
+        rows = ", ".join(map(str, drop["first_rows"]))
+        more = " ..." if drop["count"] > len(drop["first_rows"]) else ""
+        output.say(f"left out: {drop['count']} rows, {drop['reason']} (rows {rows}{more})")
+    for notice in report["notices"]:
+        output.say(f"note: {notice}")
+
+
+def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    columns = ", ".join(f"{field} = {column}" for field, column in report["columns"].items())
+    length = "chosen from the data" if report["is_automatic_length"] else "as set"
+    share = report["trained_tokens"] / max(1, report["train_tokens"])
+    lengths = (
+        f"half up to {report['length_p50']} tokens, 90 % up to {report['length_p90']}, "
+        f"99 % up to {report['length_p99']}, longest {report['length_max']}"
+    )
+    rows = (
+        f"{report['rows_read']} read, {report['train_rows']} to train on, {report['held_out_rows']} held out"
+    )
+    return [
+        ("data", f"{report['origin']} (sha256 {report['sha256'][:12]})"),
+        ("format", f"{report['format']}: {report['format_reason']}"),
+        ("columns", columns or output.NOT_AVAILABLE),
+        ("chat template", f"{report['template']}: {report['template_reason']}"),
+        ("rows", rows),
+        ("lengths", lengths),
+        ("sequence", f"{report['seq_len']} tokens, {length}; {report['truncated_rows']} rows are cut"),
+        ("tokens", f"{report['train_tokens']:,} in all, {report['trained_tokens']:,} trained ({share:.0%})"),
+    ]
+
+
+def _print_rows(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Each row as the model sees it; what is trained stands in brackets, in green where there is colour."""
+    for index, row in enumerate(rows):
+        if index == 0:
+            output.say(f"\n{LEGEND}")
+        output.say(f"\nrow {row['row']}:")
+        output.say(rendered(row["tokens"]))
+
+
+def rendered(tokens: Iterable[Mapping[str, Any]]) -> str:
+    """Tokens as text, neighbours of one state together, marked so that it reads without colour too."""
+    pieces = []
+    for state, group in itertools.groupby(tokens, key=lambda token: token["state"]):
+        text = MARKS[state].format("".join(token["text"] for token in group))
+        pieces.append(click.style(text, **STYLES[state]) if output.has_colour() else text)
+    return "".join(pieces)
