@@ -18,7 +18,7 @@ from qlora_engine.knobs import knobs_of
 
 FORMATS = tuple(knobs_of(DataSettings)["format"].choices or ())
 MARKS = {"trained": "[{}]", "cut": "~{}~", "special": "{}", "masked": "{}"}
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "trained": {"fg": "green", "bold": True},
     "cut": {"fg": "red", "strikethrough": True},
     "special": {"dim": True},
