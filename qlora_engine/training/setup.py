@@ -188,6 +188,7 @@ def _ready_data(
             tokenizer,
             seed=config.training.seed,
             model_max_length=facts.max_positions,
+            is_offline=config.model.offline,
             report_progress=lambda phase, done, total, unit: emit(Progressed(phase, done, total, unit)),
             control=control,
         )

@@ -1,0 +1,89 @@
+"""Rows into tensors, and the order in which they are visited. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from qlora_engine.data.tokenize import TokenRow
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A micro-batch. `input_ids` and `labels` are (batch, seq) int64, labels not shifted, -100 where untrained.
+
+    `attention_mask` (batch, seq) is None when nothing is padded or rows are packed; packed rows carry
+    `position_ids` (batch, seq) that restart at each boundary, from which transformers separates them.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    attention_mask: torch.Tensor | None
+    position_ids: torch.Tensor | None
+    tokens: int
+
+    def to(self, device: str) -> Batch:
+        def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            attention_mask=move(self.attention_mask),
+            position_ids=move(self.position_ids),
+        )
+
+    def rows(self, start: int, end: int) -> Batch:
+        """The rows [start, end) as a batch of their own."""
+        part = slice(start, end)
+        return replace(
+            self,
+            input_ids=self.input_ids[part],
+            labels=self.labels[part],
+            attention_mask=None if self.attention_mask is None else self.attention_mask[part],
+            position_ids=None if self.position_ids is None else self.position_ids[part],
+        )
+
+
+def collate(rows: Sequence[TokenRow], pad_token_id: int) -> Batch:
+    """Pad `rows` on the right to the longest of them."""
+    width = max(len(row.input_ids) for row in rows)
+    input_ids = torch.full((len(rows), width), pad_token_id, dtype=torch.int64)
+    labels = torch.full((len(rows), width), IGNORED, dtype=torch.int64)
+    mask = torch.zeros((len(rows), width), dtype=torch.int64)
+    for index, row in enumerate(rows):
+        size = len(row.input_ids)
+        ids = torch.tensor(row.input_ids, dtype=torch.int64)
+        input_ids[index, :size] = ids
+        labels[index, :size] = torch.where(torch.tensor(row.trained), ids, IGNORED)
+        mask[index, :size] = 1
+    tokens = int(mask.sum())
+    if any(len(row.lengths) > 1 for row in rows):
+        return Batch(input_ids, labels, None, _restarting_positions(rows, width), tokens)
+    return Batch(input_ids, labels, None if tokens == mask.numel() else mask, None, tokens)
+
+
+def order(rows: int, seed: int, epoch: int) -> list[int]:
+    """The order of an epoch: a permutation that depends on seed and epoch alone."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return list(torch.randperm(rows, generator=generator).tolist())
+
+
+def longest_first(rows: Sequence[TokenRow]) -> list[TokenRow]:
+    """Longest rows first, for the dry step (CORRECTNESS 26)."""
+    return sorted(rows, key=lambda row: -len(row.input_ids))
+
+
+def _restarting_positions(rows: Sequence[TokenRow], width: int) -> torch.Tensor:
+    """(batch, seq): 0, 1, 2 ... within each packed row; padding counts as one more row, so that it sees nothing."""
+    positions = torch.zeros((len(rows), width), dtype=torch.int64)
+    for index, row in enumerate(rows):
+        padding = width - len(row.input_ids)
+        parts = [torch.arange(size) for size in (*row.lengths, padding) if size]
+        positions[index] = torch.cat(parts)
+    return positions
