@@ -1,0 +1,1 @@
+"""Trying a model: answers, chats, held-out scores."""

@@ -1,0 +1,313 @@
+"""The memory of a run in closed form: parts, totals, comparison, fit and advice. Pure arithmetic, no torch.
+
+Three totals, never mixed: `peak_bytes` (what the allocator holds, with managed optimizer state counted as resident),
+and `device_bytes` low / likely / high (with reserve, context and workspace: what `nvidia-smi` shows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qlora_engine.config import TrainingConfig, with_value
+from qlora_engine.memory import activations, gpus
+from qlora_engine.memory.activations import Shape
+from qlora_engine.memory.optimizer_state import StateBytes, state_bytes
+from qlora_engine.models.spec import LinearFact, ModelFacts
+
+GIB = 1024**3
+MIB = 1024**2
+BLOCK = 64
+NESTED_BLOCK = 256
+CODE_BYTES = 16 * 4
+NESTED_CODE_BYTES = 256 * 4
+OFFSET_BYTES = 4
+ROUNDING_SHARE = 0.02
+"""The caching allocator rounds small tensors to 512 bytes and splits large blocks at 2 MiB."""
+CONTEXT_BYTES = (350 * MIB, 550 * MIB, 1400 * MIB)
+"""CUDA context and cuBLAS workspace: low, likely, high (FACTS: 0.14-1.4 GB by GPU and driver)."""
+RESERVE_SHARE = (0.01, 0.04, 0.08)
+"""Reserved but not allocated, as a share of the peak (fragmentation 3-8 %)."""
+FULL_TUNING_BYTES = 12
+"""Per parameter in full 16-bit fine-tuning: weight 2, gradient 2, two fp32 moments 8 (arXiv 2305.14314, section 1)."""
+PART_NAMES = (
+    "quantized_weights",
+    "quantization_constants",
+    "unquantized_weights",
+    "adapters",
+    "gradients",
+    "optimizer_resident",
+    "optimizer_pageable",
+    "activations",
+    "step_temporary",
+    "allocator_rounding",
+    "device_context",
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One quantization: bytes by part, and the totals."""
+
+    parts: Mapping[str, int]
+    peak_bytes: int
+    device_low: int
+    device_likely: int
+    device_high: int
+    source: str = "closed-form"
+    peak_operation: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "peak_bytes": self.peak_bytes,
+            "device_bytes": {"low": self.device_low, "likely": self.device_likely, "high": self.device_high},
+            "peak_operation": self.peak_operation,
+            "parts": dict(self.parts),
+        }
+
+
+@dataclass(frozen=True)
+class Fit:
+    gpu: str
+    usable_bytes: int
+    double_quant: bool
+    single_quant: bool
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A change that saves memory: `path` and `value` can be put into the config by a button."""
+
+    change: str
+    saves_bytes: int
+    path: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Everything the Memory page shows. `to_json` is what `qlora estimate --json` prints."""
+
+    model: str
+    parameters: int
+    quantized_parameters: int
+    settings: Mapping[str, Any]
+    double_quant: Variant
+    single_quant: Variant
+    lora_16bit: int
+    full_16bit: int
+    fits: tuple[Fit, ...]
+    advice: tuple[Advice, ...]
+
+    def chosen(self, double_quant: bool) -> Variant:
+        return self.double_quant if double_quant else self.single_quant
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "parameters": self.parameters,
+            "quantized_parameters": self.quantized_parameters,
+            "settings": dict(self.settings),
+            "double_quant": self.double_quant.to_json(),
+            "single_quant": self.single_quant.to_json(),
+            "compare": {"lora_16bit": self.lora_16bit, "full_16bit": self.full_16bit},
+            "fits": [vars(fit) for fit in self.fits],
+            "advice": [{"change": a.change, "saves_bytes": a.saves_bytes} for a in self.advice],
+        }
+
+
+def estimate(
+    facts: ModelFacts,
+    config: TrainingConfig,
+    *,
+    seq_len: int,
+    micro_batch: int,
+    device: str = "cuda",
+    upcast_unquantized: bool = False,
+    wants_advice: bool = True,
+) -> Estimate:
+    """The memory of training `facts` with `config` on rows of `seq_len` tokens, `micro_batch` at a time.
+
+    On `cuda` what is not quantized is 16-bit and the optimizer pages; on `cpu` everything is fp32 and nothing pages.
+    """
+    sides = {
+        is_double: _variant(facts, config, seq_len, micro_batch, device, upcast_unquantized, is_double)
+        for is_double in (True, False)
+    }
+    chosen = sides[config.quantization.double_quant]
+    moving = sum(chosen.parts[name] for name in ("adapters", "gradients", "optimizer_resident", "optimizer_pageable", "activations", "step_temporary"))  # fmt: skip
+    return Estimate(
+        model=facts.name,
+        parameters=facts.parameters,
+        quantized_parameters=facts.quantized_parameters,
+        settings=_settings(config, seq_len, micro_batch, device, upcast_unquantized),
+        double_quant=sides[True],
+        single_quant=sides[False],
+        lora_16bit=2 * facts.parameters + moving,
+        full_16bit=FULL_TUNING_BYTES * facts.parameters + chosen.parts["activations"] + chosen.parts["step_temporary"],
+        fits=tuple(
+            Fit(g.name, g.usable_bytes, sides[True].device_likely <= g.usable_bytes, sides[False].device_likely <= g.usable_bytes)
+            for g in gpus.known_gpus()
+        ),
+        advice=tuple(_advice(facts, config, seq_len, micro_batch, device, chosen)) if wants_advice else (),
+    )  # fmt: skip
+
+
+def recommend_micro_batch(
+    facts: ModelFacts, config: TrainingConfig, *, seq_len: int, usable_bytes: int, device: str = "cuda"
+) -> int:
+    """The largest divisor of the effective batch, at most 16 rows, whose likely device memory fits; at least 1."""
+    for rows in range(min(16, config.training.effective_batch), 1, -1):
+        if config.training.effective_batch % rows:
+            continue
+        variant = _variant(facts, config, seq_len, rows, device, False, config.quantization.double_quant)
+        if variant.device_likely <= usable_bytes:
+            return rows
+    return 1
+
+
+def target_linears(facts: ModelFacts, targets: str | Sequence[str]) -> tuple[LinearFact, ...]:
+    """The linear layers that get adapters, as `adapters.resolve_targets` chooses them on the built model."""
+    if targets == "all-linear":
+        return facts.linears
+    if targets == "attention":
+        return tuple(t for t in facts.linears if is_attention(t.path))
+    wanted = {targets} if isinstance(targets, str) else set(targets)
+    return tuple(t for t in facts.linears if t.name in wanted)
+
+
+def is_attention(path: str) -> bool:
+    """True for the projections of an attention block."""
+    return any(part in ("self_attn", "attn", "attention", "self_attention") for part in path.split("."))
+
+
+def constants_bytes(facts: ModelFacts, *, is_double_quant: bool) -> int:
+    """Quantization constants as bitsandbytes keeps them: single: fp32 absmax per 64 weights and the code table;
+    double: uint8 per 64, fp32 per 256 blocks, both code tables and the offset."""
+    total = 0
+    for linear in facts.linears:
+        if not linear.is_quantized:
+            continue
+        blocks = -(-linear.in_features * linear.out_features // BLOCK)
+        one = 4 * blocks + CODE_BYTES
+        if is_double_quant:
+            one = blocks + 4 * -(-blocks // NESTED_BLOCK) + CODE_BYTES + NESTED_CODE_BYTES + OFFSET_BYTES
+        total += one * linear.count
+    return total
+
+
+def adapter_tensors(facts: ModelFacts, config: TrainingConfig) -> list[tuple[int, int]]:
+    """(elements, count) of every adapter tensor: A is (rank, in), B is (out, rank); DoRA adds a magnitude (out)."""
+    tensors = []
+    for linear in target_linears(facts, config.lora.targets):
+        tensors.append((config.lora.rank * linear.in_features, linear.count))
+        tensors.append((config.lora.rank * linear.out_features, linear.count))
+        if config.lora.dora:
+            tensors.append((linear.out_features, linear.count))
+    return tensors
+
+
+def optimizer_bytes(facts: ModelFacts, config: TrainingConfig, device: str) -> StateBytes:
+    return state_bytes(config.training.optimizer, adapter_tensors(facts, config), can_page=device == "cuda")
+
+
+def _variant(
+    facts: ModelFacts, config: TrainingConfig, seq_len: int, micro_batch: int, device: str, upcast: bool, is_double: bool
+) -> Variant:  # fmt: skip
+    element = 2 if device == "cuda" else 4
+    shape = Shape(micro_batch, seq_len, element, 4 if config.lora.dtype == "fp32" else 2)
+    adapters = (
+        sum(elements * count for elements, count in adapter_tensors(facts, config)) * shape.adapter_bytes
+    )
+    optimizer = optimizer_bytes(facts, config, device)
+    kept, temporary = _moving(facts, config, shape, is_double)
+    parts = {
+        "quantized_weights": sum(-(-t.in_features * t.out_features // 2) * t.count for t in facts.linears if t.is_quantized),
+        "quantization_constants": constants_bytes(facts, is_double_quant=is_double),
+        "unquantized_weights": facts.unquantized_parameters * (4 if upcast else element),
+        "adapters": adapters,
+        "gradients": adapters,
+        "optimizer_resident": optimizer.resident,
+        "optimizer_pageable": optimizer.pageable,
+        "activations": kept,
+        "step_temporary": temporary,
+        "allocator_rounding": int(ROUNDING_SHARE * (kept + temporary)) if device == "cuda" else 0,
+        "device_context": CONTEXT_BYTES[1] if device == "cuda" else 0,
+    }  # fmt: skip
+    peak = sum(parts.values()) - parts["device_context"]
+    if device != "cuda":
+        return Variant(parts, peak, peak, peak, peak)
+    low, likely, high = (
+        int(peak * (1 + share)) + context for share, context in zip(RESERVE_SHARE, CONTEXT_BYTES, strict=True)
+    )
+    return Variant(parts, peak, low, likely, high)
+
+
+def _moving(facts: ModelFacts, config: TrainingConfig, shape: Shape, is_double: bool) -> tuple[int, int]:
+    """(kept activations, largest temporary): the peak is in the loss or in a block's backward pass."""
+    targets = target_linears(facts, config.lora.targets)
+    layer = activations.kept_per_layer(facts, targets, shape, config.lora.rank)
+    backward = activations.backward_temporary(facts, shape, is_double_quant=is_double)
+    loss = activations.loss_temporary(facts, shape, config.training.loss)
+    if config.training.gradient_checkpointing:
+        return activations.kept_at_boundaries(facts, shape), max(layer + backward, loss)
+    return facts.layers * layer, max(backward, loss)
+
+
+def _settings(
+    config: TrainingConfig, seq_len: int, micro_batch: int, device: str, upcast: bool
+) -> dict[str, Any]:
+    targets = config.lora.targets
+    return {
+        "seq_len": seq_len,
+        "micro_batch": micro_batch,
+        "rank": config.lora.rank,
+        "targets": targets if isinstance(targets, str) else list(targets),
+        "optimizer": config.training.optimizer,
+        "checkpointing": config.training.gradient_checkpointing,
+        "loss": config.training.loss,
+        "adapter_dtype": config.lora.dtype,
+        "upcast_unquantized": upcast,
+        "device": device,
+    }
+
+
+def _advice(
+    facts: ModelFacts, config: TrainingConfig, seq_len: int, micro_batch: int, device: str, now: Variant
+) -> Iterator[Advice]:
+    """What each cheaper setting would save, most first."""
+    found = []
+    for change, path, value, rows, length in _alternatives(config, seq_len, micro_batch):
+        changed = with_value(config, path, value)
+        variant = _variant(facts, changed, length, rows, device, False, changed.quantization.double_quant)
+        saved = now.peak_bytes - variant.peak_bytes
+        if saved > 0:
+            found.append(Advice(change, saved, path, value))
+    yield from sorted(found, key=lambda advice: -advice.saves_bytes)
+
+
+def _alternatives(
+    config: TrainingConfig, seq_len: int, micro_batch: int
+) -> Iterator[tuple[str, str, Any, int, int]]:
+    """(words, option, value, micro-batch, sequence length) of each cheaper setting."""
+    if micro_batch > 1:
+        half = micro_batch // 2
+        yield f"micro-batch {micro_batch} -> {half}", "training.micro_batch", half, half, seq_len
+    if not config.training.gradient_checkpointing:
+        yield "turn gradient checkpointing on", "training.gradient_checkpointing", True, micro_batch, seq_len
+    if not config.quantization.double_quant:
+        yield "turn double quantization on", "quantization.double_quant", True, micro_batch, seq_len
+    if config.training.loss == "full":
+        yield "compute the loss in chunks", "training.loss", "chunked", micro_batch, seq_len
+    if not config.training.optimizer.endswith("8bit"):
+        yield "use the paged 8-bit optimizer", "training.optimizer", "paged_adamw_8bit", micro_batch, seq_len
+    if seq_len >= 256:
+        half = seq_len // 2
+        yield f"sequence length {seq_len} -> {half}", "data.seq_len", half, micro_batch, half
+    if config.lora.rank >= 16:
+        half = config.lora.rank // 2
+        yield f"rank {config.lora.rank} -> {half}", "lora.rank", half, micro_batch, seq_len
+    if config.lora.targets == "all-linear":
+        yield "adapt the attention layers only", "lora.targets", "attention", micro_batch, seq_len
