@@ -5,74 +5,24 @@ One entry per model type that the engine trains. Checked by the tests against th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 from qlora_engine.errors import EngineError, did_you_mean
-
-Config = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Linear:
-    """One linear layer of a block: `path` inside the block, features, whether it has a bias."""
-
-    path: str
-    in_features: int
-    out_features: int
-    has_bias: bool = False
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor that is not quantized: `path`, `shape`, `role` (embedding, head, norm, router, expert, other)."""
-
-    path: str
-    shape: tuple[int, ...]
-    role: str
-
-
-@dataclass(frozen=True)
-class Blueprint:
-    """All tensors of a model: `linears` and `block_tensors` once per block, `outer` once."""
-
-    layers: int
-    block_prefix: str
-    linears: tuple[Linear, ...]
-    block_tensors: tuple[Tensor, ...] = ()
-    outer: tuple[Tensor, ...] = ()
-    is_gated_mlp: bool = True
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The numbers that most families share."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    inner: int
-    vocab: int
-    is_tied: bool
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """What distinguishes one Llama-like family from another."""
-
-    qkv_bias: bool | str = False
-    out_bias: bool | str = False
-    mlp_bias: bool | str = False
-    mlp: str = "gated"
-    block_norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
-    norm_has_bias: bool | str = False
-    norm_has_weight: bool = True
-    qk_norm: str = ""
-    out_name: str = "o_proj"
-    extra: Callable[[Config, Sizes], tuple[Tensor, ...]] = field(default=lambda config, sizes: ())
+from qlora_engine.models.blueprints import (
+    Blueprint,
+    Config,
+    Decoder,
+    Linear,
+    Sizes,
+    Tensor,
+    command_r_norms,
+    decoder_blueprint,
+    ends,
+    experts,
+    required_number,
+    whole_number,
+    with_biases,
+)
 
 
 def sizes_of(config: Config) -> Sizes:
@@ -81,20 +31,28 @@ def sizes_of(config: Config) -> Sizes:
     Raises:
         EngineError: one is missing or not a positive number.
     """
-    hidden = _number(config, "hidden_size", "n_embd", "d_model")
-    heads = _number(config, "num_attention_heads", "n_head")
+    config = with_defaults(config)
+    hidden = required_number(config, "hidden_size", "n_embd", "d_model")
+    heads = required_number(config, "num_attention_heads", "n_head")
     return Sizes(
         hidden=hidden,
-        layers=_number(config, "num_hidden_layers", "n_layer"),
+        layers=required_number(config, "num_hidden_layers", "n_layer"),
         heads=heads,
-        kv_heads=_optional(config, "num_key_value_heads") or heads,
-        head_dim=_optional(config, "head_dim") or hidden // heads,
-        inner=_optional(config, "intermediate_size", "ffn_dim", "n_inner") or 4 * hidden,
-        vocab=_number(config, "vocab_size"),
+        kv_heads=whole_number(config, "num_key_value_heads") or heads,
+        head_dim=whole_number(config, "head_dim") or hidden // heads,
+        inner=whole_number(config, "intermediate_size", "ffn_dim", "n_inner") or 4 * hidden,
+        vocab=required_number(config, "vocab_size"),
         is_tied=bool(
             config.get("tie_word_embeddings", _TIED_BY_DEFAULT.get(str(config.get("model_type")), False))
         ),
     )
+
+
+def with_defaults(config: Config) -> Config:
+    """`config`, completed by what its family's class assumes."""
+    family = DECODERS.get(str(config.get("model_type")))
+    given = {key: value for key, value in config.items() if value is not None}
+    return {**family.defaults, **given} if family is not None else config
 
 
 def blueprint_of(config: Config) -> Blueprint:
@@ -110,8 +68,9 @@ def blueprint_of(config: Config) -> Blueprint:
             f"models of type {kind!r} cannot be trained here: {REFUSED[kind]}",
             "choose another model",
         )
+    _refuse_variants(kind, config)
     if kind in DECODERS:
-        return _decoder(config, DECODERS[kind])
+        return decoder_blueprint(with_defaults(config), sizes_of(config), DECODERS[kind])
     if kind in _OTHERS:
         return _OTHERS[kind](config)
     if not kind:
@@ -125,83 +84,28 @@ def blueprint_of(config: Config) -> Blueprint:
     )
 
 
+def is_known(model_type: str) -> bool:
+    """True when the type is counted here, or refused with a reason."""
+    return model_type in DECODERS or model_type in _OTHERS or model_type in REFUSED
+
+
 def supported_types() -> tuple[str, ...]:
     return tuple(sorted((*DECODERS, *_OTHERS)))
 
 
-def _decoder(config: Config, family: Decoder) -> Blueprint:
-    s = sizes_of(config)
-    q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
-    qkv_bias, out_bias = _flag(config, family.qkv_bias), _flag(config, family.out_bias)
-    attention = (
-        Linear("self_attn.q_proj", s.hidden, q, qkv_bias),
-        Linear("self_attn.k_proj", s.hidden, kv, qkv_bias),
-        Linear("self_attn.v_proj", s.hidden, kv, qkv_bias),
-        Linear(f"self_attn.{family.out_name}", q, s.hidden, out_bias),
-    )
-    norms = tuple(t for name in family.block_norms for t in _norm(config, family, name, s.hidden))
-    return Blueprint(
-        layers=s.layers,
-        block_prefix="model.layers",
-        linears=attention + _mlp(config, family, s),
-        block_tensors=norms + _qk_norms(family, s, q, kv) + family.extra(config, s),
-        outer=(*_ends(s, "model.embed_tokens"), *_norm(config, family, "model.norm", s.hidden)),
-        is_gated_mlp=family.mlp in ("gated", "moe"),
-    )
-
-
-def _mlp(config: Config, family: Decoder, s: Sizes) -> tuple[Linear, ...]:
-    bias = _flag(config, family.mlp_bias)
-    if family.mlp == "gated":
-        return (
-            Linear("mlp.gate_proj", s.hidden, s.inner, bias),
-            Linear("mlp.up_proj", s.hidden, s.inner, bias),
-            Linear("mlp.down_proj", s.inner, s.hidden, bias),
-        )
-    names = {"plain": ("up_proj", "down_proj"), "fc": ("fc1", "fc2"), "c_fc": ("c_fc", "c_proj")}.get(
-        family.mlp
-    )
-    if names is None:
-        return ()
-    return Linear(f"mlp.{names[0]}", s.hidden, s.inner, bias), Linear(
-        f"mlp.{names[1]}", s.inner, s.hidden, bias
-    )
-
-
-def _norm(config: Config, family: Decoder, name: str, size: int) -> tuple[Tensor, ...]:
-    if not family.norm_has_weight:
-        return ()
-    weight = Tensor(f"{name}.weight", (size,), "norm")
-    return (
-        (weight, Tensor(f"{name}.bias", (size,), "norm"))
-        if _flag(config, family.norm_has_bias)
-        else (weight,)
-    )
-
-
-def _qk_norms(family: Decoder, s: Sizes, q: int, kv: int) -> tuple[Tensor, ...]:
-    if not family.qk_norm:
-        return ()
-    q_size, k_size = (s.head_dim, s.head_dim) if family.qk_norm == "head" else (q, kv)
-    return (
-        Tensor("self_attn.q_norm.weight", (q_size,), "norm"),
-        Tensor("self_attn.k_norm.weight", (k_size,), "norm"),
-    )
-
-
-def _ends(s: Sizes, embedding: str, head: str = "lm_head") -> tuple[Tensor, ...]:
-    inputs = Tensor(f"{embedding}.weight", (s.vocab, s.hidden), "embedding")
-    return (inputs,) if s.is_tied else (inputs, Tensor(f"{head}.weight", (s.vocab, s.hidden), "head"))
-
-
-def _experts(config: Config, s: Sizes) -> tuple[Tensor, ...]:
-    """Experts live in fused three-dimensional parameters that bitsandbytes does not quantize (transformers 5)."""
-    count = _number(config, "num_local_experts", "num_experts")
-    inner = _optional(config, "moe_intermediate_size") or s.inner
-    return (
-        Tensor("mlp.gate.weight", (count, s.hidden), "router"),
-        Tensor("mlp.experts.gate_up_proj", (count, 2 * inner, s.hidden), "expert"),
-        Tensor("mlp.experts.down_proj", (count, s.hidden, inner), "expert"),
+def _refuse_variants(kind: str, config: Config) -> None:
+    """Variants of a known family whose tensors are others than counted here."""
+    has_dense_layers = bool(config.get("mlp_only_layers")) or config.get("decoder_sparse_step", 1) != 1
+    if kind == "qwen3_moe" and has_dense_layers:
+        reason = "mixes blocks with and without experts"
+    elif kind in ("phi", "stablelm") and config.get("qk_layernorm"):
+        reason = "normalises its queries and keys"
+    else:
+        return
+    raise EngineError(
+        "model.unsupported",
+        f"this {kind} model {reason}, a variant that is not supported",
+        "choose another model",
     )
 
 
@@ -221,13 +125,14 @@ def _phi3(config: Config) -> Blueprint:
             Tensor(f"{n}.weight", (s.hidden,), "norm")
             for n in ("input_layernorm", "post_attention_layernorm")
         ),
-        outer=(*_ends(s, "model.embed_tokens"), Tensor("model.norm.weight", (s.hidden,), "norm")),
+        outer=(*ends(s, "model.embed_tokens"), Tensor("model.norm.weight", (s.hidden,), "norm")),
     )
 
 
 def _phi(config: Config) -> Blueprint:
-    found = _decoder(
+    found = decoder_blueprint(
         config,
+        sizes_of(config),
         Decoder(
             qkv_bias=True,
             out_bias=True,
@@ -238,7 +143,7 @@ def _phi(config: Config) -> Blueprint:
             norm_has_bias=True,
         ),
     )
-    vocab = _number(config, "vocab_size")
+    vocab = required_number(config, "vocab_size")
     outer = tuple(
         Tensor(t.path.replace("model.norm", "model.final_layernorm"), t.shape, t.role) for t in found.outer
     )
@@ -261,8 +166,8 @@ def _gpt_neox(config: Config) -> Blueprint:
             Linear("mlp.dense_h_to_4h", s.hidden, s.inner, has_bias=True),
             Linear("mlp.dense_4h_to_h", s.inner, s.hidden, has_bias=True),
         ),
-        block_tensors=_with_biases(norms, s.hidden),
-        outer=(*_ends(s, "gpt_neox.embed_in"), *_with_biases(("gpt_neox.final_layer_norm",), s.hidden)),
+        block_tensors=with_biases(norms, s.hidden),
+        outer=(*ends(s, "gpt_neox.embed_in"), *with_biases(("gpt_neox.final_layer_norm",), s.hidden)),
         is_gated_mlp=False,
     )
 
@@ -282,49 +187,21 @@ def _opt(config: Config) -> Blueprint:
     )
     positions = Tensor(
         "model.decoder.embed_positions.weight",
-        (_number(config, "max_position_embeddings") + 2, s.hidden),
+        (required_number(config, "max_position_embeddings") + 2, s.hidden),
         "embedding",
     )
     return Blueprint(
         layers=s.layers,
         block_prefix="model.decoder.layers",
         linears=(*attention, Linear("fc1", s.hidden, s.inner, bias), Linear("fc2", s.inner, s.hidden, bias)),
-        block_tensors=_with_biases(("self_attn_layer_norm", "final_layer_norm"), s.hidden),
+        block_tensors=with_biases(("self_attn_layer_norm", "final_layer_norm"), s.hidden),
         outer=(
-            *_ends(s, "model.decoder.embed_tokens"),
+            *ends(s, "model.decoder.embed_tokens"),
             positions,
-            *_with_biases(("model.decoder.final_layer_norm",), s.hidden),
+            *with_biases(("model.decoder.final_layer_norm",), s.hidden),
         ),
         is_gated_mlp=False,
     )
-
-
-def _with_biases(names: tuple[str, ...], size: int) -> tuple[Tensor, ...]:
-    return tuple(Tensor(f"{name}.{part}", (size,), "norm") for name in names for part in ("weight", "bias"))
-
-
-def _flag(config: Config, flag: bool | str) -> bool:
-    """A constant of the family, or the name of the config key that decides."""
-    return bool(config.get(flag, False)) if isinstance(flag, str) else flag
-
-
-def _optional(config: Config, *names: str) -> int | None:
-    for name in names:
-        value = config.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    return None
-
-
-def _number(config: Config, *names: str) -> int:
-    value = _optional(config, *names)
-    if value is None:
-        raise EngineError(
-            "model.config",
-            f"config.json has no usable {names[0]!r}",
-            "check that it belongs to a language model",
-        )
-    return value
 
 
 _FOUR_NORMS = (
@@ -336,24 +213,81 @@ _FOUR_NORMS = (
 _POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 _LLAMA = Decoder(qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias="mlp_bias")
 _MISTRAL = Decoder()
+_GLM = {"attention_bias": True, "head_dim": 128}
 _TIED_BY_DEFAULT = dict.fromkeys(
-    ("gemma", "gemma2", "gemma3_text", "opt", "starcoder2", "cohere", "smollm3"), True
+    ("gemma", "gemma2", "gemma3_text", "opt", "starcoder2", "cohere", "cohere2", "smollm3", "ernie4_5"), True
 )
 
 DECODERS: dict[str, Decoder] = {
     "llama": _LLAMA,
     "mistral": _MISTRAL,
     "ministral": _MISTRAL,
-    "mixtral": Decoder(mlp="moe", extra=_experts),
+    "mixtral": Decoder(mlp="moe", extra=experts),
     "qwen2": Decoder(qkv_bias=True),
-    "qwen3": Decoder(qkv_bias="attention_bias", out_bias="attention_bias", qk_norm="head"),
-    "qwen3_moe": Decoder(
-        qkv_bias="attention_bias", out_bias="attention_bias", qk_norm="head", mlp="moe", extra=_experts
+    "qwen3": Decoder(
+        qkv_bias="attention_bias", out_bias="attention_bias", qk_norm="head", defaults={"head_dim": 128}
     ),
-    "gemma": Decoder(qkv_bias="attention_bias", out_bias="attention_bias"),
-    "gemma2": Decoder(qkv_bias="attention_bias", out_bias="attention_bias", block_norms=_FOUR_NORMS),
+    "qwen3_moe": Decoder(
+        qkv_bias="attention_bias", out_bias="attention_bias", qk_norm="head", mlp="moe", extra=experts
+    ),
+    "gemma": Decoder(qkv_bias="attention_bias", out_bias="attention_bias", defaults={"head_dim": 256}),
+    "gemma2": Decoder(
+        qkv_bias="attention_bias",
+        out_bias="attention_bias",
+        block_norms=_FOUR_NORMS,
+        defaults={"head_dim": 256},
+    ),
     "gemma3_text": Decoder(
-        qkv_bias="attention_bias", out_bias="attention_bias", block_norms=_FOUR_NORMS, qk_norm="head"
+        qkv_bias="attention_bias",
+        out_bias="attention_bias",
+        block_norms=_FOUR_NORMS,
+        qk_norm="head",
+        defaults={
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "vocab_size": 262_208,
+            "max_position_embeddings": 131_072,
+        },
+    ),
+    "glm": Decoder(qkv_bias="attention_bias", mlp="fused", defaults=_GLM),
+    "glm4": Decoder(
+        qkv_bias="attention_bias",
+        mlp="fused",
+        block_norms=(
+            "input_layernorm",
+            "post_attention_layernorm",
+            "post_self_attn_layernorm",
+            "post_mlp_layernorm",
+        ),
+        defaults=_GLM,
+    ),
+    "exaone4": Decoder(block_norms=_POST_NORMS, qk_norm="head"),
+    "hunyuan_v1_dense": Decoder(
+        qkv_bias="attention_bias",
+        out_bias="attention_bias",
+        qk_norm="head",
+        qk_norm_names=("query_layernorm", "key_layernorm"),
+    ),
+    "arcee": Decoder(qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias="mlp_bias", mlp="plain"),
+    "nemotron": Decoder(
+        qkv_bias="attention_bias",
+        out_bias="attention_bias",
+        mlp_bias="mlp_bias",
+        mlp="plain",
+        norm_has_bias=True,
+    ),
+    "ernie4_5": Decoder(qkv_bias="use_bias", out_bias="use_bias", mlp_bias="use_bias"),
+    "seed_oss": Decoder(
+        qkv_bias="attention_bias",
+        out_bias="attention_out_bias",
+        mlp_bias="mlp_bias",
+        defaults={"attention_bias": True, "head_dim": 128},
+    ),
+    "helium": Decoder(qkv_bias="attention_bias", mlp_bias="mlp_bias", defaults={"head_dim": 128}),
+    "ministral3": _MISTRAL,
+    "olmoe": Decoder(
+        qkv_bias="attention_bias", out_bias="attention_bias", qk_norm="full", mlp="moe", extra=experts
     ),
     "olmo": Decoder(qkv_bias="attention_bias", out_bias="attention_bias", norm_has_weight=False),
     "olmo2": Decoder(
@@ -364,11 +298,24 @@ DECODERS: dict[str, Decoder] = {
     ),
     "granite": _LLAMA,
     "smollm3": _LLAMA,
-    "stablelm": Decoder(qkv_bias="use_qkv_bias", norm_has_bias=True),
+    "stablelm": Decoder(qkv_bias="use_qkv_bias", norm_has_bias=True, has_parallel_form=True),
     "starcoder2": Decoder(
-        qkv_bias="use_bias", out_bias="use_bias", mlp_bias="use_bias", mlp="c_fc", norm_has_bias=True
+        qkv_bias="use_bias",
+        out_bias="use_bias",
+        mlp_bias="use_bias",
+        mlp="c_fc",
+        norm_has_bias=True,
+        defaults={"use_bias": True},
     ),
-    "cohere": Decoder(qkv_bias="attention_bias", out_bias="attention_bias", block_norms=("input_layernorm",)),
+    "cohere": Decoder(
+        qkv_bias="attention_bias",
+        out_bias="attention_bias",
+        block_norms=("input_layernorm",),
+        extra=command_r_norms,
+    ),
+    "cohere2": Decoder(
+        qkv_bias="attention_bias", out_bias="attention_bias", block_norms=("input_layernorm",)
+    ),
 }
 _OTHERS: dict[str, Callable[[Config], Blueprint]] = {
     "phi3": _phi3,

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
-import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from qlora_engine import paths
 from qlora_engine.config import QuantizationSettings
 from qlora_engine.device import DevicePlan
-from qlora_engine.errors import EngineError
+from qlora_engine.errors import Cancelled, EngineError
 from qlora_engine.models import spec
+from qlora_engine.models.fingerprint import base_sha256, fingerprint
 from qlora_engine.models.quiet import quiet
+
+__all__ = [
+    "LoadReport",
+    "LoadedModel",
+    "base_sha256",
+    "constants_bytes",
+    "end_token_ids",
+    "fingerprint",
+    "inspect_loaded",
+    "load_quantized",
+    "load_tokenizer",
+    "require_memory",
+    "text_model_arguments",
+]
 
 Report = Callable[[str, int, int | None, str], None]
 BLOCK_SIZE = 64
@@ -31,6 +43,9 @@ END_OF_TURN = (
     "<end_of_turn>",
     "<|end|>",
     "<|end_of_text|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "[|endofturn|]",
+    "<|endofturn|>",
     "</s>",
     "<|endoftext|>",
 )
@@ -79,31 +94,51 @@ def load_quantized(
 
     Raises:
         EngineError: it does not fit, is broken, brings code of its own, or was not built as asked.
+        Cancelled: `report_progress` raised it.
     """
     facts = spec.facts_of_folder(path)
     _refuse_remote_code(facts, trust_remote_code)
-    require_memory(facts, plan)
-    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    with quiet(), _watch_loading(facts, report_progress):
+    runs_code = spec.brings_code(facts.config)
+    require_memory(facts, plan, quantization.double_quant)
+    tokenizer = load_tokenizer(path, trust_remote_code=runs_code)
+    with quiet(), _watch_loading(facts, report_progress) as watch:
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model, found = AutoModelForCausalLM.from_pretrained(
                 str(path),
                 quantization_config=_bnb_config(quantization, plan),
                 dtype=plan.torch_dtype,
                 device_map={"": plan.name},
-                trust_remote_code=trust_remote_code,
+                trust_remote_code=runs_code,
                 local_files_only=True,
                 use_safetensors=True,
+                output_loading_info=True,
+                **text_model_arguments(path, facts),
             )
-        except (ValueError, OSError, RuntimeError, KeyError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            watch.raise_if_cancelled()  # transformers wraps what is raised inside its loader
             raise EngineError(
-                "model.load", f"{path.name} could not be loaded: {str(error).strip().splitlines()[0][:200]}",
+                "model.load", f"{path.name} could not be loaded: {_short(error)}",
                 "download the model again, or choose another", is_input_error=False,
             ) from error  # fmt: skip
+    _require_complete(path, found)
     model.requires_grad_(False)
     return LoadedModel(model, tokenizer, inspect_loaded(model, tokenizer, path, facts, quantization, plan))
+
+
+def text_model_arguments(path: Path, facts: spec.ModelFacts | None = None) -> dict[str, Any]:
+    """What `from_pretrained` needs besides the path to build only the language model of a model that also sees
+    (Gemma 3, Mistral Small): its text config, and where its tensors lie. Empty for all others."""
+    facts = facts or spec.facts_of_folder(path)
+    if not isinstance(facts.config.get("text_config"), Mapping) or spec.brings_code(facts.config):
+        return {}
+    config = AutoConfig.from_pretrained(str(path), local_files_only=True).get_text_config(decoder=True)
+    config.tie_word_embeddings = facts.is_tied
+    return {
+        "config": config,
+        "key_mapping": {r"^language_model\.": "", r"^model\.language_model\.": "model."},
+    }
 
 
 def inspect_loaded(
@@ -123,6 +158,7 @@ def inspect_loaded(
     for name, module in linears.items():
         _check_module(name, module, quantization, plan)
     quantized = sum(m.in_features * m.out_features for m in linears.values())
+    _refuse_leftovers(model, plan)
     if quantized != facts.quantized_parameters:
         raise EngineError(
             "model.not_quantized",
@@ -180,40 +216,27 @@ def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Every token that ends an answer: of the generation config, the config, the tokenizer, and the end-of-turn
     token that the chat template writes (CORRECTNESS 15)."""
     found: set[int] = set()
-    for owner in (model.generation_config, model.config):
+    for owner in (getattr(model, "generation_config", None), model.config):
         ids = getattr(owner, "eos_token_id", None)
         found |= set(ids) if isinstance(ids, list | tuple) else ({ids} if ids is not None else set())
     if tokenizer.eos_token_id is not None:
         found.add(tokenizer.eos_token_id)
-    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+    stored = tokenizer.chat_template or ""
+    template = stored if isinstance(stored, str) else "".join(stored.values())
     vocabulary = tokenizer.get_vocab()
     found |= {vocabulary[token] for token in END_OF_TURN if token in template and token in vocabulary}
     return tuple(sorted(int(i) for i in found))
 
 
-def fingerprint(path: Path) -> dict[str, str]:
-    """File name -> sha256 of everything that defines a model; remembered by size and time."""
-    files = [
-        *spec.weight_files(path),
-        *(path / n for n in ("config.json", "tokenizer.json") if (path / n).is_file()),
-    ]
-    return {file.name: _remembered_sha256(file) for file in files}
-
-
-def base_sha256(path: Path) -> str:
-    """One hash for the base: over the sorted names and hashes of its weight files."""
-    lines = [f"{file.name} {_remembered_sha256(file)}" for file in spec.weight_files(path)]
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
-
-
-def require_memory(facts: spec.ModelFacts, plan: DevicePlan) -> None:
+def require_memory(facts: spec.ModelFacts, plan: DevicePlan, double_quant: bool = True) -> None:
     """Refuse before loading when even the quantized weights do not fit (CORRECTNESS 11).
 
     Raises:
         EngineError: they do not, with both numbers.
     """
     element = 4 if plan.torch_dtype_name == "float32" else 2
-    needed = int(facts.quantized_parameters * 0.516) + facts.unquantized_parameters * element
+    constants = 1 / 64 + 4 / (64 * 256) if double_quant else 4 / 64
+    needed = int(facts.quantized_parameters * (0.5 + constants)) + facts.unquantized_parameters * element
     if plan.kind == "cuda":
         free, where = torch.cuda.mem_get_info(plan.index)[0], "the GPU"
     else:
@@ -267,75 +290,96 @@ def _check_module(name: str, module: Any, wanted: QuantizationSettings, plan: De
             )  # fmt: skip
 
 
-def _refuse_remote_code(facts: spec.ModelFacts, trust_remote_code: bool) -> None:
-    auto_map = facts.config.get("auto_map")
-    if auto_map and not trust_remote_code and not _is_built_in(facts.model_type):
-        files = sorted(
-            {str(target).split(".", 1)[0] + ".py" for target in auto_map.values() if isinstance(target, str)}
-        )
+def _refuse_leftovers(model: Any, plan: DevicePlan) -> None:
+    """No linear layer but the head may be left unquantized, nothing may be on another device, and embeddings and
+    head must be in the compute type, not cast up (CORRECTNESS 8 and 11)."""
+    head = model.get_output_embeddings()
+    plain = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and not isinstance(module, Linear4bit) and module is not head
+    ]
+    away = [name for name, p in model.named_parameters() if p.device != torch.device(plan.name)]
+    ends = [module for module in (model.get_input_embeddings(), head) if module is not None]
+    cast = [type(m).__name__ for m in ends if m.weight.dtype != plan.torch_dtype]
+    for names, words in (
+        (plain, "was not quantized"),
+        (away, f"is not on {plan.name}"),
+        (cast, f"is not in {plan.torch_dtype_name}"),
+    ):
+        if names:
+            raise EngineError(
+                "model.not_as_asked", f"{names[0]} {words} ({len(names)} such)",
+                "report this model as a bug", is_input_error=False,
+            )  # fmt: skip
+
+
+def _require_complete(path: Path, found: Mapping[str, Any]) -> None:
+    """transformers fills tensors that it does not find with random numbers; here that is an error."""
+    lost = sorted(found.get("missing_keys", ()))
+    if lost:
         raise EngineError(
-            "model.remote_code",
-            f"{facts.name} brings Python code of its own that would run on this machine: {', '.join(files)}",
-            "read it first; if you trust its authors, set model.trust_remote_code to true",
+            "model.incomplete",
+            f"{len(lost)} tensors of the model are not in the files of {path.name}, {lost[0]} among them",
+            "download the model again, or check that config.json belongs to these files",
         )
 
 
-def _is_built_in(model_type: str) -> bool:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+def _refuse_remote_code(facts: spec.ModelFacts, trust_remote_code: bool) -> None:
+    if trust_remote_code or not spec.brings_code(facts.config):
+        return
+    targets = (str(target) for target in dict(facts.config["auto_map"]).values())
+    files = sorted({target.split(".", 1)[0] + ".py" for target in targets})
+    raise EngineError(
+        "model.remote_code",
+        f"{facts.name} brings Python code of its own that would run on this machine: {', '.join(files)}",
+        f"read it first in {facts.path}; if you trust its authors, set model.trust_remote_code to true",
+    )
 
-    return model_type in CONFIG_MAPPING
+
+class _Watch:
+    """Reports each quantized layer; remembers a wish to stop, which transformers would turn into an error."""
+
+    def __init__(self, total: int, report: Report) -> None:
+        self._total, self._report = total, report
+        self._count, self._lock = itertools.count(1), threading.Lock()
+        self._cancelled: Cancelled | None = None
+
+    def layer_done(self) -> None:
+        with self._lock:
+            self.raise_if_cancelled()
+            try:
+                self._report("loading", min(next(self._count), self._total), self._total, "layers")
+            except Cancelled as wish:
+                self._cancelled = wish
+                raise
+
+    def raise_if_cancelled(self) -> None:
+        if self._cancelled is not None:
+            raise self._cancelled
 
 
 @contextlib.contextmanager
-def _watch_loading(facts: spec.ModelFacts, report: Report | None) -> Iterator[None]:
+def _watch_loading(facts: spec.ModelFacts, report: Report | None) -> Iterator[_Watch]:
     """Count the layers as bitsandbytes quantizes them: `from_pretrained` blocks and has no progress hook."""
-    if report is None:
-        yield
-        return
     total = sum(linear.count for linear in facts.linears)
-    original, done, lock = Params4bit._quantize, itertools.count(1), threading.Lock()
+    watch = _Watch(total, report or (lambda phase, done, total, unit: None))
+    original = Params4bit._quantize
 
     def counted(parameter: Any, device: Any) -> Any:
         result = original(parameter, device)
-        with lock:
-            report("loading", min(next(done), total), total, "layers")
+        watch.layer_done()
         return result
 
     Params4bit._quantize = counted
     try:
-        yield
+        yield watch
     finally:
         Params4bit._quantize = original
 
 
 def _pattern(name: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
-
-
-def _remembered_sha256(file: Path) -> str:
-    """The file's hash; kept in the cache under its path, size and time, since hashing gigabytes takes long."""
-    stat = file.stat()
-    key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    store = paths.cache_dir() / "hashes.json"
-    try:
-        known = json.loads(store.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    if key not in known:
-        with file.open("rb") as stream:
-            known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-        _remember(store, known)
-    return str(known[key])
-
-
-def _remember(store: Path, known: dict[str, str]) -> None:
-    from qlora_engine.runs.record import write_aside
-
-    try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(store, json.dumps(known).encode())
-    except OSError:
-        return  # a cache that cannot be written only costs time
 
 
 def _short(error: BaseException) -> str:

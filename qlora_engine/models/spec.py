@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import struct
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,10 +10,34 @@ from typing import Any
 
 from qlora_engine.errors import EngineError
 from qlora_engine.models import families
+from qlora_engine.models.blueprints import Blueprint, whole_number
+from qlora_engine.models.files import (
+    StoredTensor,
+    headers_of_folder,
+    read_chat_template,
+    read_config,
+    read_header,
+    read_licence,
+    weight_files,
+)
 
-HEADER_LIMIT_BYTES = 100_000_000
-INDEX_FILE = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+__all__ = [
+    "LinearFact",
+    "ModelFacts",
+    "TensorFact",
+    "architecture_of",
+    "brings_code",
+    "facts_from_config",
+    "facts_from_dict",
+    "facts_of_folder",
+    "facts_to_dict",
+    "headers_of_folder",
+    "read_chat_template",
+    "read_config",
+    "read_header",
+    "text_config",
+    "weight_files",
+]
 
 
 @dataclass(frozen=True)
@@ -103,18 +126,19 @@ def facts_from_config(config: Mapping[str, Any], name: str, *, origin: str = "kn
     """Facts from a parsed `config.json` alone.
 
     Raises:
-        EngineError: an unknown or refused architecture, or missing numbers.
+        EngineError: an unknown or refused architecture, missing numbers, or weights that are already quantized.
     """
+    _refuse_quantized(config)
     text = text_config(config)
     blueprint = families.blueprint_of(text)
     sizes = families.sizes_of(text)
-    experts = text.get("num_local_experts") or text.get("num_experts")
+    experts = whole_number(text, "num_local_experts", "num_experts")
     return ModelFacts(
         name=name,
         origin=origin,
         path=None,
         revision=None,
-        architecture=str((config.get("architectures") or [text["model_type"]])[0]),
+        architecture=architecture_of(config),
         model_type=str(text["model_type"]),
         config=config,
         hidden_size=sizes.hidden,
@@ -124,12 +148,12 @@ def facts_from_config(config: Mapping[str, Any], name: str, *, origin: str = "kn
         head_dim=sizes.head_dim,
         intermediate_size=sizes.inner,
         vocab_size=sizes.vocab,
-        max_positions=text.get("max_position_embeddings"),
+        max_positions=whole_number(text, "max_position_embeddings"),
         is_tied=sizes.is_tied,
         is_gated_mlp=blueprint.is_gated_mlp,
         experts=experts,
-        experts_per_token=text.get("num_experts_per_tok") if experts else None,
-        sliding_window=text.get("sliding_window") if text.get("use_sliding_window", True) else None,
+        experts_per_token=whole_number(text, "num_experts_per_tok") if experts else None,
+        sliding_window=_sliding_window(text),
         linears=tuple(_linear_facts(blueprint)),
         unquantized=tuple(_tensor_facts(blueprint)),
     )
@@ -142,14 +166,21 @@ def facts_of_folder(path: Path, name: str | None = None, *, origin: str = "folde
         EngineError: missing, incomplete, damaged, pickled or unknown: one sentence with the next step.
     """
     config = read_config(path)
-    facts = facts_from_config(config, name or path.name, origin=origin)
     tensors = headers_of_folder(path)
+    if brings_code(config):
+        from qlora_engine.models import custom_facts
+
+        facts = custom_facts.facts_from_headers(config, tensors, name or path.name, origin=origin)
+    else:
+        facts = facts_from_config(_with_tie(config, tensors), name or path.name, origin=origin)
+        _require_all_stored(facts, tensors)
     return replace(
         facts,
         path=str(path),
+        config=config,
         stored_bytes=sum(t.nbytes for t in tensors.values()),
         stored_dtype=_main_dtype(tensors),
-        licence=_licence(path),
+        licence=read_licence(path),
         chat_template=read_chat_template(path),
     )
 
@@ -157,126 +188,24 @@ def facts_of_folder(path: Path, name: str | None = None, *, origin: str = "folde
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a config that describes the language model (Gemma 3 and others nest it)."""
     nested = config.get("text_config")
-    return nested if isinstance(nested, Mapping) else config
+    if not isinstance(nested, Mapping):
+        return config
+    outer = config.get("tie_word_embeddings")
+    return {**nested, "tie_word_embeddings": outer} if isinstance(outer, bool) else nested
 
 
-def read_config(path: Path) -> Mapping[str, Any]:
-    """The parsed `config.json` of a folder.
-
-    Raises:
-        EngineError: no folder, no file, or not JSON.
-    """
-    if not path.exists():
-        raise EngineError(
-            "model.missing", f"there is no folder {path}", "check the path, or choose another model"
-        )
-    if not path.is_dir():
-        raise EngineError(
-            "model.not_folder", f"{path} is not a folder", "choose the folder that holds config.json"
-        )
-    file = path / "config.json"
-    if not file.is_file():
-        raise EngineError(
-            "model.no_config", f"the folder {path} has no config.json, so it is not a transformers model",
-            "choose the folder that holds config.json and the safetensors files",
-        )  # fmt: skip
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise EngineError(
-            "model.config", f"{file} cannot be read: {error}", "download the model again"
-        ) from error
-    if not isinstance(config, dict):
-        raise EngineError("model.config", f"{file} is not a JSON object", "download the model again")
-    return config
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The class that the config names, else its model type."""
+    named = config.get("architectures")
+    if isinstance(named, list) and named and isinstance(named[0], str):
+        return named[0]
+    return str(text_config(config).get("model_type", "unknown"))
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of a safetensors file: where it lies and what it is. `dtype` as safetensors writes it (BF16)."""
-
-    file: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-
-
-def headers_of_folder(path: Path) -> dict[str, StoredTensor]:
-    """Name -> tensor of all safetensors files of a model folder.
-
-    Raises:
-        EngineError: none, only pickles, a missing shard, or a truncated file.
-    """
-    files = weight_files(path)
-    return {name: tensor for file in files for name, tensor in read_header(file).items()}
-
-
-def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a model folder, shards in order.
-
-    Raises:
-        EngineError: none, only pickles, or a missing shard.
-    """
-    single = path / "model.safetensors"
-    if single.is_file():
-        return [single]
-    index = path / INDEX_FILE
-    if index.is_file():
-        return _shards(path, index)
-    pickles = sorted(p.name for pattern in PICKLES for p in path.glob(pattern))
-    if pickles:
-        raise EngineError(
-            "model.pickle", f"the weights in {path} are pickles ({pickles[0]}), which can run code when read; only safetensors are",
-            "get the model's safetensors version, or convert it on a machine you trust",
-        )  # fmt: skip
-    raise EngineError(
-        "model.no_weights",
-        f"the folder {path} has no model.safetensors",
-        "download the model again, with its weights",
-    )
-
-
-def read_header(file: Path) -> dict[str, StoredTensor]:
-    """The header of one safetensors file, checked against the file's size.
-
-    Raises:
-        EngineError: truncated, or not a safetensors file.
-    """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        if len(prefix) < 8:
-            raise _truncated(file, size, 8)
-        length = struct.unpack("<Q", prefix)[0]
-        if length > HEADER_LIMIT_BYTES:
-            raise EngineError("model.damaged", f"{file.name} is not a safetensors file", "download it again")
-        raw = stream.read(length)
-    if len(raw) < length:
-        raise _truncated(file, size, 8 + length)
-    try:
-        header = json.loads(raw)
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        found = {name: _stored(file.name, entry) for name, entry in entries.items()}
-        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise EngineError(
-            "model.damaged", f"the header of {file.name} is damaged", "download it again"
-        ) from error
-    if size < 8 + length + end:
-        raise _truncated(file, size, 8 + length + end)
-    return found
-
-
-def read_chat_template(path: Path) -> str | None:
-    """The model's own chat template, from `chat_template.jinja` or `tokenizer_config.json`."""
-    jinja = path / "chat_template.jinja"
-    if jinja.is_file():
-        return jinja.read_text(encoding="utf-8")
-    try:
-        stored = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return stored if isinstance(stored, str) else None
+def brings_code(config: Mapping[str, Any]) -> bool:
+    """True for a model that only Python files of its own can build (`auto_map`, and a type unknown here)."""
+    kind = str(text_config(config).get("model_type", ""))
+    return bool(config.get("auto_map")) and not families.is_known(kind)
 
 
 def facts_to_dict(facts: ModelFacts) -> dict[str, Any]:
@@ -299,7 +228,43 @@ def facts_from_dict(plain: Mapping[str, Any]) -> ModelFacts:
     return ModelFacts(**values)
 
 
-def _linear_facts(blueprint: families.Blueprint) -> Iterator[LinearFact]:
+def _sliding_window(text: Mapping[str, Any]) -> int | None:
+    """Qwen configs name a window that they do not use."""
+    is_used = text.get("use_sliding_window", not str(text.get("model_type")).startswith("qwen"))
+    return whole_number(text, "sliding_window") if is_used else None
+
+
+def _with_tie(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Mapping[str, Any]:
+    """A nested config often leaves out whether the head is tied; then the files tell."""
+    if not isinstance(config.get("text_config"), Mapping) or not tensors:
+        return config
+    return {**config, "tie_word_embeddings": not any(name.endswith("lm_head.weight") for name in tensors)}
+
+
+def _refuse_quantized(config: Mapping[str, Any]) -> None:
+    found = config.get("quantization_config")
+    if isinstance(found, Mapping):
+        method = found.get("quant_method") or (
+            "bitsandbytes" if "load_in_4bit" in found else "an unknown method"
+        )
+        raise EngineError(
+            "model.already_quantized",
+            f"the weights of this model are already quantized ({method}), and QLoRA starts from 16-bit weights",
+            "choose the model's 16-bit version",
+        )
+
+
+def _require_all_stored(facts: ModelFacts, tensors: Mapping[str, StoredTensor]) -> None:
+    stored = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    if stored < facts.parameters:
+        raise EngineError(
+            "model.incomplete",
+            f"the files hold {stored:,} parameters, and config.json describes a model of {facts.parameters:,}",
+            "download the model again, or check that config.json belongs to these files",
+        )
+
+
+def _linear_facts(blueprint: Blueprint) -> Iterator[LinearFact]:
     for linear in blueprint.linears:
         yield LinearFact(
             name=linear.path.rsplit(".", 1)[-1],
@@ -312,7 +277,7 @@ def _linear_facts(blueprint: families.Blueprint) -> Iterator[LinearFact]:
         )
 
 
-def _tensor_facts(blueprint: families.Blueprint) -> Iterator[TensorFact]:
+def _tensor_facts(blueprint: Blueprint) -> Iterator[TensorFact]:
     for tensor in blueprint.outer:
         yield TensorFact(tensor.path, tensor.shape, 1, tensor.role)
     for tensor in blueprint.block_tensors:
@@ -325,49 +290,8 @@ def _tensor_facts(blueprint: families.Blueprint) -> Iterator[TensorFact]:
             yield TensorFact(path, (linear.out_features,), blueprint.layers, "bias")
 
 
-def _shards(path: Path, index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise EngineError("model.damaged", f"{index.name} is damaged", "download the model again") from error
-    missing = [name for name in names if not (path / name).is_file()]
-    if missing:
-        raise EngineError(
-            "model.missing_shard", f"{len(missing)} of {len(names)} weight files are missing, {missing[0]} among them",
-            "download the model again; what is there is kept",
-        )  # fmt: skip
-    return [path / name for name in names]
-
-
-def _stored(file: str, entry: Mapping[str, Any]) -> StoredTensor:
-    start, end = entry["data_offsets"]
-    return StoredTensor(file, str(entry["dtype"]), tuple(entry["shape"]), int(end) - int(start))
-
-
-def _truncated(file: Path, size: int, expected: int) -> EngineError:
-    return EngineError(
-        "model.truncated",
-        f"{file.name} is cut short: {size} bytes, and its header needs at least {expected}",
-        "download that file again",
-    )
-
-
 def _main_dtype(tensors: Mapping[str, StoredTensor]) -> str | None:
     totals: dict[str, int] = {}
     for tensor in tensors.values():
         totals[tensor.dtype] = totals.get(tensor.dtype, 0) + tensor.nbytes
     return max(totals, key=lambda dtype: totals[dtype]) if totals else None
-
-
-def _licence(path: Path) -> str | None:
-    """From `origin.json` (our conversions) or the model card's front matter."""
-    try:
-        return str(json.loads((path / "origin.json").read_text(encoding="utf-8"))["licence"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    card = path / "README.md"
-    if card.is_file():
-        for line in card.read_text(encoding="utf-8", errors="replace").splitlines()[:60]:
-            if line.startswith("license:"):
-                return line.split(":", 1)[1].strip() or None
-    return None

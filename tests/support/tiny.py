@@ -9,7 +9,12 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedTokenizerFast,
+)
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -32,10 +37,14 @@ EXTRA: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
     "gemma2": {"sliding_window": 16},
     "mistral": {"sliding_window": None},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "ministral3": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
 }
 ARCHITECTURES = (
     "llama", "mistral", "ministral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text",
     "phi3", "phi", "gpt_neox", "opt", "olmo", "olmo2", "olmo3", "granite", "stablelm", "starcoder2", "cohere", "smollm3",
+    "cohere2", "glm", "glm4", "exaone4", "hunyuan_v1_dense", "arcee", "nemotron", "ernie4_5", "seed_oss", "helium",
+    "ministral3", "olmoe",
 )  # fmt: skip
 
 
@@ -92,6 +101,26 @@ def make_tiny(
             torch.nn.init.normal_(parameter, std=0.02)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     tiny_tokenizer(chat_template).save_pretrained(folder)
+    return folder
+
+
+def make_tiny_seeing(model_type: str, folder: Path, *, seed: int = 0) -> Path:
+    """A tiny model that also sees: `gemma3` or `mistral3`, its language model nested inside."""
+    torch.manual_seed(seed)
+    inner = {"gemma3": "gemma3_text", "mistral3": "mistral"}[model_type]
+    eyes = {"gemma3": "siglip_vision_model", "mistral3": "pixtral"}[model_type]
+    config = AutoConfig.for_model(
+        model_type,
+        text_config=tiny_config(inner).to_dict(),
+        vision_config={
+            "model_type": eyes, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "head_dim": 16, "image_size": 28, "patch_size": 14,
+        },
+        tie_word_embeddings=model_type == "gemma3",
+    )  # fmt: skip
+    model = AutoModelForImageTextToText.from_config(config).to(torch.bfloat16)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     return folder
 
 

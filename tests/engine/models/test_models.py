@@ -23,18 +23,6 @@ from tests.support.tiny import ARCHITECTURES, make_tiny
 CPU = plan_device(ModelSettings(device="cpu"))
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("QLORA_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def llama(tmp_path: Path) -> Path:
-    return make_tiny("llama", tmp_path / "llama")
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_facts_equal_what_is_built(architecture: str, tmp_path: Path, home: Path) -> None:
     folder = make_tiny(architecture, tmp_path / architecture)
@@ -169,13 +157,6 @@ def test_a_missing_tokenizer_gets_a_sentence(llama: Path) -> None:
         (llama / name).unlink()
     with pytest.raises(EngineError, match="no usable tokenizer"):
         loading.load_tokenizer(llama)
-
-
-def test_code_in_the_model_is_named_not_run(llama: Path, home: Path) -> None:
-    set_config(llama, auto_map={"AutoModelForCausalLM": "evil--modeling.Evil"}, model_type="llama")
-    facts = spec.facts_of_folder(llama)
-    with pytest.raises(EngineError, match=r"brings Python code"):
-        loading._refuse_remote_code(spec.replace(facts, model_type="evil"), trust_remote_code=False)
 
 
 def test_a_model_too_large_for_the_machine_is_refused_before_loading(llama: Path) -> None:

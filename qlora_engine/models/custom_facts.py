@@ -1,0 +1,102 @@
+"""Facts of a model that brings its own code, from the names and shapes in its files: nothing of it is run. Torch-free."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qlora_engine.models import families
+from qlora_engine.models.blueprints import whole_number
+from qlora_engine.models.files import StoredTensor
+from qlora_engine.models.spec import (
+    LinearFact,
+    ModelFacts,
+    TensorFact,
+    architecture_of,
+    text_config,
+)
+
+Pattern = tuple[str, tuple[int, ...]]
+EMBEDDING = re.compile(r"embed|wte|wpe|word_embeddings")
+HEAD = re.compile(r"^(lm_head|output|embed_out)\.")
+
+
+def facts_from_headers(
+    config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], name: str, *, origin: str
+) -> ModelFacts:
+    """Facts read off the files: a two-dimensional weight inside a block counts as a linear layer.
+
+    Raises:
+        EngineError: the config lacks the usual numbers.
+    """
+    text = text_config(config)
+    sizes = families.sizes_of(text)
+    counts = Counter((_pattern(n), tensor.shape) for n, tensor in tensors.items())
+    linears = tuple(_linears(counts))
+    experts = whole_number(text, "num_local_experts", "num_experts", "n_routed_experts")
+    return ModelFacts(
+        name=name,
+        origin=origin,
+        path=None,
+        revision=None,
+        architecture=architecture_of(config),
+        model_type=str(text.get("model_type", "unknown")),
+        config=config,
+        hidden_size=sizes.hidden,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        intermediate_size=sizes.inner,
+        vocab_size=sizes.vocab,
+        max_positions=whole_number(text, "max_position_embeddings"),
+        is_tied=not any(HEAD.search(n) for n in tensors),
+        is_gated_mlp=any("gate" in linear.name for linear in linears),
+        experts=experts,
+        experts_per_token=whole_number(text, "num_experts_per_tok") if experts else None,
+        sliding_window=whole_number(text, "sliding_window"),
+        linears=linears,
+        unquantized=tuple(_others(counts)),
+    )
+
+
+def _linears(counts: Counter[Pattern]) -> Iterator[LinearFact]:
+    biases = {name for name, _ in counts}
+    for (name, shape), count in counts.items():
+        if _is_linear(name, shape):
+            path = name.removesuffix(".weight")
+            yield LinearFact(
+                name=path.rsplit(".", 1)[-1],
+                path=path,
+                in_features=shape[1],
+                out_features=shape[0],
+                count=count,
+                has_bias=f"{path}.bias" in biases,
+                is_quantized=True,
+            )
+
+
+def _others(counts: Counter[Pattern]) -> Iterator[TensorFact]:
+    for (name, shape), count in counts.items():
+        if not _is_linear(name, shape):
+            yield TensorFact(name, shape, count, _role(name))
+
+
+def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and ".*." in name and name.endswith(".weight") and not EMBEDDING.search(name)
+
+
+def _role(name: str) -> str:
+    if HEAD.search(name):
+        return "head"
+    if EMBEDDING.search(name):
+        return "embedding"
+    if "norm" in name or "ln_" in name:
+        return "norm"
+    return "bias" if name.endswith(".bias") else "other"
+
+
+def _pattern(name: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))

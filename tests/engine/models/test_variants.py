@@ -1,0 +1,143 @@
+"""Flags that change a family's tensors, models that also see, and configs that leave numbers out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from qlora_engine.config import QuantizationSettings
+from qlora_engine.device import DevicePlan
+from qlora_engine.errors import EngineError
+from qlora_engine.models import families, loading, spec
+from tests.support.tiny import make_tiny_seeing, tiny_config
+
+FLAGS: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("llama", {"tie_word_embeddings": True}),
+    ("llama", {"num_key_value_heads": 4, "head_dim": 32}),
+    ("qwen2", {"tie_word_embeddings": True}),
+    ("qwen3", {"attention_bias": True}),
+    ("gemma", {"attention_bias": True, "tie_word_embeddings": False}),
+    ("stablelm", {"use_qkv_bias": True}),
+    ("stablelm", {"use_parallel_residual": True}),
+    ("starcoder2", {"use_bias": False}),
+    ("cohere", {"use_qk_norm": True}),
+    ("gpt_neox", {"attention_bias": False}),
+    ("gpt_neox", {"tie_word_embeddings": True}),
+    ("opt", {"enable_bias": False}),
+    ("opt", {"tie_word_embeddings": False}),
+    ("ernie4_5", {"use_bias": True}),
+    ("seed_oss", {"attention_bias": False, "attention_out_bias": True}),
+    ("glm4", {"attention_bias": False}),
+    ("nemotron", {"attention_bias": True, "mlp_bias": True}),
+    ("olmo", {"attention_bias": True}),
+    ("mixtral", {"num_local_experts": 3}),
+    ("phi3", {"tie_word_embeddings": True}),
+]
+
+
+def shapes_built(config: Any) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return {_pattern(name): tuple(p.shape) for name, p in model.named_parameters()}
+
+
+def shapes_told(facts: spec.ModelFacts) -> dict[str, tuple[int, ...]]:
+    told = {tensor.name: tensor.shape for tensor in facts.unquantized}
+    weights = {f"{n.path}.weight": (n.out_features, n.in_features) for n in facts.linears}
+    return {**told, **weights}
+
+
+def _pattern(name: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+@pytest.mark.parametrize(("kind", "flags"), FLAGS, ids=lambda value: str(value)[:60])
+def test_flags_change_the_tensors_that_they_change(kind: str, flags: dict[str, Any]) -> None:
+    config = tiny_config(kind, **flags)
+    assert shapes_told(spec.facts_from_config(config.to_dict(), kind)) == shapes_built(config)
+
+
+@pytest.mark.parametrize("kind", sorted(families.DECODERS))
+def test_flags_left_out_mean_what_transformers_takes_them_to_mean(kind: str) -> None:
+    config = tiny_config(kind)
+    flags = ("_bias", "tie_word", "use_qk_norm", "use_parallel")
+    told = {k: v for k, v in config.to_dict().items() if not any(flag in k for flag in flags)}
+    assert shapes_told(spec.facts_from_config(told, kind)) == shapes_built(config)
+
+
+@pytest.mark.parametrize("kind", ["gemma", "gemma2", "gemma3_text", "qwen3", "glm4", "seed_oss", "helium"])
+def test_a_head_size_left_out_is_the_familys(kind: str) -> None:
+    told = tiny_config(kind).to_dict()
+    del told["head_dim"]
+    assert families.sizes_of(told).head_dim == AutoConfig.for_model(kind).head_dim
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [
+        ("phi", {"qk_layernorm": True}),
+        ("stablelm", {"qk_layernorm": True}),
+        ("qwen3_moe", {"mlp_only_layers": [0]}),
+        ("qwen3_moe", {"decoder_sparse_step": 2}),
+        ("opt", {"word_embed_proj_dim": 32}),
+    ],
+)
+def test_variants_that_are_not_counted_are_refused(kind: str, flags: dict[str, Any]) -> None:
+    with pytest.raises(EngineError) as caught:
+        spec.facts_from_config({**tiny_config(kind).to_dict(), **flags}, kind)
+    assert caught.value.code == "model.unsupported"
+
+
+@pytest.mark.parametrize("method", [{"quant_method": "gptq", "bits": 4}, {"load_in_4bit": True}])
+def test_weights_that_are_quantized_already_are_refused(method: dict[str, Any]) -> None:
+    config = {**tiny_config("llama").to_dict(), "quantization_config": method}
+    with pytest.raises(EngineError, match="already quantized") as caught:
+        spec.facts_from_config(config, "llama")
+    assert caught.value.hint == "choose the model's 16-bit version"
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "mistral3"])
+def test_of_a_model_that_sees_the_language_model_is_trained(
+    kind: str, tmp_path: Path, home: Path, cpu: DevicePlan
+) -> None:
+    folder = make_tiny_seeing(kind, tmp_path / kind)
+    facts = spec.facts_of_folder(folder)
+    assert facts.is_tied == (kind == "gemma3")
+    loaded = loading.load_quantized(folder, QuantizationSettings(), cpu)
+    assert loaded.report.unquantized_bytes == 4 * facts.unquantized_parameters
+    text_only = AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=torch.float32, **loading.text_model_arguments(folder)
+    )
+    assert sum(p.numel() for p in text_only.parameters()) == facts.parameters
+    whole = AutoModelForImageTextToText.from_pretrained(str(folder), dtype=torch.float32)
+    ids = torch.arange(5, 17)[None]
+    with torch.no_grad():
+        difference = (text_only(ids).logits - whole(input_ids=ids).logits).abs().max()
+    assert difference < 1e-3
+
+
+def test_a_nested_config_may_leave_numbers_out() -> None:
+    """As the published Gemma 3 4B does."""
+    nested = {
+        "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+        "sliding_window": 1024,
+    }  # fmt: skip
+    facts = spec.facts_from_config({"model_type": "gemma3", "text_config": nested}, "gemma-3-4b")
+    assert (facts.heads, facts.kv_heads, facts.head_dim, facts.vocab_size) == (8, 4, 256, 262_208)
+    assert facts.is_tied
+    assert facts.sliding_window == 1024
+    config = AutoConfig.for_model(**nested)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert facts.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_a_window_that_is_not_used_is_not_told() -> None:
+    config = {**tiny_config("qwen2").to_dict(), "sliding_window": 4096}
+    assert spec.facts_from_config({**config, "use_sliding_window": False}, "q").sliding_window is None
+    assert spec.facts_from_config({**config, "use_sliding_window": True}, "q").sliding_window == 4096
