@@ -17,6 +17,7 @@ COMMANDS = {
     "models": "models:models",
     "inspect": "models:inspect",
     "data": "data:data",
+    "estimate": "estimate:estimate",
     "init": "job:init",
     "check": "job:check",
     "starter": "starter:starter",

@@ -1,0 +1,223 @@
+"""`qlora estimate`: memory of a run by part, with and without double quantization, and where it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from qlora_engine.cli import driving, output, progress
+from qlora_engine.cli.commands.job import set_option
+from qlora_engine.cli.commands.models import offline_option, revision_option
+from qlora_engine.config import TARGET_GROUPS, LoraSettings, TrainingConfig, TrainingSettings
+from qlora_engine.events import RunFinished
+from qlora_engine.jobs import RehearseJob
+from qlora_engine.knobs import knobs_of
+
+SEQ_LEN = 512
+OPTIMIZERS = tuple(knobs_of(TrainingSettings)["optimizer"].choices or ())
+LOSSES = tuple(knobs_of(TrainingSettings)["loss"].choices or ())
+DTYPES = tuple(knobs_of(LoraSettings)["dtype"].choices or ())
+DEFAULT = TrainingConfig()
+PART_WORDS = {
+    "quantized_weights": "4-bit weights",
+    "quantization_constants": "quantization constants",
+    "unquantized_weights": "unquantized weights",
+    "optimizer_resident": "optimizer, resident",
+    "optimizer_pageable": "optimizer, pageable",
+    "step_temporary": "largest temporary",
+    "allocator_rounding": "allocator rounding",
+    "device_context": "device context",
+}
+
+
+@click.command()
+@click.argument("model")
+@click.option("--seq-len", type=click.IntRange(8), default=SEQ_LEN, show_default=True, help="Tokens per row.")
+@click.option(
+    "--micro-batch", type=click.IntRange(1), default=1, show_default=True, help="Rows computed at once."
+)
+@click.option(
+    "--rank", type=click.IntRange(1), default=DEFAULT.lora.rank, show_default=True, help="LoRA rank."
+)
+@click.option(
+    "--targets", default="all-linear", show_default=True, help="attention, all-linear, or names with commas."
+)
+@click.option(
+    "--optimizer",
+    type=click.Choice(OPTIMIZERS),
+    default=DEFAULT.training.optimizer,
+    show_default=True,
+    help="Optimizer.",
+)
+@click.option(
+    "--checkpointing/--no-checkpointing", default=True, show_default=True, help="Gradient checkpointing."
+)
+@click.option(
+    "--loss", type=click.Choice(LOSSES), default="chunked", show_default=True, help="How logits are held."
+)
+@click.option(
+    "--adapter-dtype",
+    type=click.Choice(DTYPES),
+    default="fp32",
+    show_default=True,
+    help="Type of the adapters.",
+)
+@click.option(
+    "--upcast-unquantized", is_flag=True, help="Embeddings, head and norms in fp32, as PEFT prepares them."
+)
+@click.option("--gpu", metavar="NAME", help="The GPU to judge by. [default: the one in this machine]")
+@click.option(
+    "--device",
+    type=click.Choice(["cuda", "cpu"]),
+    default="cuda",
+    show_default=True,
+    help="Where it would run.",
+)
+@click.option(
+    "--rehearse", is_flag=True, help="Run one step symbolically and count, instead of the closed form."
+)
+@revision_option
+@offline_option
+@set_option
+@output.json_option
+def estimate(model: str, as_json: bool, **options: Any) -> None:
+    """Tell what a run needs in memory, by part, before it starts. No weights are loaded."""
+    from qlora_engine.memory import gpus
+
+    wanted_gpu = gpus.find(options["gpu"]).name if options["gpu"] else None
+    config = configured(model, options)
+    size = {key: options[key] for key in ("seq_len", "micro_batch", "device", "upcast_unquantized")}
+    document = _rehearsed(config, size, as_json) if options["rehearse"] else _closed_form(config, size)
+    if wanted_gpu:
+        document["fits"] = [fit for fit in document["fits"] if fit["gpu"] == wanted_gpu]
+    if as_json:
+        output.print_json(document)
+    else:
+        _print_estimate(document, wanted_gpu)
+
+
+def configured(model: str, options: Mapping[str, Any]) -> TrainingConfig:
+    """The job whose memory is asked for; `--set` wins over the named options.
+
+    Raises:
+        EngineError: an option out of range, all at once.
+    """
+    from qlora_engine import config_io
+    from qlora_engine.config import with_value
+
+    targets = options["targets"]
+    values = {
+        "model.name": model,
+        "model.revision": options["revision"],
+        "model.offline": options["offline"],
+        "data.seq_len": options["seq_len"],
+        "lora.rank": options["rank"],
+        "lora.targets": targets if targets in TARGET_GROUPS else tuple(filter(None, targets.split(","))),
+        "lora.dtype": options["adapter_dtype"],
+        "training.optimizer": options["optimizer"],
+        "training.gradient_checkpointing": options["checkpointing"],
+        "training.loss": options["loss"],
+        "training.micro_batch": options["micro_batch"],
+        "training.effective_batch": options["micro_batch"],
+    }
+    config = DEFAULT
+    for path, value in values.items():
+        config = with_value(config, path, value)
+    return config_io.with_overrides(config, list(options["overrides"]))
+
+
+def _closed_form(config: TrainingConfig, size: Mapping[str, Any]) -> dict[str, Any]:
+    from qlora_engine.memory import estimate as closed_form
+    from qlora_engine.models import catalog
+
+    facts = catalog.facts(config.model.name, config.model.revision, config.model.offline)
+    return closed_form.estimate(facts, config, **size).to_json()
+
+
+def _rehearsed(config: TrainingConfig, size: Mapping[str, Any], is_quiet: bool) -> dict[str, Any]:
+    from qlora_engine import config_io
+
+    job = RehearseJob(config_io.to_dict(config), size)
+    with progress.view(is_quiet=is_quiet) as shown:
+        end = driving.run_job(job, shown.show)
+    if not isinstance(end, RunFinished):
+        raise click.Abort
+    return dict(end.result)
+
+
+def _print_estimate(document: Mapping[str, Any], gpu: str | None) -> None:
+    double, single = document["double_quant"], document["single_quant"]
+    output.say(
+        f"{document['model']}: {output.count(document['parameters'])} parameters, "
+        f"{output.count(document['quantized_parameters'])} of them in 4 bits"
+    )
+    output.say(_settings_words(document["settings"]))
+    output.say()
+    rows: list[tuple[str, ...]] = [
+        (PART_WORDS.get(name, name), output.size(double["parts"][name]), output.size(single["parts"][name]))
+        for name in double["parts"]
+    ]
+    rows.append(("peak of tensors", output.size(double["peak_bytes"]), output.size(single["peak_bytes"])))
+    rows.append(
+        ("on the device, likely", *(output.size(side["device_bytes"]["likely"]) for side in (double, single)))
+    )
+    rows.append(("  low to high", *(_range(side["device_bytes"]) for side in (double, single))))
+    output.table(("", "double quantization", "without"), rows)
+    output.say(f"\nsource: {double['source']}{_peak_words(double)}")
+    compare = document["compare"]
+    output.say(
+        f"16-bit LoRA: {output.size(compare['lora_16bit'])}, full 16-bit: {output.size(compare['full_16bit'])}"
+    )
+    for line in verdict(document, gpu):
+        output.say(line)
+
+
+def _settings_words(settings: Mapping[str, Any]) -> str:
+    targets = settings["targets"]
+    return (
+        f"{settings['micro_batch']} x {settings['seq_len']} tokens, rank {settings['rank']} on "
+        f"{targets if isinstance(targets, str) else ', '.join(targets)}, {settings['adapter_dtype']} adapters, "
+        f"{settings['optimizer']}, {'' if settings['checkpointing'] else 'no '}checkpointing, "
+        f"{settings['loss']} loss, {settings['device']}"
+    )
+
+
+def _range(device_bytes: Mapping[str, int]) -> str:
+    return f"{output.size(device_bytes['low'])} to {output.size(device_bytes['high'])}"
+
+
+def _peak_words(side: Mapping[str, Any]) -> str:
+    return f", peak in {side['peak_operation']}" if side["peak_operation"] else ""
+
+
+def verdict(document: Mapping[str, Any], gpu: str | None) -> list[str]:
+    """Where it fits, in words, and the cheapest change where it does not."""
+    if document["settings"]["device"] == "cpu":
+        return []
+    double = document["double_quant"]["device_bytes"]
+    if gpu is None:
+        return [_smallest(document["fits"], key) for key in ("double_quant", "single_quant")]
+    (fit,) = document["fits"]
+    usable = fit["usable_bytes"]
+    if fit["double_quant"]:
+        spare = output.size(usable - double["likely"])
+        without = "" if fit["single_quant"] else "; without double quantization it does not"
+        return [f"{gpu}: fits with {spare} to spare of {output.size(usable)} usable{without}"]
+    only_low = "; it fits only if the low end holds" if double["low"] <= usable else ""
+    lines = [
+        f"{gpu}: does not fit, {output.size(double['likely'])} of {output.size(usable)} usable{only_low}"
+    ]
+    return lines + [
+        f"  {advice['change']} saves {output.size(advice['saves_bytes'])}"
+        for advice in document["advice"][:3]
+    ]
+
+
+def _smallest(fits: Sequence[Mapping[str, Any]], key: str) -> str:
+    name = {"double_quant": "with double quantization", "single_quant": "without"}[key]
+    fitting = next((fit for fit in fits if fit[key]), None)
+    if fitting is None:
+        return f"{name}: fits no GPU of the table"
+    return f"{name}: fits from {fitting['gpu']} ({output.size(fitting['usable_bytes'])} usable)"
