@@ -1,0 +1,1 @@
+"""Live memory: the GPU through NVML, what the optimizer paged, and the host."""

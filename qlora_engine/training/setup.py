@@ -59,6 +59,8 @@ class Parts:
     pad_token_id: int
     micro_batch: int
     predicted_peak_bytes: int | None
+    transient_peak_bytes: int | None = None
+    """On the CPU: the most that was alive during the dry step beyond the model itself."""
 
 
 def prepare_parts(

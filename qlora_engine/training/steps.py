@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ import torch
 from qlora_engine.control import Control
 from qlora_engine.data import batches
 from qlora_engine.errors import EngineError
+from qlora_engine.memory.tracker import LiveBytes
 from qlora_engine.training import loss as losses
 from qlora_engine.training import optim
 
@@ -126,10 +128,22 @@ def dry_step(parts: Any, rows: Sequence[Any], micro_batch: int) -> None:
     before = _rng_state()
     try:
         batch = batches.collate(longest, parts.pad_token_id).to(parts.plan.name)
-        losses.summed_loss(parts.model, batch, kind=parts.loss_kind).backward()
+        with _counting(parts):
+            losses.summed_loss(parts.model, batch, kind=parts.loss_kind).backward()
     finally:
         parts.optimizer.zero_grad(set_to_none=True)
         _restore_rng_state(before)
+
+
+@contextlib.contextmanager
+def _counting(parts: Any) -> Iterator[None]:
+    """On the CPU, where no allocator keeps a peak, count what is alive during the step."""
+    if parts.plan.kind != "cpu":
+        yield
+        return
+    with LiveBytes(parts.model.parameters()) as live:
+        yield
+    parts.transient_peak_bytes = live.peak_bytes
 
 
 class Watchdog:
