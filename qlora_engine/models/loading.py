@@ -124,6 +124,7 @@ def load_quantized(
             ) from error  # fmt: skip
     _require_complete(path, found)
     model.requires_grad_(False)
+    keep_weights_as_they_are(model)
     return LoadedModel(model, tokenizer, inspect_loaded(model, tokenizer, path, facts, quantization, plan))
 
 
@@ -139,6 +140,17 @@ def text_model_arguments(path: Path, facts: spec.ModelFacts | None = None) -> di
         "config": config,
         "key_mapping": {r"^language_model\.": "", r"^model\.language_model\.": "model."},
     }
+
+
+def keep_weights_as_they_are(model: Any) -> None:
+    """Forbid bitsandbytes to repack the weights on CPUs with AVX512-BF16.
+
+    There its Linear4bit rewrites its weight in place at the first evaluation, computes in bf16 from then on, and its
+    kernel passes no gradient: a run would go on and learn almost nothing (bitsandbytes 0.50, nn/modules.py, forward).
+    """
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def inspect_loaded(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from qlora_engine.bridge import Emit, events_while
@@ -32,7 +33,12 @@ def ensure_ready(name: str, revision: str | None, offline: bool, control: Contro
 
         assert resolved.source is not None
         licence = catalog.STARTER_LICENCE if resolved.origin == catalog.STARTER else None
-        gguf_import.convert(resolved.source, resolved.path, licence=licence, report=report)
+
+        def heard(phase: str, done: int, total: int | None, unit: str) -> None:
+            control.check()
+            report(phase, done, total, unit)
+
+        gguf_import.convert(resolved.source, resolved.path, licence=licence, report=heard)
     spec.headers_of_folder(resolved.path)
     return resolved.path
 
@@ -51,5 +57,8 @@ def prepare_job(job: PrepareModelJob, control: Control) -> Iterator[Event]:
         return ensure_ready(job.name, job.revision, job.offline, control, report)
 
     path = yield from events_while(work)
-    facts = spec.facts_of_folder(path, job.name, origin=resolved.origin)
+    facts = replace(
+        spec.facts_of_folder(path, job.name, origin=resolved.origin),
+        revision=path.name if resolved.origin == "hub" else None,
+    )
     yield RunFinished({"path": str(path), "facts": spec.facts_to_dict(facts)})

@@ -255,3 +255,18 @@ def test_quantized_bases_hold_no_gradients(llama: Path, home: Path) -> None:
     model = loading.load_quantized(llama, QuantizationSettings(), CPU).model
     assert not any(p.requires_grad for p in model.parameters())
     assert {p.dtype for p in model.parameters()} == {torch.float32, torch.uint8}
+
+
+def test_an_evaluation_neither_repacks_the_base_nor_stops_gradients(llama: Path, home: Path) -> None:
+    model = loading.load_quantized(llama, QuantizationSettings(), CPU).model
+    layer = model.model.layers[0].mlp.down_proj
+    before = layer.weight.detach().clone()
+    model.eval()
+    with torch.no_grad():
+        model(torch.arange(5, 25).unsqueeze(0))
+    assert not any(getattr(m, "support_avx512bf16_for_cpu", False) for m in model.modules())
+    assert torch.equal(layer.weight, before)
+    x = torch.randn(1, 7, layer.in_features, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
