@@ -18,6 +18,10 @@ from qlora_engine.models.hub_cache import cached_models, cached_snapshot, hub_ca
 from qlora_engine.models.spec import ModelFacts
 
 __all__ = [
+    "STARTER",
+    "STARTER_LICENCE",
+    "STARTER_PACKAGE",
+    "STARTER_TITLE",
     "CatalogEntry",
     "ResolvedModel",
     "cached_models",

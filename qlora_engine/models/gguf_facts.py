@@ -1,4 +1,4 @@
-"""Facts of a GGUF file from its header, before it is converted. Torch-free; imports the gguf package (numpy)."""
+"""Facts of a GGUF file from its header, before it is converted. Torch-free."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from qlora_engine.errors import EngineError
+from qlora_engine.models.gguf_header import GgufHeader, read_header
 from qlora_engine.models.spec import ModelFacts, facts_from_config
 
 ARCHITECTURES = {
     "llama": "llama",
-    "mistral": "mistral",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
-    "gemma": "gemma",
     "gemma2": "gemma2",
     "gemma3": "gemma3_text",
     "phi3": "phi3",
     "starcoder2": "starcoder2",
     "stablelm": "stablelm",
+    "nemotron": "nemotron",
 }
+ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
 def facts_of_gguf(file: Path, name: str) -> ModelFacts:
@@ -29,7 +30,32 @@ def facts_of_gguf(file: Path, name: str) -> ModelFacts:
     Raises:
         EngineError: not a GGUF file, cut short, or an architecture that is not converted here.
     """
-    fields, tensors = read_gguf(file)
+    header = read_header(file)
+    facts = facts_from_config(config_of(header, file), name, origin="gguf")
+    licence = header.fields.get("general.license")
+    template = header.fields.get("tokenizer.chat_template")
+    return replace(
+        facts,
+        stored_bytes=file.stat().st_size,
+        stored_dtype="GGUF",
+        licence=str(licence) if licence else None,
+        chat_template=template if isinstance(template, str) else None,
+        path=str(file),
+    )
+
+
+def stored_parameters(header: GgufHeader) -> int:
+    """Elements of all tensors that are weights."""
+    return sum(t.elements for name, t in header.tensors.items() if name not in ROPE_TENSORS)
+
+
+def config_of(header: GgufHeader, file: Path) -> dict[str, Any]:
+    """The numbers of a `config.json`, from metadata and, where that is silent, from the tensors' shapes.
+
+    Raises:
+        EngineError: an architecture that is not converted here, or no embeddings.
+    """
+    fields, tensors = header.fields, header.tensors
     architecture = str(fields.get("general.architecture", ""))
     if architecture not in ARCHITECTURES:
         raise EngineError(
@@ -37,60 +63,50 @@ def facts_of_gguf(file: Path, name: str) -> ModelFacts:
             f"{file.name} holds a model of type {architecture!r}, which is not converted here",
             "known: " + ", ".join(sorted(ARCHITECTURES)),
         )
-    facts = facts_from_config(_config(fields, tensors, architecture), name, origin="gguf")
-    licence = fields.get("general.license")
-    return replace(
-        facts,
-        stored_bytes=file.stat().st_size,
-        stored_dtype="GGUF",
-        licence=str(licence) if licence else None,
-        chat_template=fields.get("tokenizer.chat_template"),
-        path=str(file),
-    )
-
-
-def read_gguf(file: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """(plain metadata, tensor name -> shape as torch orders it).
-
-    Raises:
-        EngineError: not a GGUF file, or cut short.
-    """
-    import gguf
-
-    try:
-        reader = gguf.GGUFReader(file)
-        plain = {
-            name: field.contents()
-            for name, field in reader.fields.items()
-            if not name.startswith("tokenizer.ggml")
-        }
-        shapes = {t.name: tuple(int(side) for side in reversed(t.shape)) for t in reader.tensors}
-        tokens = reader.fields.get("tokenizer.ggml.tokens")
-    except (ValueError, OSError, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:
+    embeddings = tensors.get("token_embd.weight")
+    if embeddings is None or len(embeddings.shape) != 2:
         raise EngineError(
-            "model.damaged", f"{file.name} is not a whole GGUF file: {error}", "download it again"
-        ) from error
-    plain["vocab_size"] = len(tokens.data) if tokens is not None else None
-    return plain, shapes
-
-
-def _config(fields: dict[str, Any], tensors: dict[str, tuple[int, ...]], architecture: str) -> dict[str, Any]:
-    def value(key: str) -> Any:
-        return fields.get(f"{architecture}.{key}")
-
-    vocab, hidden = tensors["token_embd.weight"]
+            "model.incomplete",
+            f"{file.name} has no embeddings, so it is not a whole model",
+            "choose another file",
+        )
     config = {
         "model_type": ARCHITECTURES[architecture],
-        "hidden_size": hidden,
-        "vocab_size": vocab,
+        "vocab_size": embeddings.shape[0],
+        "hidden_size": embeddings.shape[1],
+        "tie_word_embeddings": "output.weight" not in tensors,
+        **_sizes(header, architecture),
+        **_flags(header),
+    }
+    return {key: setting for key, setting in config.items() if setting is not None}
+
+
+def _sizes(header: GgufHeader, architecture: str) -> dict[str, Any]:
+    def value(key: str) -> Any:
+        return header.fields.get(f"{architecture}.{key}")
+
+    heads = value("attention.head_count")
+    queries = header.tensors.get("blk.0.attn_q.weight")
+    head_dim = value("attention.key_length")
+    if queries is not None and isinstance(heads, int) and heads > 0:
+        head_dim = queries.shape[0] // heads
+    return {
         "num_hidden_layers": value("block_count"),
-        "num_attention_heads": value("attention.head_count"),
+        "num_attention_heads": heads,
         "num_key_value_heads": value("attention.head_count_kv"),
-        "head_dim": value("attention.key_length") or value("rope.dimension_count"),
+        "head_dim": head_dim,
         "intermediate_size": value("feed_forward_length"),
         "max_position_embeddings": value("context_length"),
         "sliding_window": value("attention.sliding_window"),
-        "tie_word_embeddings": "output.weight" not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
     }
-    return {key: setting for key, setting in config.items() if setting is not None}
+
+
+def _flags(header: GgufHeader) -> dict[str, bool]:
+    has_qkv_bias = "blk.0.attn_q.bias" in header.tensors
+    return {
+        "attention_bias": has_qkv_bias,
+        "use_qkv_bias": has_qkv_bias,
+        "use_bias": has_qkv_bias,
+        "mlp_bias": "blk.0.ffn_down.bias" in header.tensors,
+        "use_parallel_residual": "blk.0.ffn_norm.weight" not in header.tensors,
+    }
