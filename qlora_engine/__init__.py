@@ -4,4 +4,9 @@ Importing this package is cheap; the ML stack is imported by the modules that us
 or in modules that say so in their first line.
 """
 
+import logging
+
+# On CPUs with AVX512-BF16, importing bitsandbytes asks for an optional package in a warning that nobody can act on.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 __version__ = "0.1.0"

@@ -141,3 +141,30 @@ def test_a_window_that_is_not_used_is_not_told() -> None:
     config = {**tiny_config("qwen2").to_dict(), "sliding_window": 4096}
     assert spec.facts_from_config({**config, "use_sliding_window": False}, "q").sliding_window is None
     assert spec.facts_from_config({**config, "use_sliding_window": True}, "q").sliding_window == 4096
+
+
+PUBLISHED = [
+    # name, config, quantized and embedding parameters in billions, NF4+DQ and whole size in GiB
+    ("Llama-3.2-1B", (2048, 8192, 16, 32, 8, 128_256, True), 0.973, 0.263, 0.47, 0.96),
+    ("Llama-2-7B", (4096, 11_008, 32, 32, 32, 32_000, False), 6.476, 0.262, 3.11, 3.60),
+    ("Llama-3.1-8B", (4096, 14_336, 32, 32, 8, 128_256, False), 6.979, 1.051, 3.35, 5.31),
+    ("LLaMA-33B", (6656, 17_920, 60, 52, 52, 32_000, False), 32.102, 0.426, 15.42, 16.22),
+    ("LLaMA-65B", (8192, 22_016, 80, 64, 64, 32_000, False), 64.760, 0.524, 31.11, 32.09),
+]
+
+
+@pytest.mark.parametrize(("name", "sizes", "quantized", "ends", "packed_gib", "whole_gib"), PUBLISHED)
+def test_published_models_have_their_published_sizes(
+    name: str, sizes: tuple[Any, ...], quantized: float, ends: float, packed_gib: float, whole_gib: float
+) -> None:
+    keys = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "vocab_size", "tie_word_embeddings",
+    )  # fmt: skip
+    facts = spec.facts_from_config({"model_type": "llama", **dict(zip(keys, sizes, strict=True))}, name)
+    at_ends = sum(t.elements for t in facts.unquantized if t.role in ("embedding", "head"))
+    packed = facts.quantized_parameters * (0.5 + 1 / 64 + 4 / (64 * 256))
+    assert facts.quantized_parameters / 1e9 == pytest.approx(quantized, abs=0.0006)
+    assert at_ends / 1e9 == pytest.approx(ends, abs=0.0006)
+    assert packed / 2**30 == pytest.approx(packed_gib, abs=0.006)
+    assert (packed + 2 * facts.unquantized_parameters) / 2**30 == pytest.approx(whole_gib, abs=0.006)
