@@ -184,6 +184,8 @@ def _worker_environment() -> dict[str, str]:
     environment["PYTHONPATH"] = f"{root}{os.pathsep}{known}" if known else root
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     environment.setdefault("PYTHONUNBUFFERED", "1")
+    # Two busy programs on two cores: threads that spin at a barrier starve the one they wait for.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return environment
 
 

@@ -74,12 +74,12 @@ def _deliver(out: TextIO, event: events.Event, control: Control) -> None:
 def _lower_priority() -> None:
     """Give the window the right of way on a busy machine."""
     try:
-        if hasattr(os, "nice"):
-            os.nice(NICENESS)
-        else:
+        if sys.platform == "win32":
             import psutil
 
             psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
+        else:
+            os.nice(NICENESS)
     except OSError:
         logging.getLogger(__name__).info("the engine's priority could not be lowered")
 

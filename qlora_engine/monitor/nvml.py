@@ -1,155 +1,261 @@
-"""The single door to NVML. No exception leaves it: what cannot be read is None, with the reason. Torch-free.
+"""The single door to NVML: every getter returns a figure or `Unavailable` with the reason; no exception leaves it.
 
-Figures are bytes, degrees Celsius, watts, MHz and ratios between 0 and 1, as the names say.
+Torch-free. Bytes, degrees Celsius, watts, MHz and ratios between 0 and 1, as the names say. May be used from several
+threads at once; a call that hangs holds up only its own thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-ULLONG_MAX = 2**64 - 1
+from qlora_engine.monitor import nvml_words
+from qlora_engine.monitor.nvml_words import Unavailable
+
+T = TypeVar("T")
+NOT_TOLD = 2**64 - 1
+"""NVML's "no value" in unsigned 64-bit fields."""
+KIB = 1024
+TRANSIENT_CODES = frozenset({1, 15, 16, 28, 999})
+"""Uninitialized, GPU lost, reset required, GPU not found, unknown: starting NVML anew may mend them."""
 
 
 @dataclass(frozen=True)
-class GpuSample:
-    """One reading of one GPU. `unavailable` names each field that is None and says why."""
+class Handle:
+    """A device as one start of NVML knows it; after a restart the driver's pointer must not be used again."""
 
-    index: int
-    name: str | None
-    uuid: str | None
-    total_bytes: int | None
-    used_bytes: int | None
+    generation: int
+    pointer: Any
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """`reserved_bytes` is None on drivers that know version 1 only; `used_bytes` then includes what they reserve."""
+
+    total_bytes: int
+    used_bytes: int
+    free_bytes: int
     reserved_bytes: int | None
-    utilisation_ratio: float | None
-    temperature_celsius: float | None
-    power_watts: float | None
-    power_limit_watts: float | None
-    unavailable: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Utilisation:
+    gpu_ratio: float
+    memory_ratio: float
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """`used_bytes` is None where the driver does not tell it (WDDM, MIG)."""
+
+    pid: int
+    used_bytes: int | None
 
 
 class Nvml:
-    """NVML, started on first use; `why_not` says why there is none. Safe to use from one thread at a time."""
+    """NVML, started on first use. `why_not` says why there is none; `generation` changes with every start, and
+    a `Handle` of an earlier one is answered with `Unavailable`."""
 
     def __init__(self) -> None:
         self._lib: Any = None
         self._lock = threading.Lock()
+        self._starting = threading.Lock()
+        self._in_flight = 0
         self.why_not: str | None = None
+        self.generation = 0
+        self.wants_restart = False
 
     def start(self) -> bool:
-        """True when NVML answers."""
-        with self._lock:
-            if self._lib is not None:
-                return True
-            try:
-                import pynvml
-
-                pynvml.nvmlInit()
-            except Exception as error:  # noqa: BLE001 - missing library, driver, permission: all are a reason
-                self.why_not = reason(error)
-                return False
-            self._lib, self.why_not = pynvml, None
+        """True when NVML answers. A start that is under way in another thread counts as "not yet"."""
+        if self._lib is not None:
             return True
+        if not self._starting.acquire(blocking=False):
+            return False
+        try:
+            import pynvml
 
-    def stop(self) -> None:
+            pynvml.nvmlInit()
+        except Exception as error:  # noqa: BLE001 - missing library, driver, permission: all are a reason
+            self.why_not = nvml_words.unavailable(error).reason
+            return False
+        else:
+            with self._lock:
+                self._lib, self.why_not, self.wants_restart = pynvml, None, False
+                self.generation += 1
+            return True
+        finally:
+            self._starting.release()
+
+    def stop(self) -> bool:
+        """Shut NVML down unless a call is still under way (a hanging driver must not hang us); True when down."""
         with self._lock:
-            if self._lib is not None:
-                self._ask(self._lib.nvmlShutdown, {}, "shutdown")
-                self._lib = None
+            if self._in_flight:
+                return False
+            lib, self._lib = self._lib, None
+        if lib is not None:
+            with contextlib.suppress(Exception):  # it is being left either way
+                lib.nvmlShutdown()
+        return True
 
-    def driver_version(self) -> str | None:
-        return _text(self._ask(self._lib.nvmlSystemGetDriverVersion, {}, "driver")) if self.start() else None
+    def restart(self) -> bool:
+        """Start anew so that a GPU that came back is found again."""
+        return self.stop() and self.start()
 
-    def samples(self) -> list[GpuSample]:
-        """One reading of each GPU; empty without NVML. A lost GPU makes NVML start anew at the next call."""
-        if not self.start():
-            return []
-        problems: dict[str, str] = {}
-        count = self._ask(self._lib.nvmlDeviceGetCount, problems, "count")
-        if count is None:
-            self.why_not = problems.get("count")
-            self.stop()
-            return []
-        return [self._sample(index) for index in range(count)]
+    def driver_version(self) -> str | Unavailable:
+        return self._text("nvmlSystemGetDriverVersion")
 
-    def _sample(self, index: int) -> GpuSample:
-        lib, no = self._lib, {}  # type: Any, dict[str, str]
-        handle = self._ask(lambda: lib.nvmlDeviceGetHandleByIndex(index), no, "device")
-        if handle is None:
-            return GpuSample(index, None, None, None, None, None, None, None, None, None, no)
-        memory = self._memory(handle, no)
-        rates = self._ask(lambda: lib.nvmlDeviceGetUtilizationRates(handle), no, "utilisation_ratio")
-        power = self._ask(lambda: lib.nvmlDeviceGetPowerUsage(handle), no, "power_watts")
-        limit = self._ask(lambda: lib.nvmlDeviceGetEnforcedPowerLimit(handle), no, "power_limit_watts")
-        heat = self._ask(lambda: _temperature(lib, handle), no, "temperature_celsius")
-        return GpuSample(
-            index=index,
-            name=_text(self._ask(lambda: lib.nvmlDeviceGetName(handle), no, "name")),
-            uuid=_text(self._ask(lambda: lib.nvmlDeviceGetUUID(handle), no, "uuid")),
-            total_bytes=_bytes(memory, "total"),
-            used_bytes=_bytes(memory, "used"),
-            reserved_bytes=_bytes(memory, "reserved"),
-            utilisation_ratio=None if rates is None else rates.gpu / 100,
-            temperature_celsius=None if heat is None else float(heat),
-            power_watts=None if power is None else power / 1000,
-            power_limit_watts=None if limit is None else limit / 1000,
-            unavailable=no,
+    def device_count(self) -> int | Unavailable:
+        return self._figure(int, "nvmlDeviceGetCount")
+
+    def device(self, index: int) -> Handle | Unavailable:
+        """By NVML's own order, which is not CUDA's: match devices by `uuid` or `pci_bus_id`."""
+        return self._figure(self._handle, "nvmlDeviceGetHandleByIndex", index)
+
+    def name(self, device: Handle) -> str | Unavailable:
+        return self._text("nvmlDeviceGetName", device)
+
+    def uuid(self, device: Handle) -> str | Unavailable:
+        return self._text("nvmlDeviceGetUUID", device)
+
+    def pci_bus_id(self, device: Handle) -> str | Unavailable:
+        info = self._call("nvmlDeviceGetPciInfo", device)
+        return info if isinstance(info, Unavailable) else _decoded(info.busId)
+
+    def memory(self, device: Handle) -> DeviceMemory | Unavailable:
+        """Version 2, which tells apart what the driver reserves; version 1 where the driver is older."""
+        version = getattr(self._lib, "nvmlMemory_v2", None)
+        found = self._call("nvmlDeviceGetMemoryInfo", device, version) if version else None
+        if found is None or (isinstance(found, Unavailable) and found.code in nvml_words.TOO_OLD_CODES):
+            found = self._call("nvmlDeviceGetMemoryInfo", device)
+        if isinstance(found, Unavailable):
+            return found
+        if NOT_TOLD in (found.total, found.used):
+            return Unavailable("the driver does not tell it")
+        reserved = getattr(found, "reserved", None)
+        return DeviceMemory(int(found.total), int(found.used), int(found.free), reserved)
+
+    def utilisation(self, device: Handle) -> Utilisation | Unavailable:
+        return self._figure(
+            lambda r: Utilisation(r.gpu / 100, r.memory / 100), "nvmlDeviceGetUtilizationRates", device
         )
 
-    def _memory(self, handle: Any, no: dict[str, str]) -> Any:
-        """Version 2 tells what the driver reserves apart; older drivers know version 1 only."""
-        version = getattr(self._lib, "nvmlMemory_v2", None)
-        if version is not None:
-            found = self._ask(
-                lambda: self._lib.nvmlDeviceGetMemoryInfo(handle, version=version), {}, "memory"
-            )
-            if found is not None:
-                return found
-            no["reserved_bytes"] = "this driver does not tell it"
-        found = self._ask(lambda: self._lib.nvmlDeviceGetMemoryInfo(handle), no, "used_bytes")
-        if found is None:
-            no["total_bytes"] = no["used_bytes"]
+    def encoder_ratio(self, device: Handle) -> float | Unavailable:
+        return self._figure(lambda r: r[0] / 100, "nvmlDeviceGetEncoderUtilization", device)
+
+    def power_watts(self, device: Handle) -> float | Unavailable:
+        return self._figure(_milli, "nvmlDeviceGetPowerUsage", device)
+
+    def power_limit_watts(self, device: Handle) -> float | Unavailable:
+        return self._figure(_milli, "nvmlDeviceGetEnforcedPowerLimit", device)
+
+    def temperature_celsius(self, device: Handle) -> float | Unavailable:
+        """`nvmlDeviceGetTemperatureV`, or the older call where the driver has no such function."""
+        found = self._figure(float, "nvmlDeviceGetTemperatureV", device, 0)
+        if isinstance(found, Unavailable) and found.code in nvml_words.TOO_OLD_CODES:
+            return self._figure(float, "nvmlDeviceGetTemperature", device, 0)
         return found
 
-    def _ask(self, call: Callable[[], Any], no: dict[str, str], name: str) -> Any:
+    def sm_clock_mhz(self, device: Handle) -> int | Unavailable:
+        return self._figure(int, "nvmlDeviceGetClockInfo", device, 1)
+
+    def memory_clock_mhz(self, device: Handle) -> int | Unavailable:
+        return self._figure(int, "nvmlDeviceGetClockInfo", device, 2)
+
+    def throttle_reasons(self, device: Handle) -> tuple[str, ...] | Unavailable:
+        """Why the clocks are lower than they could be, in words; empty when they are not."""
+        return self._figure(
+            nvml_words.throttle_words, "nvmlDeviceGetCurrentClocksEventReasons", device
+        )  # fmt: skip
+
+    def ecc_uncorrected(self, device: Handle) -> int | Unavailable:
+        """Uncorrected memory errors since the driver was loaded."""
+        return self._figure(int, "nvmlDeviceGetTotalEccErrors", device, 1, 0)
+
+    def processes(self, device: Handle) -> tuple[ProcessMemory, ...] | Unavailable:
+        """Compute and graphics processes. Takes the driver's global lock for milliseconds: at most every 5 s."""
+        compute = self._call("nvmlDeviceGetComputeRunningProcesses", device)
+        if isinstance(compute, Unavailable):
+            return compute
+        graphics = self._call("nvmlDeviceGetGraphicsRunningProcesses", device)
+        found = {p.pid: p for p in (() if isinstance(graphics, Unavailable) else graphics)}
+        found.update({p.pid: p for p in compute})
+        return tuple(ProcessMemory(int(p.pid), _told(p.usedGpuMemory)) for p in found.values())
+
+    def pcie_counters(self, device: Handle) -> tuple[int, int] | Unavailable:
+        """Bytes (received, sent) since the driver was loaded; may wrap. A cheap call, on recent drivers only."""
+        values = self._call("nvmlDeviceGetFieldValues", device, [198, 197])
+        if isinstance(values, Unavailable):
+            return values
+        for value in values:
+            if value.nvmlReturn:
+                return nvml_words.of_code(int(value.nvmlReturn))
+        return int(values[0].value.ullVal), int(values[1].value.ullVal)
+
+    def pcie_throughput(self, device: Handle) -> tuple[float, float] | Unavailable:
+        """Bytes per second (received, sent) over the driver's own 20 ms window. Blocks 20 ms for each."""
+        received = self._figure(int, "nvmlDeviceGetPcieThroughput", device, 1)
+        sent = self._figure(int, "nvmlDeviceGetPcieThroughput", device, 0)
+        if isinstance(received, Unavailable):
+            return received
+        return sent if isinstance(sent, Unavailable) else (received * KIB, sent * KIB)
+
+    def mig_devices(self, device: Handle) -> Sequence[Handle]:
+        """The MIG slices of a GPU; empty where there are none or the GPU knows no MIG."""
+        mode = self._call("nvmlDeviceGetMigMode", device)
+        if isinstance(mode, Unavailable) or not mode[0]:
+            return ()
+        count = self._call("nvmlDeviceGetMaxMigDeviceCount", device)
+        if isinstance(count, Unavailable):
+            return ()
+        slices = (self._call("nvmlDeviceGetMigDeviceHandleByIndex", device, i) for i in range(count))
+        return tuple(self._handle(pointer) for pointer in slices if not isinstance(pointer, Unavailable))
+
+    def _handle(self, pointer: Any) -> Handle:
+        return Handle(self.generation, pointer)
+
+    def _figure(self, convert: Callable[[Any], T], name: str, *args: Any) -> T | Unavailable:
+        found = self._call(name, *args)
+        if isinstance(found, Unavailable):
+            return found
         try:
-            return call()
+            return convert(found)
+        except Exception as error:  # noqa: BLE001 - a nonsensical answer is no answer
+            return nvml_words.unavailable(error)
+
+    def _text(self, name: str, *args: Any) -> str | Unavailable:
+        return self._figure(_decoded, name, *args)
+
+    def _call(self, name: str, *args: Any) -> Any:
+        with self._lock:
+            lib = self._lib
+            if lib is None:
+                return Unavailable(self.why_not or "NVML is not running")
+            if any(isinstance(a, Handle) and a.generation != self.generation for a in args):
+                return Unavailable("NVML was started anew")
+            self._in_flight += 1
+        try:
+            return getattr(lib, name)(*(a.pointer if isinstance(a, Handle) else a for a in args))
+        except UnicodeDecodeError as error:  # pynvml decodes strictly; the bytes are in the exception
+            return error.object
         except Exception as error:  # noqa: BLE001 - any failing call makes one field n/a, never more
-            no[name] = reason(error)
-            return None
+            found = nvml_words.unavailable(error)
+            self.wants_restart = self.wants_restart or found.code in TRANSIENT_CODES
+            return found
+        finally:
+            with self._lock:
+                self._in_flight -= 1
 
 
-def reason(error: BaseException) -> str:
-    """Why a call failed, in words."""
-    name = type(error).__name__
-    words = {
-        "NVMLError_LibraryNotFound": "no NVIDIA driver is installed",
-        "NVMLError_DriverNotLoaded": "the NVIDIA driver is not loaded",
-        "NVMLError_LibRmVersionMismatch": "the driver was updated; restart the computer",
-        "NVMLError_NotSupported": "this GPU does not tell it",
-        "NVMLError_NoPermission": "no permission to read it",
-        "NVMLError_GpuIsLost": "the GPU is lost; restart the computer",
-        "NVMLError_ResetRequired": "the GPU needs a reset",
-        "NVMLError_FunctionNotFound": "this driver is too old to tell it",
-        "NVMLError_Timeout": "the driver did not answer in time",
-    }
-    return words.get(name, f"{name}: {error}" if str(error) else name)
+def _milli(value: Any) -> float:
+    return float(value) / 1000
 
 
-def _temperature(lib: Any, handle: Any) -> Any:
-    if hasattr(lib, "nvmlDeviceGetTemperatureV"):
-        return lib.nvmlDeviceGetTemperatureV(handle, lib.NVML_TEMPERATURE_GPU)
-    return lib.nvmlDeviceGetTemperature(handle, lib.NVML_TEMPERATURE_GPU)
+def _told(value: Any) -> int | None:
+    return None if value is None or int(value) == NOT_TOLD else int(value)
 
 
-def _bytes(memory: Any, name: str) -> int | None:
-    value = getattr(memory, name, None)
-    return None if value is None or int(value) == ULLONG_MAX else int(value)
-
-
-def _text(value: Any) -> str | None:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")
-    return None if value is None else str(value)
+def _decoded(value: Any) -> str:
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)

@@ -1,30 +1,33 @@
 """Takes a reading of GPU, paged and host memory at a steady rate, in threads of its own. Torch-free.
 
-NVML is asked in one thread and the readings are handed out by another: a driver call that hangs delays neither the
-readings nor `stop`.
+The driver is asked by the threads of `gpu.GpuWatch`; the thread here only puts their newest answers beside the host's
+and hands them out. A driver call that hangs delays neither the readings nor `stop`.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
+from qlora_engine.monitor.gpu import GpuWatch, next_due
 from qlora_engine.monitor.host import Host
 from qlora_engine.monitor.nvml import Nvml
+from qlora_engine.monitor.residency import ResidencyMeter
 
 Sample = dict[str, Any]
 Source = Callable[[], Mapping[str, Any] | None]
-STALE_SECONDS = 3.0
 
 
 class Sampler:
-    """Readings at `hz`, drift-free: {"time", "host", "gpus", "gpu_problem", "paged", "torch"}.
+    """Readings at `hz`, drift-free, for the window's process and for the engine's.
 
-    `paged_source` and `torch_source` add what only the engine's process knows. `on_sample` is called in the sampler's
-    thread.
+    A sample is JSON: {"time", "host", "gpus", "gpu_problem", "paged", "torch", "parts", "unavailable"}. The last
+    three sources are what only the engine's process knows: `paged_source` (managed optimizer memory), `torch_source`
+    (the CUDA allocator), `parts_source` (bytes of weights, adapters, ...). `on_sample` is called in the sampler's
+    thread. A source or `on_sample` that raises is told in the log and, for a source, in "unavailable".
     """
 
     def __init__(
@@ -35,52 +38,72 @@ class Sampler:
         on_sample: Callable[[Sample], None] | None = None,
         paged_source: Source | None = None,
         torch_source: Source | None = None,
+        parts_source: Source | None = None,
         nvml: Nvml | None = None,
     ) -> None:
         self._period = 1.0 / hz
         self._host = Host(pid)
-        self._nvml = nvml or Nvml()
+        self._gpus = GpuWatch(hz, lambda: self._host.pids, self._host.memory, nvml)
+        self._residency = ResidencyMeter()
         self._on_sample = on_sample
-        self._paged_source, self._torch_source = paged_source, torch_source
-        self._gpus: tuple[float, list[Any]] = (0.0, [])
+        self._sources = {"paged": paged_source, "torch": torch_source, "parts": parts_source}
+        self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+        self._told: set[str] = set()
         self.latest: Sample | None = None
 
-    def start(self) -> None:
-        for target, name in ((self._watch_gpus, "nvml"), (self._run, "sampler")):
-            thread = threading.Thread(target=target, name=name, daemon=True)
-            thread.start()
-            self._threads.append(thread)
+    def start(self, *, own_beat: bool = True) -> None:
+        """Begin. Without `own_beat` only the driver is asked regularly, and whoever wants a sample calls `sample`."""
+        self._gpus.start()
+        if own_beat:
+            self._thread.start()
 
-    def stop(self, timeout_seconds: float = 1.0) -> None:
-        """End soon; a driver call that hangs is left behind."""
+    def stop(self, timeout_seconds: float = 0.5) -> None:
+        """End soon, whatever the driver does; at most about `timeout_seconds` later."""
         self._stop.set()
-        for thread in self._threads:
-            thread.join(timeout_seconds)
+        until = time.monotonic() + timeout_seconds
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout_seconds)
+        self._gpus.stop(max(0.0, until - time.monotonic()))
+
+    def wait_for_driver(self, timeout_seconds: float = 0.5) -> bool:
+        """Wait until the driver has answered once, for whoever wants the very first sample complete."""
+        return self._gpus.has_answered.wait(timeout_seconds)
+
+    def is_watching(self) -> bool:
+        """False once the watched process has ended."""
+        return self._host.is_running()
 
     def sample(self) -> Sample:
-        """One reading now, with the newest answer of the driver."""
-        taken, gpus = self._gpus
-        is_fresh = time.monotonic() - taken < STALE_SECONDS
-        return {
-            "time": time.time(),
-            "host": asdict(self._host.sample()),
-            "gpus": [asdict(gpu) for gpu in gpus] if is_fresh else [],
-            "gpu_problem": self._problem(is_fresh),
-            "paged": self._from(self._paged_source),
-            "torch": self._from(self._torch_source),
-        }
+        """One reading now, with the newest answers of the driver. Never waits for it."""
+        with self._lock:
+            no: dict[str, str] = {}
+            problem = self._gpus.problem()
+            taken = {
+                "time": time.time(),
+                "host": dict(vars(self._host.sample())),
+                "gpus": [gpu.to_json() for gpu in self._gpus.samples()],
+                "gpu_problem": problem,
+                **{name: self._from(name, no) for name in self._sources},
+                "unavailable": no | ({"gpus": problem} if problem else {}),
+            }
+            self._residency.complete(taken)
+            return taken
 
-    def _problem(self, is_fresh: bool) -> str | None:
-        if self._nvml.why_not:
-            return self._nvml.why_not
-        return None if is_fresh else "the driver is not answering"
-
-    def _from(self, source: Source | None) -> dict[str, Any] | None:
+    def _from(self, name: str, no: dict[str, str]) -> dict[str, Any] | None:
+        source = self._sources[name]
         if source is None:
+            no[name] = "only the engine's own process knows it"
             return None
-        found = source()
+        try:
+            found = source()
+        except Exception as error:  # noqa: BLE001 - the optimizer may be changing under the reader's hands
+            self._tell_once(f"the source of {name!r} failed", error)
+            no[name] = f"{type(error).__name__}: {error}"
+            return None
+        if found is None:
+            no[name] = "nothing to tell yet"
         return None if found is None else dict(found)
 
     def _run(self) -> None:
@@ -88,18 +111,20 @@ class Sampler:
         while not self._stop.is_set():
             self.latest = self.sample()
             if self._on_sample is not None:
-                self._on_sample(self.latest)
-            due = max(due + self._period, time.monotonic())
-            self._stop.wait(max(0.0, due - time.monotonic()))
+                try:
+                    self._on_sample(self.latest)
+                except Exception as error:  # noqa: BLE001 - a full disk must not end the live picture
+                    self._tell_once("a sample could not be handed on", error)
+            due = next_due(due, self._period, time.monotonic())
+            self._stop.wait(due - time.monotonic())
 
-    def _watch_gpus(self) -> None:
-        while not self._stop.is_set():
-            self._gpus = (time.monotonic(), self._nvml.samples())
-            self._stop.wait(self._period if self._gpus[1] else 2.0)
+    def _tell_once(self, what: str, error: Exception) -> None:
+        words = f"{what}: {type(error).__name__}: {error}"
+        if words not in self._told:
+            self._told.add(words)
+            logging.getLogger(__name__).warning(words)
 
 
 def first_gpu_answer(sampler: Sampler, timeout_seconds: float = 0.5) -> None:
     """Wait until the driver has answered once, at most `timeout_seconds`."""
-    until = time.monotonic() + timeout_seconds
-    while sampler._gpus[0] == 0.0 and time.monotonic() < until:
-        time.sleep(0.01)
+    sampler.wait_for_driver(timeout_seconds)

@@ -112,9 +112,13 @@ def _recorded(
             is_input_error=False,
         ) from error
     except BaseException as error:
-        folder.update(
-            state="crashed", finished=time.time(), error={"code": "engine.bug", "message": repr(error)[:300]}
-        )
+        # A reader that leaves after the terminal event closes this generator; the state is right already.
+        if folder.record().get("state") in LIVE_STATES:
+            folder.update(
+                state="crashed",
+                finished=time.time(),
+                error={"code": "engine.bug", "message": repr(error)[:300]},
+            )
         raise
 
 

@@ -120,7 +120,7 @@ def hold(job: ChatJob, session: Session, next_prompt: NextPrompt) -> None:
             events = engine.run(job)
             for event in events:
                 shown.show(event)
-                if isinstance(event, SessionReady | TERMINAL):
+                if isinstance(event, (SessionReady, *TERMINAL)):
                     break
         _converse(engine, events, event, session, screen, next_prompt)
 

@@ -1,0 +1,70 @@
+"""The model card written beside every export: base, revision, quantization, data hash, settings, scores. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qlora_engine import __version__, config_io
+from qlora_engine.export.source import Source
+
+
+def model_card(source: Source, what: str, details: Mapping[str, Any]) -> str:
+    """Markdown with front matter, for `README.md`."""
+    record, model = source.record, source.record.get("model") or {}
+    load, data = record.get("load_report") or {}, record.get("data") or {}
+    lines = [
+        "---",
+        f"base_model: {model.get('name')}",
+        "library_name: " + ("peft" if what == "adapter" else "transformers"),
+        "tags: [qlora, qlora-studio]",
+        "---",
+        "",
+        f"# {source.folder.run_id}",
+        "",
+        f"Fine-tuned with QLoRA by QLoRA Studio {__version__}: {source.variant} on {model.get('name')}, exported as {what}.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in _facts(record, model, load, data, details).items()),
+        "",
+        "## Files of the base",
+        "",
+        *(f"- `{name}` sha256 `{digest}`" for name, digest in (model.get("fingerprint") or {}).items()),
+        "",
+        "## Settings",
+        "",
+        "```toml",
+        config_io.dumps(source.config).strip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _facts(
+    record: Mapping[str, Any],
+    model: Mapping[str, Any],
+    load: Mapping[str, Any],
+    data: Mapping[str, Any],
+    details: Mapping[str, Any],
+) -> dict[str, Any]:
+    nested = "with" if load.get("is_double_quant") else "without"
+    return {
+        "base": model.get("name"),
+        "revision": model.get("revision") or "as on disk",
+        "quantization in training": f"{load.get('quant_type')}, block {load.get('block_size')}, {nested} double quantization",
+        "compute type": load.get("compute_dtype"),
+        "data": f"{data.get('origin')} ({data.get('train_rows')} rows)",
+        "data sha256": data.get("sha256"),
+        "held-out loss before": _number(record.get("loss_before")),
+        "held-out loss after": _number(record.get("loss_after")),
+        "steps": record.get("last_step"),
+        "seed": record.get("seed"),
+        "versions": ", ".join(f"{k} {v}" for k, v in (record.get("versions") or {}).items()),
+        **details,
+    }
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) else "n/a"

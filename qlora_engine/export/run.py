@@ -1,0 +1,184 @@
+"""The export job: check, write aside, prove, rename. Imports the ML stack."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qlora_engine.bridge import Emit, events_while
+from qlora_engine.control import Control
+from qlora_engine.data.templates import choose
+from qlora_engine.errors import EngineError, did_you_mean
+from qlora_engine.events import CheckFinished, Event, PhaseChanged, Progressed, RunFinished
+from qlora_engine.export import merge, verify
+from qlora_engine.export.card import model_card
+from qlora_engine.export.source import FORMATS, Source, open_source, require_disk, require_target
+from qlora_engine.jobs import ExportJob
+from qlora_engine.models import loading, spec
+
+
+def export_job(job: ExportJob, control: Control) -> Iterator[Event]:
+    """Write a run in another form; result: {"path", "bytes", "is_proven", "checks"}.
+
+    Options: `dtype` (bf16, fp16, fp32), `into` (original, dequantized), `verify` (default True). The target appears
+    whole or not at all.
+
+    Raises:
+        EngineError: an unknown format, no adapter, another base, no room, not writable.
+        Cancelled: asked to stop; nothing is left behind.
+    """
+    if job.format not in FORMATS:
+        raise EngineError(
+            "export.format", f"there is no export format {job.format!r}", did_you_mean(job.format, FORMATS)
+        )
+    source = open_source(job.run_dir)
+    out = Path(job.out).expanduser().resolve()
+    require_target(out)
+    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    yield PhaseChanged("exporting", f"Writing {FORMATS[job.format]} to {out}")
+    try:
+        aside.mkdir(parents=True)
+        details = yield from _write(source, aside, job, control)
+        (aside / "README.md").write_text(model_card(source, job.format, details), encoding="utf-8")
+        checks: list[CheckFinished] = []
+        if job.options.get("verify", True):
+            yield PhaseChanged("verifying", "Proving the export in a fresh process")
+            checks = yield from verify.prove(source, aside, job.format, details, control)
+        proof = _proof(aside, checks, details)
+        (aside / "proof.json").write_text(json.dumps(proof, indent=1), encoding="utf-8")
+        if out.is_dir():
+            out.rmdir()
+        aside.rename(out)
+    except OSError as error:
+        raise EngineError(
+            "disk.write", f"the export could not be written: {error.strerror or error}", "make room, or choose another folder",
+            is_input_error=False,
+        ) from error  # fmt: skip
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    yield RunFinished({
+        "path": str(out), "format": job.format, "bytes": sum(f.stat().st_size for f in out.rglob("*") if f.is_file()),
+        "is_proven": proof["is_proven"], "checks": proof["checks"],
+    })  # fmt: skip
+
+
+def _write(
+    source: Source, aside: Path, job: ExportJob, control: Control
+) -> Generator[Event, None, dict[str, Any]]:
+    if job.format == "adapter":
+        require_disk(aside, sum(f.stat().st_size for f in source.adapter_dir.iterdir()))
+        _write_adapter(source, aside)
+        return {}
+    dtype, into = str(job.options.get("dtype", "bf16")), str(job.options.get("into") or default_merge(source))
+    if dtype not in merge.DTYPES or into not in merge.INTO:
+        raise EngineError(
+            "export.option",
+            f"no merge into {into!r} as {dtype!r}",
+            "into: original, dequantized; dtype: bf16, fp16, fp32",
+        )
+    facts = spec.facts_of_folder(source.base_path)
+    require_disk(aside, facts.parameters * torch.empty((), dtype=merge.DTYPES[dtype]).element_size())
+
+    def work(emit: Emit) -> None:
+        merge.write_merged(
+            source.base_path,
+            merge.read_deltas(source.adapter_dir, source.adapter_config),
+            aside,
+            dtype=dtype,
+            quantizer=_quantizer(source) if into == "dequantized" else None,
+            quantized_modules=_quantized_modules(facts),
+            control=control,
+            report=lambda phase, done, total, unit: emit(Progressed(phase, done, total, unit)),
+        )
+
+    yield from events_while(work)
+    _write_surroundings(source, aside, dtype)
+    return {"merged into": f"the {into} weights", "stored as": dtype, "into": into, "dtype": dtype}
+
+
+def default_merge(source: Source) -> str:
+    """LoftQ's adapter makes up for what quantization lost, so it belongs to the dequantized weights; any other to the
+    original ones."""
+    return "dequantized" if source.config.lora.init == "loftq" else "original"
+
+
+def _write_adapter(source: Source, aside: Path) -> None:
+    for file in source.adapter_dir.iterdir():
+        if file.is_file() and file.name != "README.md":
+            shutil.copy2(file, aside / file.name)
+    config = dict(source.adapter_config)
+    name = str((source.record.get("model") or {}).get("name", ""))
+    is_hub_id = "/" in name and not Path(name).exists()
+    config["base_model_name_or_path"] = name if is_hub_id else str(source.base_path)
+    (aside / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _write_surroundings(source: Source, aside: Path, dtype: str) -> None:
+    """Config, generation config with every end token, tokenizer and the template the run was trained with."""
+    config = dict(spec.read_config(source.base_path))
+    config.pop("quantization_config", None)
+    config["dtype"] = loading_dtype_name(dtype)
+    config.pop("torch_dtype", None)
+    (aside / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    generation = _read_json(source.base_path / "generation_config.json")
+    ends = (source.record.get("load_report") or {}).get("end_token_ids") or []
+    if ends:
+        generation["eos_token_id"] = list(ends) if len(ends) > 1 else ends[0]
+    (aside / "generation_config.json").write_text(json.dumps(generation, indent=2), encoding="utf-8")
+    tokenizer = loading.load_tokenizer(source.base_path)
+    tokenizer.chat_template = choose(tokenizer, source.config.data.chat_template).jinja
+    tokenizer.save_pretrained(aside)
+
+
+def loading_dtype_name(dtype: str) -> str:
+    return str(merge.DTYPES[dtype]).removeprefix("torch.")
+
+
+def _quantizer(source: Source) -> merge.Quantizer:
+    load = source.record.get("load_report") or {}
+    return merge.Quantizer(
+        load["quant_type"], bool(load["is_double_quant"]), getattr(torch, load["compute_dtype"])
+    )
+
+
+def _quantized_modules(facts: spec.ModelFacts) -> frozenset[str]:
+    return frozenset(
+        linear.path.replace("*", str(n))
+        for linear in facts.linears
+        if linear.is_quantized
+        for n in range(facts.layers)
+    )
+
+
+def _proof(aside: Path, checks: list[CheckFinished], details: Mapping[str, Any]) -> dict[str, Any]:
+    hashes = {str(f.relative_to(aside)): _sha256(f) for f in sorted(aside.rglob("*")) if f.is_file()}
+    ran = [c for c in checks if c.passed is not None]
+    return {
+        "is_proven": bool(ran) and all(c.passed for c in ran),
+        "checks": [
+            {"name": c.name, "passed": c.passed, "detail": c.detail, "numbers": dict(c.numbers)}
+            for c in checks
+        ],
+        "details": dict(details),
+        "sha256": hashes,
+    }
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

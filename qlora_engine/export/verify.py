@@ -1,0 +1,89 @@
+"""Proves an export: reloads it in a fresh process with the plain libraries and compares it with base plus adapter.
+
+Torch-free here; the child (`python -m qlora_engine.export.verify_child`) imports the ML stack.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qlora_engine.control import Control
+from qlora_engine.events import CheckFinished, Event
+from qlora_engine.export.source import Source
+
+PROMPTS = ("What is the capital of France?", "Write one short sentence about the sea.")
+GREEDY_TOKENS = 24
+
+
+def prove(
+    source: Source, export: Path, kind: str, details: Mapping[str, Any], control: Control
+) -> Generator[Event, None, list[CheckFinished]]:
+    """Yield one CheckFinished per step and return them all. A child that dies fails the step it died in."""
+    request = {
+        "export": str(export),
+        "kind": kind,
+        "base": str(source.base_path),
+        "adapter": str(source.adapter_dir),
+        "prompts": _prompts(source),
+        "greedy_tokens": GREEDY_TOKENS,
+        "into": details.get("into", "original"),
+        "dtype": details.get("dtype", "fp32"),
+        "quantizer": dict(source.record.get("load_report") or {}),
+        "chat_template": source.config.data.chat_template,
+    }
+    checks: list[CheckFinished] = []
+    child = subprocess.Popen(
+        child_command(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stderr is not None
+    try:
+        child.stdin.write(json.dumps(request))
+        child.stdin.close()
+        for line in child.stdout:
+            control.check()
+            check = _check(line)
+            if check is not None:
+                checks.append(check)
+                yield check
+        errors = child.stderr.read()
+        if child.wait() != 0:
+            last = errors.strip().splitlines()[-1] if errors.strip() else f"exit code {child.returncode}"
+            checks.append(CheckFinished("the proof ran to its end", False, last[:300]))
+            yield checks[-1]
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        child.stderr.close()
+    return checks
+
+
+def child_command() -> list[str]:
+    if getattr(sys, "frozen", False):
+        return [sys.executable, "--verify-export"]
+    return [sys.executable, "-m", "qlora_engine.export.verify_child"]
+
+
+def _prompts(source: Source) -> list[str]:
+    asked = [sample["prompt"] for sample in source.record.get("samples") or []]
+    return list(dict.fromkeys([*asked, *PROMPTS]))[:3]
+
+
+def _check(line: str) -> CheckFinished | None:
+    try:
+        plain = json.loads(line)
+    except ValueError:
+        return None
+    return CheckFinished(plain["name"], plain["passed"], plain["detail"], plain.get("numbers", {}))
