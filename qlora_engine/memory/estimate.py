@@ -6,23 +6,19 @@ and `device_bytes` low / likely / high (with reserve, context and workspace: wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from qlora_engine.config import TrainingConfig, with_value
-from qlora_engine.memory import activations, gpus
+from qlora_engine.memory import activations, gpus, static
 from qlora_engine.memory.activations import Shape
 from qlora_engine.memory.optimizer_state import StateBytes, state_bytes
-from qlora_engine.models.spec import LinearFact, ModelFacts
+from qlora_engine.memory.static import adapter_tensors, constants_bytes, target_linears
+from qlora_engine.models.spec import ModelFacts
 
 GIB = 1024**3
 MIB = 1024**2
-BLOCK = 64
-NESTED_BLOCK = 256
-CODE_BYTES = 16 * 4
-NESTED_CODE_BYTES = 256 * 4
-OFFSET_BYTES = 4
 ROUNDING_SHARE = 0.02
 """The caching allocator rounds small tensors to 512 bytes and splits large blocks at 2 MiB."""
 CONTEXT_BYTES = (350 * MIB, 550 * MIB, 1400 * MIB)
@@ -31,6 +27,7 @@ RESERVE_SHARE = (0.01, 0.04, 0.08)
 """Reserved but not allocated, as a share of the peak (fragmentation 3-8 %)."""
 FULL_TUNING_BYTES = 12
 """Per parameter in full 16-bit fine-tuning: weight 2, gradient 2, two fp32 moments 8 (arXiv 2305.14314, section 1)."""
+SIDES = ("double_quant", "single_quant", "lora_16bit", "full_16bit")
 PART_NAMES = (
     "quantized_weights",
     "quantization_constants",
@@ -57,6 +54,8 @@ class Variant:
     device_high: int
     source: str = "closed-form"
     peak_operation: str | None = None
+    numbers: Mapping[str, Mapping[str, int | str]] = field(default_factory=dict)
+    """For each part, what its formula was computed from."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -100,6 +99,8 @@ class Estimate:
     full_16bit: int
     fits: tuple[Fit, ...]
     advice: tuple[Advice, ...]
+    sides: Mapping[str, Variant]
+    """The four ways to train, by the names of `SIDES`."""
 
     def chosen(self, double_quant: bool) -> Variant:
         return self.double_quant if double_quant else self.single_quant
@@ -133,25 +134,26 @@ def estimate(
     On `cuda` what is not quantized is 16-bit and the optimizer pages; on `cpu` everything is fp32 and nothing pages.
     """
     sides = {
-        is_double: _variant(facts, config, seq_len, micro_batch, device, upcast_unquantized, is_double)
-        for is_double in (True, False)
+        name: _variant(facts, config, seq_len, micro_batch, device, upcast_unquantized, name)
+        for name in SIDES
     }
-    chosen = sides[config.quantization.double_quant]
-    moving = sum(chosen.parts[name] for name in ("adapters", "gradients", "optimizer_resident", "optimizer_pageable", "activations", "step_temporary"))  # fmt: skip
+    double, single = sides["double_quant"], sides["single_quant"]
+    chosen = double if config.quantization.double_quant else single
     return Estimate(
         model=facts.name,
         parameters=facts.parameters,
         quantized_parameters=facts.quantized_parameters,
         settings=_settings(config, seq_len, micro_batch, device, upcast_unquantized),
-        double_quant=sides[True],
-        single_quant=sides[False],
-        lora_16bit=2 * facts.parameters + moving,
-        full_16bit=FULL_TUNING_BYTES * facts.parameters + chosen.parts["activations"] + chosen.parts["step_temporary"],
+        double_quant=double,
+        single_quant=single,
+        lora_16bit=sides["lora_16bit"].peak_bytes,
+        full_16bit=sides["full_16bit"].peak_bytes,
         fits=tuple(
-            Fit(g.name, g.usable_bytes, sides[True].device_likely <= g.usable_bytes, sides[False].device_likely <= g.usable_bytes)
+            Fit(g.name, g.usable_bytes, double.device_likely <= g.usable_bytes, single.device_likely <= g.usable_bytes)
             for g in gpus.known_gpus()
         ),
         advice=tuple(_advice(facts, config, seq_len, micro_batch, device, chosen)) if wants_advice else (),
+        sides=sides,
     )  # fmt: skip
 
 
@@ -162,51 +164,15 @@ def recommend_micro_batch(
     for rows in range(min(16, config.training.effective_batch), 1, -1):
         if config.training.effective_batch % rows:
             continue
-        variant = _variant(facts, config, seq_len, rows, device, False, config.quantization.double_quant)
+        variant = _variant(facts, config, seq_len, rows, device, False, side_of(config))
         if variant.device_likely <= usable_bytes:
             return rows
     return 1
 
 
-def target_linears(facts: ModelFacts, targets: str | Sequence[str]) -> tuple[LinearFact, ...]:
-    """The linear layers that get adapters, as `adapters.resolve_targets` chooses them on the built model."""
-    if targets == "all-linear":
-        return facts.linears
-    if targets == "attention":
-        return tuple(t for t in facts.linears if is_attention(t.path))
-    wanted = {targets} if isinstance(targets, str) else set(targets)
-    return tuple(t for t in facts.linears if t.name in wanted)
-
-
-def is_attention(path: str) -> bool:
-    """True for the projections of an attention block."""
-    return any(part in ("self_attn", "attn", "attention", "self_attention") for part in path.split("."))
-
-
-def constants_bytes(facts: ModelFacts, *, is_double_quant: bool) -> int:
-    """Quantization constants as bitsandbytes keeps them: single: fp32 absmax per 64 weights and the code table;
-    double: uint8 per 64, fp32 per 256 blocks, both code tables and the offset."""
-    total = 0
-    for linear in facts.linears:
-        if not linear.is_quantized:
-            continue
-        blocks = -(-linear.in_features * linear.out_features // BLOCK)
-        one = 4 * blocks + CODE_BYTES
-        if is_double_quant:
-            one = blocks + 4 * -(-blocks // NESTED_BLOCK) + CODE_BYTES + NESTED_CODE_BYTES + OFFSET_BYTES
-        total += one * linear.count
-    return total
-
-
-def adapter_tensors(facts: ModelFacts, config: TrainingConfig) -> list[tuple[int, int]]:
-    """(elements, count) of every adapter tensor: A is (rank, in), B is (out, rank); DoRA adds a magnitude (out)."""
-    tensors = []
-    for linear in target_linears(facts, config.lora.targets):
-        tensors.append((config.lora.rank * linear.in_features, linear.count))
-        tensors.append((config.lora.rank * linear.out_features, linear.count))
-        if config.lora.dora:
-            tensors.append((linear.out_features, linear.count))
-    return tensors
+def side_of(config: TrainingConfig) -> str:
+    """The side that `config` asks for."""
+    return "double_quant" if config.quantization.double_quant else "single_quant"
 
 
 def optimizer_bytes(facts: ModelFacts, config: TrainingConfig, device: str) -> StateBytes:
@@ -214,35 +180,61 @@ def optimizer_bytes(facts: ModelFacts, config: TrainingConfig, device: str) -> S
 
 
 def _variant(
-    facts: ModelFacts, config: TrainingConfig, seq_len: int, micro_batch: int, device: str, upcast: bool, is_double: bool
+    facts: ModelFacts, config: TrainingConfig, seq_len: int, micro_batch: int, device: str, upcast: bool, side: str
 ) -> Variant:  # fmt: skip
     element = 2 if device == "cuda" else 4
     shape = Shape(micro_batch, seq_len, element, 4 if config.lora.dtype == "fp32" else 2)
-    adapters = (
-        sum(elements * count for elements, count in adapter_tensors(facts, config)) * shape.adapter_bytes
-    )
-    optimizer = optimizer_bytes(facts, config, device)
-    kept, temporary = _moving(facts, config, shape, is_double)
-    parts = {
-        "quantized_weights": sum(-(-t.in_features * t.out_features // 2) * t.count for t in facts.linears if t.is_quantized),
-        "quantization_constants": constants_bytes(facts, is_double_quant=is_double),
-        "unquantized_weights": facts.unquantized_parameters * (4 if upcast else element),
-        "adapters": adapters,
-        "gradients": adapters,
-        "optimizer_resident": optimizer.resident,
-        "optimizer_pageable": optimizer.pageable,
-        "activations": kept,
-        "step_temporary": temporary,
-        "allocator_rounding": int(ROUNDING_SHARE * (kept + temporary)) if device == "cuda" else 0,
-        "device_context": CONTEXT_BYTES[1] if device == "cuda" else 0,
-    }  # fmt: skip
+    kept, temporary = _moving(facts, config, shape, side == "double_quant")
+    parts, numbers = _static_parts(facts, config, device, 4 if upcast else element, side)
+    parts["activations"], parts["step_temporary"] = kept, temporary
+    parts["allocator_rounding"] = int(ROUNDING_SHARE * (kept + temporary)) if device == "cuda" else 0
+    parts["device_context"] = CONTEXT_BYTES[1] if device == "cuda" else 0
+    parts = {name: parts[name] for name in PART_NAMES}
     peak = sum(parts.values()) - parts["device_context"]
     if device != "cuda":
-        return Variant(parts, peak, peak, peak, peak)
+        return Variant(parts, peak, peak, peak, peak, numbers=numbers)
     low, likely, high = (
         int(peak * (1 + share)) + context for share, context in zip(RESERVE_SHARE, CONTEXT_BYTES, strict=True)
     )
-    return Variant(parts, peak, low, likely, high)
+    return Variant(parts, peak, low, likely, high, numbers=numbers)
+
+
+def _static_parts(
+    facts: ModelFacts, config: TrainingConfig, device: str, element: int, side: str
+) -> tuple[dict[str, int], dict[str, dict[str, int | str]]]:
+    if side == "full_16bit":
+        return _full_parts(facts)
+    is_quantized = side != "lora_16bit"
+    unquantized = facts.unquantized_parameters + (0 if is_quantized else facts.quantized_parameters)
+    trained = sum(elements * count for elements, count in adapter_tensors(facts, config))
+    adapter_bytes = 4 if config.lora.dtype == "fp32" else 2
+    optimizer = optimizer_bytes(facts, config, device)
+    parts = {
+        "quantized_weights": static.quantized_bytes(facts) if is_quantized else 0,
+        "quantization_constants": constants_bytes(facts, is_double_quant=side == "double_quant") if is_quantized else 0,
+        "unquantized_weights": unquantized * element,
+        "adapters": trained * adapter_bytes,
+        "gradients": trained * adapter_bytes,
+        "optimizer_resident": optimizer.resident,
+        "optimizer_pageable": optimizer.pageable,
+    }  # fmt: skip
+    numbers: dict[str, dict[str, int | str]] = {
+        "quantized_weights": {"quantized parameters": facts.quantized_parameters if is_quantized else 0},
+        "unquantized_weights": {"parameters": unquantized, "bytes each": element},
+        "adapters": {"trained parameters": trained, "bytes each": adapter_bytes, "rank": config.lora.rank},
+    }
+    return parts, numbers
+
+
+def _full_parts(facts: ModelFacts) -> tuple[dict[str, int], dict[str, dict[str, int | str]]]:
+    """Everything is trained: 16-bit weights and gradients, two fp32 moments (arXiv 2305.14314, section 1)."""
+    parts = dict.fromkeys(PART_NAMES, 0)
+    parts.update(
+        unquantized_weights=2 * facts.parameters,
+        gradients=2 * facts.parameters,
+        optimizer_resident=8 * facts.parameters,
+    )
+    return parts, {"unquantized_weights": {"parameters": facts.parameters, "bytes each": 2}}
 
 
 def _moving(facts: ModelFacts, config: TrainingConfig, shape: Shape, is_double: bool) -> tuple[int, int]:
@@ -281,7 +273,7 @@ def _advice(
     found = []
     for change, path, value, rows, length in _alternatives(config, seq_len, micro_batch):
         changed = with_value(config, path, value)
-        variant = _variant(facts, changed, length, rows, device, False, changed.quantization.double_quant)
+        variant = _variant(facts, changed, length, rows, device, False, side_of(changed))
         saved = now.peak_bytes - variant.peak_bytes
         if saved > 0:
             found.append(Advice(change, saved, path, value))

@@ -1,0 +1,76 @@
+"""Bytes of what stays for a whole run: packed weights, constants, unquantized weights, adapters. Exact, no torch.
+
+Equal, byte for byte, to the storages that bitsandbytes and PEFT build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qlora_engine.config import TrainingConfig
+from qlora_engine.models.spec import LinearFact, ModelFacts
+
+BLOCK = 64
+"""Weights per scale (arXiv 2305.14314, section 3; bitsandbytes functional.py, quantize_4bit)."""
+NESTED_BLOCK = 256
+"""Scales per second-level scale: the only size that bitsandbytes supports."""
+CODE_BYTES = 16 * 4
+NESTED_CODE_BYTES = 256 * 4
+OFFSET_BYTES = 4
+FP32 = 4
+ATTENTION_PARENTS = frozenset({"self_attn", "attn", "attention", "self_attention"})
+ATTENTION_LEAVES = frozenset(
+    {"q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj", "query_key_value", "Wqkv", "W_pack", "c_attn"}
+)  # fmt: skip
+
+
+def quantized_bytes(facts: ModelFacts) -> int:
+    """Packed weights: two to a byte."""
+    return sum(-(-t.in_features * t.out_features // 2) * t.count for t in facts.linears if t.is_quantized)
+
+
+def constants_bytes(facts: ModelFacts, *, is_double_quant: bool) -> int:
+    """Quantization constants as bitsandbytes keeps them: single: fp32 absmax per 64 weights and the code table;
+    double: uint8 per 64, fp32 per 256 blocks, both code tables and the offset. Each layer has tables of its own."""
+    return sum(
+        constants_of(t.in_features * t.out_features, is_double_quant=is_double_quant) * t.count
+        for t in facts.linears
+        if t.is_quantized
+    )
+
+
+def constants_of(weights: int, *, is_double_quant: bool) -> int:
+    """Constants of one weight of that many elements."""
+    blocks = -(-weights // BLOCK)
+    if not is_double_quant:
+        return FP32 * blocks + CODE_BYTES
+    return blocks + FP32 * -(-blocks // NESTED_BLOCK) + CODE_BYTES + NESTED_CODE_BYTES + OFFSET_BYTES
+
+
+def target_linears(facts: ModelFacts, targets: str | Sequence[str]) -> tuple[LinearFact, ...]:
+    """The linear layers that get adapters, as `adapters.resolve_targets` chooses them on the built model: by the last
+    part of their names."""
+    if targets == "all-linear":
+        return facts.linears
+    if targets == "attention":
+        wanted = {t.name for t in facts.linears if is_attention(t.path)}
+    else:
+        wanted = {targets} if isinstance(targets, str) else set(targets)
+    return tuple(t for t in facts.linears if t.name in wanted)
+
+
+def is_attention(path: str) -> bool:
+    """True for the projections of an attention block, whatever the family calls them."""
+    parts = path.split(".")
+    return parts[-1] in ATTENTION_LEAVES or bool(ATTENTION_PARENTS & set(parts[:-1]))
+
+
+def adapter_tensors(facts: ModelFacts, config: TrainingConfig) -> list[tuple[int, int]]:
+    """(elements, count) of every adapter tensor: A is (rank, in), B is (out, rank); DoRA adds a magnitude (out)."""
+    tensors = []
+    for linear in target_linears(facts, config.lora.targets):
+        tensors.append((config.lora.rank * linear.in_features, linear.count))
+        tensors.append((config.lora.rank * linear.out_features, linear.count))
+        if config.lora.dora:
+            tensors.append((linear.out_features, linear.count))
+    return tensors
