@@ -7,21 +7,28 @@ answers, and a figure whose answer is overdue is None with the reason.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qlora_engine.monitor.nvml import DeviceMemory, Handle, Nvml
-from qlora_engine.monitor.nvml_words import Unavailable
+import psutil
 
+from qlora_engine.monitor.nvml import DeviceMemory, Handle, Nvml, ProcessMemory
+from qlora_engine.monitor.nvml_words import RESTART_CODES, Unavailable
+
+log = logging.getLogger(__name__)
 SENSOR_SECONDS = 0.5
 PCIE_SECONDS = 1.0
 PROCESS_SECONDS = 5.0
 RETRY_SECONDS = 2.0
+LONGEST_RETRY_SECONDS = 60.0
 OVERDUE_SECONDS = {"memory": 2.0, "sensors": 3.0, "pcie": 5.0, "processes": 15.0}
 NO_DRIVER_ANSWER = "the driver is not answering"
+NOT_READ_YET = "not read yet"
+OTHER_NUMBERS = "the driver numbers processes differently than this container"
 
 
 @dataclass(frozen=True)
@@ -123,12 +130,15 @@ class GpuWatch:
         self._problem: str | None = None
         self._answers: dict[tuple[int, int | None, str], Answer] = {}
         self._pcie_before: dict[tuple[int, int | None], tuple[float, int, int]] = {}
-        self._restarted_at = -RETRY_SECONDS
+        self._most_devices = 0
+        self._retry_at, self._retry_seconds = 0.0, RETRY_SECONDS
+        self._started_at = time.monotonic()
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self.has_answered = threading.Event()
 
     def start(self) -> None:
+        self._started_at = time.monotonic()
         jobs = (
             ("memory", self._find_devices_and_memory, self._memory_seconds),
             ("sensors", lambda: self._ask_all("sensors", self._sensors), SENSOR_SECONDS),
@@ -161,19 +171,22 @@ class GpuWatch:
         if self._devices[1]:
             return None
         if not self.has_answered.is_set():
-            return NO_DRIVER_ANSWER
+            is_late = time.monotonic() - self._started_at > OVERDUE_SECONDS["memory"]
+            return NO_DRIVER_ANSWER if is_late else NOT_READ_YET
         return self._problem or self.nvml.why_not
 
     def _repeat(self, job: Callable[[], float | None], period: float) -> None:
         due = time.monotonic()
         while not self._stop.is_set():
-            wait = job()
+            try:
+                wait = job()
+            except Exception:
+                log.exception("watching the GPU failed; going on")
+                wait = LONGEST_RETRY_SECONDS
             due = next_due(due, wait or period, time.monotonic())
             self._stop.wait(due - time.monotonic())
 
     def _find_devices_and_memory(self) -> float | None:
-        if self.nvml.wants_restart:
-            self._restart()
         if not self.nvml.start():
             self._forget(self.nvml.why_not)
             return RETRY_SECONDS
@@ -181,15 +194,23 @@ class GpuWatch:
             return RETRY_SECONDS
         self._ask_all("memory", self._memory)
         self.has_answered.set()
+        self._restart_if_lost()
         return None
 
-    def _restart(self) -> None:
-        """At most every RETRY_SECONDS; a GPU that stays lost keeps its row, with the reasons."""
-        now = time.monotonic()
-        if now - self._restarted_at >= RETRY_SECONDS:
-            self._restarted_at = now
-            self.nvml.wants_restart = False
-            self.nvml.restart()
+    def _restart_if_lost(self) -> None:
+        """A lost GPU keeps its row, with the reason; NVML started anew finds it again. Each vain try doubles the wait."""
+        now, devices = time.monotonic(), self._devices[1]
+        self._most_devices = max(self._most_devices, len(devices))
+        if len(devices) == self._most_devices and not any(self._is_lost(device) for device in devices):
+            self._retry_seconds = RETRY_SECONDS
+        elif now >= self._retry_at and self.nvml.restart():
+            self._retry_at = now + self._retry_seconds
+            self._retry_seconds = min(2 * self._retry_seconds, LONGEST_RETRY_SECONDS)
+
+    def _is_lost(self, device: Device) -> bool:
+        answer = self._answers.get((device.index, device.mig_index, "memory"))
+        used = answer.fields["used_bytes"] if answer else None
+        return isinstance(used, Unavailable) and used.code in RESTART_CODES
 
     def _find_devices(self) -> bool:
         generation = self.nvml.generation
@@ -198,13 +219,21 @@ class GpuWatch:
             self._forget(count.reason)
             self.nvml.restart()
             return False
+        known = {device.index: device.facts for device in self._devices[1] if device.mig_index is None}
         found: list[Device] = []
         for index in range(count):
             handle = self.nvml.device(index)
-            found.append(Device(handle, index, None, self._facts(handle)))
+            is_known = isinstance(handle, Unavailable) and index in known
+            found.append(Device(handle, index, None, known[index] if is_known else self._facts(handle)))
             for mig_index, part in enumerate(self._slices(handle)):
                 found.append(Device(part, index, mig_index, self._facts(part)))
-        self._problem = None if found else "the driver sees no GPU"
+        if not found:
+            self._forget("the driver sees no GPU")
+            self.nvml.restart()
+            return False
+        if known != {d.index: d.facts for d in found if d.mig_index is None}:
+            self._answers.clear()
+        self._problem = None
         self._devices = (generation, tuple(found))
         return True
 
@@ -281,16 +310,22 @@ class GpuWatch:
             return _all("processes", listed)
         if any(p.used_bytes is None for p in listed):
             return _all("processes", Unavailable("the driver does not tell memory by process here"))
-        own = self._own_pids()
-        mine = sum(p.used_bytes or 0 for p in listed if p.pid in own)
         total = sum(p.used_bytes or 0 for p in listed)
-        fields: dict[str, Any] = {"own_bytes": mine, "others_bytes": total - mine}
+        fields = self._shares(listed, total)
         if isinstance(before, Unavailable) or isinstance(after, Unavailable):
             no = before if isinstance(before, Unavailable) else after
             return fields | {"unaccounted_bytes": no, "unaccounted_spread_bytes": no}
         middle = (before.used_bytes + after.used_bytes) // 2
         spread = abs(after.used_bytes - before.used_bytes)
         return fields | {"unaccounted_bytes": middle - total, "unaccounted_spread_bytes": spread}
+
+    def _shares(self, listed: Sequence[ProcessMemory], total: int) -> dict[str, Any]:
+        """Own and others' bytes. In a container the driver may list the host's process numbers: nobody is ours then."""
+        own = self._own_pids()
+        mine = [p.used_bytes or 0 for p in listed if p.pid in own]
+        if listed and not mine and not all(psutil.pid_exists(p.pid) for p in listed):
+            return dict.fromkeys(("own_bytes", "others_bytes"), Unavailable(OTHER_NUMBERS))
+        return {"own_bytes": sum(mine), "others_bytes": total - sum(mine)}
 
     def _pcie(self, device: Device, handle: Handle) -> Mapping[str, Any]:
         """From the byte counters where the driver has them (cheap, exact), else from its own 20 ms window."""
@@ -311,7 +346,7 @@ class GpuWatch:
         for kind, names in FIELDS.items():
             answer = self._answers.get((device.index, device.mig_index, kind))
             if answer is None:
-                values |= dict.fromkeys(names, Unavailable("not read yet"))
+                values |= dict.fromkeys(names, Unavailable(NOT_READ_YET))
             elif now - answer.at > OVERDUE_SECONDS[kind] + self._memory_seconds:
                 values |= dict.fromkeys(names, Unavailable(NO_DRIVER_ANSWER))
             else:
@@ -348,7 +383,7 @@ def _rates(
     before: tuple[float, int, int] | None, now: tuple[float, int, int]
 ) -> tuple[float, float] | Unavailable:
     if before is None:
-        return Unavailable("not read yet")
+        return Unavailable(NOT_READ_YET)
     seconds = now[0] - before[0]
     received, sent = now[1] - before[1], now[2] - before[2]
     if seconds <= 0 or received < 0 or sent < 0:

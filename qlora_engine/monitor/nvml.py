@@ -19,8 +19,6 @@ T = TypeVar("T")
 NOT_TOLD = 2**64 - 1
 """NVML's "no value" in unsigned 64-bit fields."""
 KIB = 1024
-TRANSIENT_CODES = frozenset({1, 15, 16, 28, 999})
-"""Uninitialized, GPU lost, reset required, GPU not found, unknown: starting NVML anew may mend them."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,6 @@ class Nvml:
         self._in_flight = 0
         self.why_not: str | None = None
         self.generation = 0
-        self.wants_restart = False
 
     def start(self) -> bool:
         """True when NVML answers. A start that is under way in another thread counts as "not yet"."""
@@ -83,7 +80,7 @@ class Nvml:
             return False
         else:
             with self._lock:
-                self._lib, self.why_not, self.wants_restart = pynvml, None, False
+                self._lib, self.why_not = pynvml, None
                 self.generation += 1
             return True
         finally:
@@ -121,8 +118,7 @@ class Nvml:
         return self._text("nvmlDeviceGetUUID", device)
 
     def pci_bus_id(self, device: Handle) -> str | Unavailable:
-        info = self._call("nvmlDeviceGetPciInfo", device)
-        return info if isinstance(info, Unavailable) else _decoded(info.busId)
+        return self._figure(lambda info: _decoded(info.busId), "nvmlDeviceGetPciInfo", device)
 
     def memory(self, device: Handle) -> DeviceMemory | Unavailable:
         """Version 2, which tells apart what the driver reserves; version 1 where the driver is older."""
@@ -132,7 +128,7 @@ class Nvml:
             found = self._call("nvmlDeviceGetMemoryInfo", device)
         if isinstance(found, Unavailable):
             return found
-        if NOT_TOLD in (found.total, found.used):
+        if NOT_TOLD in (found.total, found.used, found.free):
             return Unavailable("the driver does not tell it")
         reserved = getattr(found, "reserved", None)
         return DeviceMemory(int(found.total), int(found.used), int(found.free), reserved)
@@ -166,9 +162,7 @@ class Nvml:
 
     def throttle_reasons(self, device: Handle) -> tuple[str, ...] | Unavailable:
         """Why the clocks are lower than they could be, in words; empty when they are not."""
-        return self._figure(
-            nvml_words.throttle_words, "nvmlDeviceGetCurrentClocksEventReasons", device
-        )  # fmt: skip
+        return self._figure(nvml_words.throttle_words, "nvmlDeviceGetCurrentClocksEventReasons", device)
 
     def ecc_uncorrected(self, device: Handle) -> int | Unavailable:
         """Uncorrected memory errors since the driver was loaded."""
@@ -241,9 +235,7 @@ class Nvml:
         except UnicodeDecodeError as error:  # pynvml decodes strictly; the bytes are in the exception
             return error.object
         except Exception as error:  # noqa: BLE001 - any failing call makes one field n/a, never more
-            found = nvml_words.unavailable(error)
-            self.wants_restart = self.wants_restart or found.code in TRANSIENT_CODES
-            return found
+            return nvml_words.unavailable(error)
         finally:
             with self._lock:
                 self._in_flight -= 1

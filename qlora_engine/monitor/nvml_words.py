@@ -16,12 +16,16 @@ class Unavailable:
 TOO_OLD_CODES = frozenset({13, 25, 26})
 """Function not found, structure version not known, deprecated: ask the older or newer call instead."""
 
+RESTART_CODES = frozenset({1, 15, 16, 28, 999})
+"""Uninitialized, GPU lost, reset required, GPU not found, unknown: starting NVML anew may mend them."""
+
 _REASONS = {
     1: "NVML was not started in this process",
     2: "the driver refused the question",
     3: "this GPU does not tell it",
     4: "no permission to read it",
     6: "the driver knows no such thing",
+    7: "the driver's answer was longer than it said",
     8: "the GPU's power cables are not connected",
     9: "the NVIDIA driver is not loaded",
     10: "the driver did not answer in time",
@@ -61,6 +65,8 @@ def unavailable(error: BaseException) -> Unavailable:
     code = getattr(error, "value", None)
     if isinstance(code, int):
         return of_code(code, error)
+    if type(error).__name__ == "NVMLLibraryMismatchError":  # how nvidia-ml-py words a missing function of a list
+        return of_code(13)
     if isinstance(error, AttributeError):
         return Unavailable("the installed pynvml is an old package that hides nvidia-ml-py", 13)
     if isinstance(error, ImportError):
