@@ -26,6 +26,11 @@ class DevicePlan:
         return f"cuda:{self.index}" if self.kind == "cuda" else "cpu"
 
     @property
+    def title(self) -> str:
+        """As a person reads it."""
+        return f"GPU {self.index}" if self.kind == "cuda" else "the CPU"
+
+    @property
     def torch_dtype(self) -> Any:
         import torch
 

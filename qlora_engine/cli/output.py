@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,6 +51,17 @@ def write_piece(text: str) -> None:
 
 def _write(line: str) -> None:
     write_piece(line + "\n")
+
+
+def program() -> str:
+    """What a person types to start this program again: `qlora`, or its path where the shell does not find it."""
+    started = Path(sys.argv[0])
+    found = shutil.which("qlora")
+    if started.stem != "qlora" or (found and Path(found).resolve() == started.resolve()):
+        return "qlora"
+    with contextlib.suppress(ValueError):
+        return str(started.resolve().relative_to(Path.cwd()))
+    return str(started)
 
 
 def note(text: str) -> None:

@@ -42,7 +42,7 @@ def export_job(job: ExportJob, control: Control) -> Iterator[Event]:
     out = Path(job.out).expanduser().resolve()
     require_target(out)
     aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    yield PhaseChanged("exporting", f"Writing {FORMATS[job.format]} to {out}")
+    yield PhaseChanged("exporting", f"{FORMATS[job.format]}: writing to {out}")
     try:
         aside.mkdir(parents=True)
         details = yield from _write(source, aside, job, control)

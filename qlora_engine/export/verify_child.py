@@ -61,7 +61,7 @@ def check(request: dict[str, Any], tell: Any) -> None:
     expected = _expected(request, base, prompts)
     model = _load(export, base, request["kind"])
     library = "peft" if request["kind"] == "adapter" else "transformers"
-    tell(f"loads with plain {library}", True, f"{type(model).__name__} from {export.name.strip('.')}")
+    tell(f"loads with plain {library}", True, type(model).__name__)
     _compare(request, model, prompts, expected, tokenizer, tell)
     if request["kind"] == "merged":
         _check_surroundings(export, base, model, request, tell)

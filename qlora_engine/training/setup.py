@@ -166,7 +166,7 @@ def _seed(seed: int) -> None:
 
 
 def _ready_model(config: TrainingConfig, control: Control) -> Generator[Event, None, Path]:
-    yield PhaseChanged("preparing", f"Looking for {config.model.name}")
+    yield PhaseChanged("preparing", f"Looking for the model {config.model.name}")
 
     def work(emit: Emit) -> Path:
         def report(phase: str, done: int, total: int | None, unit: str) -> None:
@@ -182,7 +182,7 @@ def _ready_model(config: TrainingConfig, control: Control) -> Generator[Event, N
 def _ready_data(
     config: TrainingConfig, tokenizer: Any, facts: Any, control: Control
 ) -> Generator[Event, None, Any]:
-    yield PhaseChanged("tokenizing", f"Reading {config.data.path}")
+    yield PhaseChanged("tokenizing", f"Reading the dataset {config.data.path}")
 
     def work(emit: Emit) -> Any:
         return data.prepare(
@@ -203,7 +203,7 @@ def _ready_data(
 def _load(
     config: TrainingConfig, base_path: Path, plan: DevicePlan, control: Control
 ) -> Generator[Event, None, Any]:
-    yield PhaseChanged("loading", f"Loading {config.model.name} in 4 bits on {plan.name}")
+    yield PhaseChanged("loading", f"Loading {config.model.name} in 4 bits on {plan.title}")
     control.check()
 
     def work(emit: Emit) -> Any:

@@ -10,19 +10,14 @@ import click
 from qlora_engine.cli import driving, output, progress
 from qlora_engine.cli.commands.export import export_run
 from qlora_engine.cli.commands.job import set_option
-from qlora_engine.cli.commands.train import ON_STOP, Outcome, loss_line
+from qlora_engine.cli.commands.train import ON_STOP, Outcome, loss_line, print_outcome
 from qlora_engine.events import Event, RunStarted, SampleAnswered
 from qlora_engine.jobs import TrainJob
 
-SETTINGS = (
-    "training.max_steps=60",
-    "training.effective_batch=8",
-    "training.learning_rate=4e-4",
-    "training.eval_every_steps=30",
-    "training.eval_rows=40",
-    "training.sample_tokens=64",
-)
-"""What makes the quick-look preset finish in minutes on two CPU cores and still teaches the skill."""
+INTRODUCTION = """\
+The starter: a small model (SmolLM2-135M-Instruct) learns to turn a request in plain words into one line of JSON that a
+program can run. It takes about five minutes on two CPU cores; Ctrl+C stops and saves.
+"""
 
 
 @click.command()
@@ -34,18 +29,19 @@ SETTINGS = (
 def starter(out: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Train the starter model on the starter dataset and export it; no account, hub or GPU needed."""
     from qlora_engine import config_io
+    from qlora_engine.export.source import require_target
+    from qlora_engine.starter import starter_job
 
-    config = config_io.with_overrides(
-        config_io.load_preset("quick-look", is_cpu=True), [*SETTINGS, *overrides]
-    )
+    if out is not None:
+        require_target(out)  # before minutes of training, not after
+    config = config_io.with_overrides(starter_job(is_cpu=True), list(overrides))
     if not as_json:
-        output.note("Training the starter: a small model learns one skill. This takes some minutes on a CPU.")
+        output.note(INTRODUCTION)
     outcome, samples = train_and_listen(TrainJob(config_io.to_dict(config)), is_quiet=as_json)
-    document = outcome.document()
     if outcome.state != "finished":
-        _print_stopped(document, as_json)
+        print_outcome(outcome, False, as_json)
         return
-    document["samples"] = samples
+    document = {**outcome.document(), "samples": samples}
     document["merged"] = _export_merged(document, out, as_json)
     if as_json:
         output.print_json(document)
@@ -78,21 +74,26 @@ def _export_merged(document: dict[str, Any], out: Path | None, is_quiet: bool) -
     return str(result["path"])
 
 
-def _print_stopped(document: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        output.print_json(document)
-    else:
-        output.say(f"Stopped. Go on with: qlora resume {document.get('run_id', document['run_dir'])}")
-
-
 def _print_finished(document: dict[str, Any]) -> None:
-    output.say()
-    output.say(loss_line(document.get("loss_before"), document.get("loss_after")))
-    for name, sample in _first_and_best(document):
-        output.say(f"\n{name}: {sample['prompt']}\n  {sample['answer']}")
-    output.say(f"\nAdapter:      {document['adapter']}")
-    output.say(f"Merged model: {document['merged']}")
-    output.say(f"Talk to it:   qlora chat {document['run_id']}")
+    output.say("\nWhat it has learned")
+    output.say(f"  {loss_line(document.get('loss_before'), document.get('loss_after'))}")
+    output.say("  (the mean loss on rows that were never trained on; lower is better)")
+    for name, words in _conversation(document):
+        output.say(f"  {name:<7} {words}")
+    output.say("\nWhere it is")
+    output.say(f"  Adapter:      {document['adapter']}")
+    output.say(f"  Merged model: {document['merged']}")
+    run, program = document["run_id"], output.program()
+    output.say("\nWhat to do next")
+    output.say(f"  {program} chat {run} --compare   talk to it beside the untouched model")
+    output.say(f"  {program} init job.toml   write a job file for a model and data of your own")
+
+
+def _conversation(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """The question and both answers, when the run was asked one."""
+    pairs = _first_and_best(document)
+    asked = [("Asked:", pairs[0][1]["prompt"])] if pairs else []
+    return [*asked, *((f"{name}:", " ".join(s["answer"].split()) or "(nothing)") for name, s in pairs)]
 
 
 def _first_and_best(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

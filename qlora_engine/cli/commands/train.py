@@ -102,7 +102,7 @@ def print_outcome(outcome: Outcome, events: bool, as_json: bool) -> None:
     for line in _lines(document):
         output.say(line)
     if outcome.state == "stopped" and isinstance(outcome.end, RunStopped) and outcome.end.is_resumable:
-        output.say(f"Go on with: qlora resume {run}")
+        output.say(f"Go on with: {output.program()} resume {run}")
 
 
 def _lines(document: dict[str, Any]) -> list[str]:
@@ -120,4 +120,5 @@ def loss_line(before: float | None, after: float | None) -> str:
     """Held-out loss before and after, with the change in percent."""
     if before is None or after is None:
         return ""
-    return f"Held-out loss: {before:.4f} before, {after:.4f} after ({(after - before) / before:+.0%})"
+    change = (after - before) / before
+    return f"Held-out loss: {before:.4f} before, {after:.4f} after ({abs(change):.0%} {'lower' if change <= 0 else 'higher'})"

@@ -7,12 +7,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qlora_engine.cli import driving, progress
+from qlora_engine.cli import driving, progress, story
 from qlora_engine.errors import EngineError
 from qlora_engine.events import (
     CheckpointSaved,
@@ -22,14 +23,18 @@ from qlora_engine.events import (
     OptimizerBuilt,
     Paused,
     PhaseChanged,
+    PlanMade,
     Progressed,
     RunFailed,
     RunFinished,
     RunStopped,
+    SampleAnswered,
     StepFinished,
 )
 from qlora_engine.jobs import Job
 
+ESTIMATE = {"double_quant": {"peak_bytes": 2 * 1024**3}, "single_quant": {"peak_bytes": 3 * 1024**3}}
+PLAN = PlanMade(45, 45, 4, 2, 360, 40, 22_719, 80, "cpu", "float32", 2 * 1024**3, ESTIMATE)
 STEP = StepFinished(3, 60, 0.1, 1.5, 1e-4, 0.3, 64, 32, 0.5, 128.0, 125.0, None, 1.0)
 
 
@@ -132,11 +137,19 @@ def test_ctrl_c_twice_quits(monkeypatch: pytest.MonkeyPatch) -> None:
     ("event", "words"),
     [
         (PhaseChanged("loading", "Loading starter in 4 bits on cpu"), "Loading starter in 4 bits on cpu"),
-        (EvaluationFinished(5, 1.25, 10, 0.1, True, 1.0), "Held-out loss 1.2500 at step 5, the best so far"),
-        (CheckpointSaved(5, "/x", 2 * 1024**2, "time", 0.1, 1.0), "Checkpoint at step 5 saved (2.00 MiB)"),
+        (EvaluationFinished(0, 3.5, 10, 0.1, True, 1.0), "Held-out loss before training: 3.5000"),
+        (
+            EvaluationFinished(5, 1.25, 10, 0.1, True, 1.0),
+            "Held-out loss at step 5: 1.2500, the lowest so far",
+        ),
+        (EvaluationFinished(9, 1.5, 10, 0.1, False, 1.0), "Held-out loss at step 9: 1.5000"),
+        (CheckpointSaved(5, "/x", 2 * 1024**2, "time", 0.1, 1.0), "Checkpoint of step 5 saved (2.00 MiB)"),
+        (CheckpointSaved(5, "/x", 2 * 1024**2, "finish", 0.1, 1.0), None),
+        (SampleAnswered(0, "hi?", "a\n b", 4, 0.1), "Answer before training to 'hi?': a b"),
+        (SampleAnswered(8, "hi?", "", 0, 0.1), "Answer at step 8 to 'hi?': (nothing)"),
         (
             OptimizerBuilt("paged_adamw_8bit", "PagedAdamW8bit", 1024**2, 0, 0, 0, "it is on the CPU"),
-            "Optimizer PagedAdamW8bit: 1.00 MiB of state (it is on the CPU)",
+            "Optimizer PagedAdamW8bit keeps 1.00 MiB (it is on the CPU)",
         ),
         (
             ModelLoaded(
@@ -150,19 +163,30 @@ def test_ctrl_c_twice_quits(monkeypatch: pytest.MonkeyPatch) -> None:
                     "compute_dtype": "float32",
                 }
             ),
-            "Loaded NF4 with double quantization: 1.00 MiB weights, 2.00 KiB constants, 1.00 KiB unquantized, on cpu in float32",
+            (
+                "Loaded as NF4 with double quantization: 1.00 MiB of 4-bit weights, 2.00 KiB of quantization constants, "
+                "1.00 KiB not quantized; computing in float32 on the CPU"
+            ),
+        ),
+        (
+            PLAN,
+            (
+                "Plan: 45 steps of 8 rows, 4 at a time; 360 rows to train on, 40 held out, none longer than 80 tokens\n"
+                "Memory needed at the peak: about 2.00 GiB with double quantization, 3.00 GiB without"
+            ),
         ),
         (Paused(7), "Paused at step 7"),
     ],
 )
-def test_happenings_in_words(event: Event, words: str) -> None:
-    assert progress.sentence(event) == words
+def test_happenings_in_words(event: Event, words: str | None) -> None:
+    assert story.sentence(event) == words
 
 
 @pytest.mark.parametrize(
     ("event", "words"),
     [
         (STEP, "step 3/60  loss 1.5000  128 tokens/s  2 min left"),
+        (replace(STEP, eta_seconds=None), "step 3/60  loss 1.5000  128 tokens/s"),
         (Progressed("downloading", 1024**2, None, "bytes"), "downloading: 1.00 MiB"),
         (Progressed("downloading", 1024**2, 2 * 1024**2, "bytes"), "downloading: 1.00 MiB of 2.00 MiB"),
         (Progressed("tokenizing", 5, None, "rows"), "tokenizing: 5 rows"),
@@ -170,15 +194,35 @@ def test_happenings_in_words(event: Event, words: str) -> None:
     ],
 )
 def test_figures_in_words(event: Event, words: str) -> None:
-    assert progress.numbers(event) == words
+    assert story.numbers(event) == words
 
 
 def test_lines_in_a_log_do_not_flood(capsys: pytest.CaptureFixture[str]) -> None:
     lines = progress.Lines()
-    for _ in range(100):
-        lines.show(STEP)
+    for number in range(1, 101):
+        lines.show(replace(STEP, step=number, total_steps=100))
+        lines.show(PhaseChanged("evaluating", "Measuring the held-out loss"))
+        lines.show(Progressed("converting", number, 100, "tensors"))
     lines.show(PhaseChanged("saving", "Saving the adapter"))
-    assert len(capsys.readouterr().err.splitlines()) == 2
+    first, measuring, converting, last, saving = capsys.readouterr().err.splitlines()
+    assert first == "  [....................] step 1/100  loss 1.5000  128 tokens/s  2 min left"
+    assert measuring == "Measuring the held-out loss"
+    assert converting == story.ANNOUNCED["converting"]
+    assert last.startswith("  [####################] step 100/100")
+    assert saving == "Saving the adapter"
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "shown"),
+    [
+        (0, 4, "[....................] "),
+        (1, 2, "[##########..........] "),
+        (9, 4, "[####################] "),
+        (3, None, ""),
+    ],
+)
+def test_a_bar_of_plain_characters(done: int, total: int | None, shown: str) -> None:
+    assert story.bar(done, total) == shown
 
 
 def test_bars_show_what_happens(capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,5 +232,5 @@ def test_bars_show_what_happens(capsys: pytest.CaptureFixture[str]) -> None:
         bars.show(STEP)
         bars.show(EvaluationFinished(5, 1.25, 10, 0.1, True, 1.0))
     captured = capsys.readouterr()
-    assert "Held-out loss 1.2500" in captured.err
+    assert "Held-out loss at step 5: 1.2500" in captured.err
     assert captured.out == ""

@@ -66,7 +66,7 @@ def test_train_tells_a_person_how_it_went(qlora: Any, write_job: WriteJob) -> No
     assert "Finished: run " in result.out
     assert "Held-out loss: " in result.out
     assert "Adapter: " in result.out
-    assert "Loaded NF4 with double quantization" in result.err
+    assert "Loaded as NF4 with double quantization" in result.err
     assert "step 4/4" in result.err
 
 
