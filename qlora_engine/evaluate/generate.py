@@ -98,7 +98,7 @@ def answer(
         )
 
     prompt = prompt_ids(tokenizer, messages, chat_template).to(model.device)
-    ends = end_token_ids(model, tokenizer)
+    ends = end_ids(model, tokenizer, chat_template)
     watch = _Watch(tokenizer, prompt.shape[1], on_text, stops)
     was_training = model.training
     began = time.perf_counter()
@@ -129,6 +129,15 @@ def prompt_ids(tokenizer: Any, messages: Sequence[Message], chat_template: str =
     """(1, tokens) int64: the conversation up to where the answer begins."""
     text = render(tokenizer, choose(tokenizer, chat_template), list(messages), is_prompt=True)
     return torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]], dtype=torch.int64)
+
+
+def end_ids(model: Any, tokenizer: Any, chat_template: str = "auto") -> tuple[int, ...]:
+    """The model's end tokens and those the chosen template ends an answer with (CORRECTNESS 15)."""
+    vocabulary = tokenizer.get_vocab()
+    written = choose(tokenizer, chat_template).end_tokens
+    return tuple(
+        sorted({*end_token_ids(model, tokenizer), *(vocabulary[t] for t in written if t in vocabulary)})
+    )
 
 
 def _generation_config(settings: GenerationSettings, tokenizer: Any, ends: Sequence[int]) -> GenerationConfig:

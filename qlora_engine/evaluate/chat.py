@@ -1,0 +1,282 @@
+"""The chat job: loads once, then answers until stopped, one side or both, word by word. Imports the ML stack."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from qlora_engine.bridge import Emit, events_while
+from qlora_engine.control import Control
+from qlora_engine.errors import EngineError
+from qlora_engine.evaluate import generate, session
+from qlora_engine.evaluate.generate import Answer, GenerationSettings
+from qlora_engine.evaluate.session import TUNED, ChatModel
+from qlora_engine.events import AnswerFinished, Event, Noticed, RunFinished, SessionReady, TokenStreamed
+from qlora_engine.jobs import ChatJob
+
+Command = Mapping[str, Any]
+STRENGTH = "adapter_strength"
+MAX_STRENGTH = 4.0
+ASK_SETTINGS = (*(f.name for f in dataclasses.fields(GenerationSettings)), STRENGTH)
+ROLES = ("system", "user", "assistant", "tool")
+RANGES: dict[str, tuple[float, float]] = {
+    "max_new_tokens": (1, 1_048_576),
+    "temperature": (0.01, 100.0),
+    "top_p": (0.0001, 1.0),
+    "top_k": (0, 1_000_000),
+    "repetition_penalty": (0.01, 100.0),
+    "seed": (0, 2**63 - 1),
+    STRENGTH: (0.0, MAX_STRENGTH),
+}
+OUT_OF_MEMORY = EngineError(
+    "memory.gpu", "the GPU ran out of memory in the middle of the answer", "shorten the conversation"
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One `ask`, checked."""
+
+    request: int
+    messages: tuple[dict[str, str], ...]
+    sides: tuple[str, ...]
+    settings: GenerationSettings
+    strength: float
+
+
+def chat_job(job: ChatJob, control: Control) -> Iterator[Event]:
+    """Load `job.source`, say SessionReady, then carry out commands until `stop`; result: {"answers": number}.
+
+    `ask`: {"request", "messages", "sides", "settings"}; each side streams TokenStreamed and ends with exactly one
+    AnswerFinished, also when it could not answer (then empty, after a Noticed that says why). `interrupt` cuts the
+    answer at hand and those asked before it. Settings of the job hold for every `ask` that does not set them:
+    the fields of GenerationSettings and `adapter_strength`, which multiplies the adapter's scaling on the tuned side.
+
+    Raises:
+        EngineError: no such run or model, or it cannot be loaded.
+        Cancelled: stopped while loading.
+    """
+    session.require_known(job.settings, (*ASK_SETTINGS, *session.LOADING_SETTINGS))
+    chat = yield from session.load_chat_model(session.find_origin(job), control)
+    yield SessionReady(chat.facts)
+    defaults = {k: v for k, v in job.settings.items() if k in ASK_SETTINGS}
+    inbox, answers = Inbox(control), 0
+    while (command := inbox.next_ask()) is not None:
+        answers += yield from _carry_out(chat, command, defaults, inbox)
+    yield RunFinished({"answers": answers})
+
+
+class Inbox:
+    """The commands in their order. An interrupt counts for every question asked before it.
+
+    Used by the job's thread and, while an answer is made, by the thread that makes it; never by both at once.
+    """
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._asks: deque[tuple[int, Command]] = deque()
+        self._asked = 0
+        self._at_hand = 0
+        self._interrupted_through = 0
+
+    def next_ask(self) -> Command | None:
+        """Wait for the next question; None once asked to stop."""
+        self._read_waiting()
+        while not self._control.is_stop_requested:
+            if self._asks:
+                self._at_hand, command = self._asks.popleft()
+                return command
+            self._take(self._control.commands.get())
+        return None
+
+    def is_interrupted(self) -> bool:
+        """True when the question at hand is to be answered no further."""
+        self._read_waiting()
+        return self._control.is_stop_requested or self._at_hand <= self._interrupted_through
+
+    def _read_waiting(self) -> None:
+        while True:
+            try:
+                self._take(self._control.commands.get_nowait())
+            except queue.Empty:
+                return
+
+    def _take(self, command: Command) -> None:
+        if command.get("command") == "ask":
+            self._asked += 1
+            self._asks.append((self._asked, command))
+        elif command.get("command") == "interrupt":
+            self._interrupted_through = self._asked
+
+
+def _carry_out(
+    chat: ChatModel, command: Command, defaults: Mapping[str, Any], inbox: Inbox
+) -> Generator[Event, None, int]:
+    """Answer one `ask` on each of its sides; the number of answers given."""
+    try:
+        question = read_question(command, defaults, chat)
+    except EngineError as error:
+        yield from _refused(_request_of(command), _sides_of(command, chat), error)
+        return 0
+    for number, side in enumerate(question.sides):
+        try:
+            answer = yield from _answer(chat, question, side, inbox)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            yield from _refused(question.request, question.sides[number:], OUT_OF_MEMORY)
+            return number
+        yield AnswerFinished(
+            question.request, side, answer.text, answer.tokens, answer.seconds, answer.is_complete
+        )
+    return len(question.sides)
+
+
+def _answer(chat: ChatModel, question: Question, side: str, inbox: Inbox) -> Generator[Event, None, Answer]:
+    if inbox.is_interrupted():
+        return Answer("", 0, 0.0, is_complete=False)
+    abandoned = threading.Event()
+
+    def work(emit: Emit) -> Answer:
+        with chat.speaking(side, question.strength) as model:
+            return generate.answer(
+                model,
+                chat.tokenizer,
+                question.messages,
+                question.settings,
+                on_text=lambda text: emit(TokenStreamed(question.request, side, text)),
+                should_stop=lambda: abandoned.is_set() or inbox.is_interrupted(),
+                chat_template=chat.origin.config.data.chat_template,
+            )
+
+    try:
+        return (yield from events_while(work))
+    finally:
+        abandoned.set()  # a reader that left must not leave a thread talking to itself
+
+
+def _refused(request: int, sides: tuple[str, ...], error: EngineError) -> Iterator[Event]:
+    """Say why there is no answer, and end each awaited one: nobody waits for ever."""
+    yield Noticed("warning", error.code, error.message, error.hint)
+    for side in sides:
+        yield AnswerFinished(request, side, "", 0, 0.0, is_complete=False)
+
+
+def read_question(command: Command, defaults: Mapping[str, Any], chat: ChatModel) -> Question:
+    """The `ask` as checked values; the longest answer is what the model's context has left.
+
+    Raises:
+        EngineError: it cannot be answered, with the reason.
+    """
+    values = {**defaults, **dict(command.get("settings") or {})}
+    session.require_known(values, ASK_SETTINGS)
+    for name, value in values.items():
+        _require_range(name, value)
+    strength = float(values.pop(STRENGTH, 1.0))
+    if strength != 1.0 and not chat.facts["can_scale_adapter"] and TUNED in chat.sides:
+        raise EngineError(
+            "chat.strength",
+            "the strength of a DoRA adapter cannot be changed: its weights are scaled by their own length",
+            f"set {STRENGTH} to 1",
+        )
+    messages = _messages(command, chat.origin.config.data.system_prompt)
+    settings = GenerationSettings(**values)
+    room = _room(chat, messages)
+    if room is not None:
+        settings = dataclasses.replace(settings, max_new_tokens=min(settings.max_new_tokens, room))
+    return Question(_request_of(command), messages, _known_sides(command, chat), settings, strength)
+
+
+def _messages(command: Command, system_prompt: str | None) -> tuple[dict[str, str], ...]:
+    """The conversation, with the system prompt the run was trained with unless it has one of its own."""
+    given = command.get("messages")
+    is_right = (
+        isinstance(given, list | tuple)
+        and bool(given)
+        and all(
+            isinstance(m, Mapping) and m.get("role") in ROLES and isinstance(m.get("content"), str)
+            for m in given
+        )
+        and given[-1]["role"] != "assistant"
+    )
+    if not is_right:
+        raise EngineError(
+            "chat.messages",
+            "there is nothing to answer: the conversation has no question at its end",
+            "type one",
+        )
+    messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in given or ()]
+    if system_prompt and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system_prompt})
+    return tuple(messages)
+
+
+def _room(chat: ChatModel, messages: tuple[dict[str, str], ...]) -> int | None:
+    """Tokens that the answer may have; None when the model names no limit.
+
+    Raises:
+        EngineError: the conversation leaves none, or the template refuses it.
+    """
+    try:
+        prompt = generate.prompt_ids(chat.tokenizer, messages, chat.origin.config.data.chat_template)
+    except EngineError:
+        raise
+    except Exception as error:  # a template raises whatever its author chose
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise EngineError(
+            "chat.template",
+            f"the chat template refuses this conversation: {lines[0][:160]}",
+            "start a new conversation, or leave the system prompt out",
+        ) from error
+    if chat.max_positions is None:
+        return None
+    room = chat.max_positions - prompt.shape[1]
+    if room < 1:
+        raise EngineError(
+            "chat.too_long",
+            f"the conversation has {prompt.shape[1]:,} tokens, and the model sees at most {chat.max_positions:,}",
+            "start a new conversation",
+        )
+    return room
+
+
+def _known_sides(command: Command, chat: ChatModel) -> tuple[str, ...]:
+    sides = _sides_of(command, chat)
+    for side in sides:
+        if side not in chat.sides:
+            raise EngineError(
+                "chat.side",
+                f"there is no {side!r} side here: {chat.origin.config.model.name} was loaded without an adapter"
+                if side == TUNED
+                else f"there is no side {side!r}",
+                f"ask {' or '.join(chat.sides)}",
+            )
+    return sides
+
+
+def _sides_of(command: Command, chat: ChatModel) -> tuple[str, ...]:
+    given = command.get("sides") or chat.sides
+    return tuple(dict.fromkeys(str(side) for side in ([given] if isinstance(given, str) else given)))
+
+
+def _request_of(command: Command) -> int:
+    request = command.get("request", 0)
+    return request if isinstance(request, int) else 0
+
+
+def _require_range(name: str, value: Any) -> None:
+    if name not in RANGES:
+        return
+    lo, hi = RANGES[name]
+    kind = (int,) if isinstance(hi, int) else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kind) or not lo <= value <= hi:
+        what = "a whole number" if kind == (int,) else "a number"
+        raise EngineError(
+            "chat.setting", f"{name} must be {what} from {lo:g} to {hi:g}, not {value!r}", f"change {name}"
+        )
