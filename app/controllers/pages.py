@@ -1,0 +1,184 @@
+"""The pages: made one at a time when the window is idle or when first wanted, and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from PySide6.QtCore import QTimer
+from PySide6.QtWidgets import QStackedWidget
+
+from app.presenters.problems import PAGES
+from app.studio import Studio
+from qlora_engine.runs.record import RunSummary
+
+if TYPE_CHECKING:
+    from app.controllers.export import ExportController
+    from app.controllers.train import TrainController
+    from app.controllers.tryit import TryController
+
+IDLE_MS = 30
+
+
+class Pages:
+    """Screens with their controllers, by name."""
+
+    def __init__(
+        self,
+        studio: Studio,
+        stack: QStackedWidget,
+        *,
+        go_to: Callable[[str], None],
+        resume: Callable[[RunSummary], None],
+    ) -> None:
+        self._studio, self._stack, self._go_to, self._resume = studio, stack, go_to, resume
+        self.screens: dict[str, Any] = {}
+        self.controllers: dict[str, Any] = {}
+        self.current = ""
+        self._has_charts = False
+        self._are_charts_wanted = False
+
+    def show(self, page: str, detail: str = "") -> None:
+        """Bring a page to the front; `detail` is an option to focus, or `live` on the Train page."""
+        screen = self._ensure(page)
+        self.current = page
+        self._stack.setCurrentWidget(screen)
+        if page == "train":
+            if detail == "live":
+                screen.show_view("live")
+            elif detail:
+                screen.focus_option(detail)
+            self.controllers["train"].paint_run()
+        if page in ("train", "runs"):
+            self._want_charts()
+        if page in ("runs", "try", "export"):
+            self._studio.history.refresh()
+
+    def try_run(self, run_dir: str | None) -> None:
+        self._go_to("try")
+        controller: TryController = self.controllers["try"]
+        controller.choose_run(run_dir or "")
+        controller.load()
+
+    def export_run(self, run_dir: str | None) -> None:
+        self._go_to("export")
+        controller: ExportController = self.controllers["export"]
+        controller.choose_run(run_dir or "")
+
+    def build_one_more(self) -> None:
+        """Make the next page that is missing, then let the event loop breathe; the charts come last."""
+        missing = next((page for page in PAGES if page not in self.screens), None)
+        if missing is not None:
+            self._ensure(missing)
+            QTimer.singleShot(IDLE_MS, self.build_one_more)
+        else:
+            self._want_charts()
+
+    def restyle(self) -> None:
+        """After a change of theme: what paints itself takes the new colours."""
+        train = self.screens.get("train")
+        if train is not None and train.charts is not None:
+            train.charts.restyle()
+        runs = self.screens.get("runs")
+        if runs is not None and runs.chart is not None:
+            runs.chart.restyle()
+        if "data" in self.screens:
+            self.screens["data"].restyle()
+        for name in ("memory", "runs", "try"):
+            if name in self.controllers:
+                self.controllers[name].paint()
+
+    def _ensure(self, page: str) -> Any:
+        if page not in self.screens:
+            self.screens[page], self.controllers[page] = getattr(self, f"_make_{page}")()
+            self._stack.addWidget(self.screens[page])
+            if self._has_charts:
+                self._place_charts()
+        return self.screens[page]
+
+    def _want_charts(self) -> None:
+        """Importing the chart library takes over half a second: in a pool thread, so that the window goes on."""
+        if not self._are_charts_wanted:
+            self._are_charts_wanted = True
+            self._studio.background.submit("charts", _import_charts, lambda _: self._charts_arrived())
+
+    def _charts_arrived(self) -> None:
+        self._has_charts = True
+        self._place_charts()
+
+    def _place_charts(self) -> None:
+        train = self.screens.get("train")
+        if train is not None and train.charts is None:
+            from app.screens.train_charts import TrainCharts
+
+            controller: TrainController = self.controllers["train"]
+            controller.set_charts(TrainCharts())
+        runs = self.screens.get("runs")
+        if runs is not None and runs.chart is None:
+            from app.screens.train_charts import LOSS
+            from app.widgets.charts import Chart
+
+            self.controllers["runs"].set_chart(Chart("Loss per trained token", LOSS))
+
+    # ------------------------------------------------------------ one maker per page
+
+    def _make_model(self) -> tuple[Any, Any]:
+        from app.controllers.model import ModelController
+        from app.screens.model import ModelScreen
+
+        screen = ModelScreen()
+        return screen, ModelController(self._studio, screen, self._go_to)
+
+    def _make_data(self) -> tuple[Any, Any]:
+        from app.controllers.data import DataController
+        from app.screens.data import DataScreen
+
+        screen = DataScreen()
+        return screen, DataController(self._studio, screen)
+
+    def _make_memory(self) -> tuple[Any, Any]:
+        from app.controllers.memory import MemoryController
+        from app.screens.memory import MemoryScreen
+
+        screen = MemoryScreen()
+        return screen, MemoryController(self._studio, screen)
+
+    def _make_train(self) -> tuple[Any, Any]:
+        from app.controllers.train import TrainController
+        from app.screens.train import TrainScreen
+
+        screen = TrainScreen()
+        return screen, TrainController(self._studio, screen)
+
+    def _make_try(self) -> tuple[Any, Any]:
+        from app.controllers.tryit import TryController
+        from app.screens.tryit import TryScreen
+
+        screen = TryScreen()
+        return screen, TryController(self._studio, screen)
+
+    def _make_export(self) -> tuple[Any, Any]:
+        from app.controllers.export import ExportController
+        from app.screens.export import ExportScreen
+
+        screen = ExportScreen()
+        return screen, ExportController(self._studio, screen)
+
+    def _make_runs(self) -> tuple[Any, Any]:
+        from app.controllers.runs import RunsController
+        from app.screens.runs import RunsScreen
+
+        screen = RunsScreen()
+        controller = RunsController(
+            self._studio,
+            screen,
+            resume=self._resume,
+            try_run=lambda summary: self.try_run(str(summary.path)),
+            export_run=lambda summary: self.export_run(str(summary.path)),
+            reused=lambda: self._go_to("train"),
+        )
+        return screen, controller
+
+
+def _import_charts() -> None:
+    import app.screens.train_charts  # noqa: F401

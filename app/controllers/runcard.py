@@ -1,0 +1,59 @@
+"""Run card, strip and the rail's marks: what is true on every page."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import QObject
+
+from app.controllers.memory import own_state
+from app.presenters.problems import PAGES, marks, problems_of
+from app.presenters.runcard import run_card
+from app.presenters.strip import strip_state
+from app.studio import Studio
+from app.widgets.rail import Rail
+from app.widgets.run_card import RunCard
+from app.widgets.strip import Strip
+
+
+class RunCardController(QObject):
+    def __init__(self, studio: Studio, card: RunCard, strip: Strip, rail: Rail) -> None:
+        super().__init__(card)
+        self._studio, self._card, self._strip, self._rail = studio, card, strip, rail
+        work, trainer = studio.workspace, studio.trainer
+        for signal in (
+            work.draft_changed, work.facts_changed, work.data_changed, work.estimate_changed,
+            trainer.state_changed, trainer.changed,
+        ):  # fmt: skip
+            signal.connect(self.paint)
+        studio.machine.sampled.connect(self.paint_strip)
+        studio.machine.sampled.connect(self._first_sample)
+        self._had_sample = False
+        self.paint()
+
+    def paint(self) -> None:
+        work, run = self._studio.workspace, self._studio.trainer.run
+        problems = problems_of(work.draft, work.facts_error, work.data_error)
+        memory = own_state(self._studio)
+        self._card.show_state(
+            run_card(work.draft, work.facts, work.report, memory.short_verdict, problems, run)
+        )
+        attention = marks(problems)
+        for page in PAGES:
+            is_running = page == "train" and run.is_live
+            mark = "running" if is_running else "attention" if page in attention and not run.is_live else ""
+            self._rail.set_mark(page, mark)
+        self.paint_strip()
+
+    def paint_strip(self) -> None:
+        work = self._studio.workspace
+        run = self._studio.trainer.run
+        predicted = run.plan.predicted_peak_bytes if run.plan else None
+        if predicted is None and work.own is not None:
+            side = "double_quant" if work.config.quantization.double_quant else "single_quant"
+            predicted = work.own.bar(side).device_likely
+        self._strip.show_state(strip_state(self._studio.machine.latest, run, predicted))
+
+    def _first_sample(self) -> None:
+        if not self._had_sample:
+            self._had_sample = True
+            self.paint()
+            self._studio.workspace.estimate_changed.emit()

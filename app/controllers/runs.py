@@ -1,0 +1,91 @@
+"""Runs page: history, curves, and what to do with a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from PySide6.QtWidgets import QMessageBox
+
+from app.presenters.run_fold import RunFold
+from app.presenters.runs import runs_state
+from app.screens.runs import RunsScreen
+from app.services.trainer import history_of
+from app.studio import Studio
+from qlora_engine.errors import EngineError
+from qlora_engine.runs.record import RunFolder, RunSummary
+
+if TYPE_CHECKING:
+    from app.widgets.charts import Chart
+
+
+class RunsController:
+    """`resume`, `try_run` and `export_run` belong to the window: they lead to other pages."""
+
+    def __init__(
+        self,
+        studio: Studio,
+        screen: RunsScreen,
+        *,
+        resume: Callable[[RunSummary], None],
+        try_run: Callable[[RunSummary], None],
+        export_run: Callable[[RunSummary], None],
+        reused: Callable[[], None],
+    ) -> None:
+        self._studio, self._screen, self._reused = studio, screen, reused
+        self._drawn: str | None = None
+        studio.history.changed.connect(self.paint)
+        screen.chosen.connect(studio.history.choose)
+        screen.refresh_asked.connect(studio.history.refresh)
+        screen.resume_asked.connect(lambda: self._with_chosen(resume))
+        screen.try_asked.connect(lambda: self._with_chosen(try_run))
+        screen.export_asked.connect(lambda: self._with_chosen(export_run))
+        screen.reuse_asked.connect(lambda: self._with_chosen(self._reuse))
+        screen.delete_asked.connect(lambda: self._with_chosen(self._delete))
+        self.paint()
+
+    def set_chart(self, chart: Chart) -> None:
+        self._screen.set_chart(chart)
+        self.paint()
+
+    def paint(self) -> None:
+        history = self._studio.history
+        state = runs_state(history.summaries, history.chosen)
+        self._screen.show_state(state)
+        if self._screen.chart is not None and state.chosen is not None:
+            summary = history.find(state.chosen.run_id)
+            if summary is not None:
+                self._studio.background.submit("curves", lambda: history_of(summary.path), self._draw)
+
+    def _draw(self, run: RunFold) -> None:
+        chart = self._screen.chart
+        if chart is not None:
+            for name in ("loss", "smooth", "held_out"):
+                chart.set_points(name, run.series[name].x, run.series[name].y)
+
+    def _with_chosen(self, act: Callable[[RunSummary], None]) -> None:
+        history = self._studio.history
+        chosen = runs_state(history.summaries, history.chosen).chosen
+        summary = history.find(chosen.run_id) if chosen is not None else None
+        if summary is not None:
+            act(summary)
+
+    def _reuse(self, summary: RunSummary) -> None:
+        try:
+            self._studio.workspace.use_config(RunFolder(summary.path).job())
+        except EngineError as error:
+            self._screen.notice.say(error.message, error.hint, "bad")
+            return
+        self._reused()
+
+    def _delete(self, summary: RunSummary) -> None:
+        box = QMessageBox(
+            QMessageBox.Icon.Question, "Delete this run?", f"Delete {summary.run_id} with its checkpoints and adapter?",
+            parent=self._screen,
+        )  # fmt: skip
+        box.setInformativeText("This cannot be undone. Exports made from it stay.")
+        yes = box.addButton("Delete run", QMessageBox.ButtonRole.DestructiveRole)
+        box.addButton("Keep it", QMessageBox.ButtonRole.RejectRole)
+        box.exec()
+        if box.clickedButton() is yes:
+            self._studio.history.delete(summary)

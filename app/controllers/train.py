@@ -1,0 +1,124 @@
+"""Train page: the recipe before, the picture during, and the whole of it after a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PySide6.QtWidgets import QFileDialog
+
+from app.controllers.options import option_values
+from app.presenters.draft import CUSTOM
+from app.screens.train import LIVE, TrainScreen
+from app.studio import Studio
+from qlora_engine import config_io
+from qlora_engine.errors import EngineError
+from qlora_engine.monitor import words as memory_words
+
+if TYPE_CHECKING:
+    from app.screens.train_charts import TrainCharts
+
+JOB_FILES = "Job files (*.toml)"
+
+
+class TrainController:
+    def __init__(self, studio: Studio, screen: TrainScreen) -> None:
+        self._studio, self._screen = studio, screen
+        self._drawn = (-1, -1)
+        work, trainer = studio.workspace, studio.trainer
+        self._presets = config_io.presets()
+        screen.set_presets([(preset.name, preset.title) for preset in self._presets])
+        work.draft_changed.connect(self.paint_settings)
+        trainer.state_changed.connect(self._state_changed)
+        trainer.changed.connect(self.paint_run)
+        studio.machine.sampled.connect(self.paint_idle_memory)
+        screen.edited.connect(work.edit)
+        screen.reset_asked.connect(work.reset_option)
+        screen.preset_chosen.connect(work.choose_preset)
+        screen.wish.connect(trainer.ask)
+        screen.save_job_asked.connect(self._save_job)
+        screen.open_job_asked.connect(self._open_job)
+        self.paint_settings()
+        self.paint_run()
+
+    def set_charts(self, charts: TrainCharts) -> None:
+        self._screen.set_charts(charts)
+        self._drawn = (-1, -1)
+        self.paint_run()
+        self.paint_idle_memory()
+
+    def paint_settings(self) -> None:
+        draft = self._studio.workspace.draft
+        preset = next((p for p in self._presets if p.name == draft.preset), None)
+        note = preset.description if preset is not None else "Settings of your own, from a job file or a run."
+        self._screen.render_settings(
+            *option_values(draft), draft.preset if preset else CUSTOM, note,
+            not self._studio.trainer.run.is_live,
+        )  # fmt: skip
+
+    def paint_run(self) -> None:
+        run = self._studio.trainer.run
+        self._screen.render_run(run)
+        charts = self._screen.charts
+        if charts is None or not self._screen.isVisible():
+            return
+        drawn = (len(run.series["loss"]) + len(run.series["held_out"]), len(run.memory))
+        if drawn[0] != self._drawn[0] or run.state == "starting":
+            charts.show_run(run)
+        if run.memory and drawn[1] != self._drawn[1]:
+            predicted = run.plan.predicted_peak_bytes if run.plan else None
+            charts.show_memory(run.memory, is_run=True, predicted_bytes=predicted)
+            self._screen.memory_line.setText(memory_words.memory_line(run.memory[-1]))
+        self._drawn = drawn
+
+    def paint_idle_memory(self) -> None:
+        """Between runs the chart shows the machine, with the peak that the next run is predicted to reach."""
+        machine, run, charts = self._studio.machine, self._studio.trainer.run, self._screen.charts
+        if charts is None or run.memory or run.is_live or not self._screen.isVisible():
+            return
+        own = self._studio.workspace.own
+        is_double = self._studio.workspace.config.quantization.double_quant
+        predicted = own.bar("double_quant" if is_double else "single_quant").device_likely if own else None
+        has_gpu = bool(machine.latest and machine.latest.get("gpus"))
+        charts.show_memory(machine.history, is_run=False, predicted_bytes=predicted if has_gpu else None)
+        if machine.latest is not None:
+            self._screen.memory_line.setText(memory_words.memory_line(machine.latest))
+
+    def _state_changed(self) -> None:
+        run = self._studio.trainer.run
+        if run.state == "starting":
+            self._drawn = (-1, -1)
+            self._screen.notice.say("")
+            self._screen.show_view(LIVE)
+        sentences = {
+            "idle": "Choose a recipe, then press Start",
+            "finished": "The run has finished: try it, or export it",
+            "stopped": "The run was stopped",
+            "failed": "The run failed",
+        }
+        self._screen.sentence.setText(sentences.get(run.state, run.phase_text))
+        self.paint_settings()
+        self.paint_run()
+
+    def _save_job(self) -> None:
+        name, _ = QFileDialog.getSaveFileName(self._screen, "Save the job file", "job.toml", JOB_FILES)
+        if not name:
+            return
+        try:
+            config_io.save(self._studio.workspace.config, Path(name), is_commented=True)
+        except OSError as error:
+            self._screen.notice.say(f"The job file was not saved: {error.strerror or error}", "Choose another folder", "bad")  # fmt: skip
+            return
+        self._screen.notice.say(f"Saved to {name}", f"In a terminal: qlora train {name}", "good")
+
+    def _open_job(self) -> None:
+        name, _ = QFileDialog.getOpenFileName(self._screen, "Open a job file", "", JOB_FILES)
+        if not name:
+            return
+        try:
+            config = config_io.load(Path(name))
+        except EngineError as error:
+            self._screen.notice.say(str(error.message), error.hint, "bad")
+            return
+        self._studio.workspace.use_config(config)
+        self._screen.notice.say(f"Settings of {Path(name).name}", "", "good")

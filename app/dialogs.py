@@ -1,0 +1,84 @@
+"""The questions the window asks, and its help."""
+
+from __future__ import annotations
+
+from PySide6.QtWidgets import QDialog, QMessageBox, QTabWidget, QTextBrowser, QVBoxLayout, QWidget
+
+from app.presenters.run_fold import RunFold
+from qlora_engine import paths
+
+SAVE, DISCARD, KEEP, CLOSE_ANYWAY = "save", "discard", "keep", "close"
+HELP_PAGES = (
+    ("start", "First steps"),
+    ("model", "Model"),
+    ("data", "Data"),
+    ("memory", "Memory"),
+    ("train", "Train"),
+    ("try", "Try it"),
+    ("export", "Export"),
+    ("runs", "Runs"),
+    ("options", "All options"),
+)
+
+
+def ask_stop(parent: QWidget, run: RunFold) -> str:
+    """Stop and save, stop and discard, or keep training."""
+    step = run.last_step.step if run.last_step else 0
+    return _ask(
+        parent,
+        "Stop the run?",
+        f"The run is at step {step}.",
+        "Saving takes a moment and lets you resume at exactly this step. Without saving, the work since the last "
+        "checkpoint is lost.",
+        (("Stop and save", SAVE), ("Stop without saving", DISCARD), ("Keep training", KEEP)),
+    )
+
+
+def ask_close(parent: QWidget, run: RunFold) -> str:
+    """Save and close, close at once, or stay."""
+    return _ask(
+        parent,
+        "A run is training",
+        f"The run {run.run_id or ''} is still training.",
+        "The window can save it and close; it is offered again at the next start. Closing at once loses the work "
+        "since the last checkpoint.",
+        (("Save and close", SAVE), ("Close at once", CLOSE_ANYWAY), ("Keep training", KEEP)),
+    )
+
+
+def _ask(parent: QWidget, title: str, text: str, details: str, answers: tuple[tuple[str, str], ...]) -> str:
+    box = QMessageBox(QMessageBox.Icon.Question, title, text, parent=parent)
+    box.setInformativeText(details)
+    roles = {SAVE: QMessageBox.ButtonRole.AcceptRole, KEEP: QMessageBox.ButtonRole.RejectRole}
+    buttons = {
+        value: box.addButton(caption, roles.get(value, QMessageBox.ButtonRole.DestructiveRole))
+        for caption, value in answers
+    }
+    box.setDefaultButton(buttons[SAVE])
+    box.setEscapeButton(buttons[KEEP])
+    box.exec()
+    return next((value for value, found in buttons.items() if found is box.clickedButton()), KEEP)
+
+
+def show_help(parent: QWidget, page: str) -> QDialog:
+    """The help, opened at `page`. It stays open beside the window."""
+    dialog = QDialog(parent)
+    dialog.setWindowTitle("Help \u2013 QLoRA Studio")
+    dialog.resize(860, 640)
+    tabs = QTabWidget()
+    tabs.setDocumentMode(True)
+    for name, title in HELP_PAGES:
+        file = paths.resources_dir() / "help" / f"{name}.md"
+        if file.is_file():
+            view = QTextBrowser()
+            view.setOpenExternalLinks(True)
+            view.setMarkdown(file.read_text(encoding="utf-8"))
+            view.document().setDocumentMargin(16)
+            tabs.addTab(view, title)
+            if name == page:
+                tabs.setCurrentWidget(view)
+    layout = QVBoxLayout(dialog)
+    layout.setContentsMargins(12, 12, 12, 12)
+    layout.addWidget(tabs)
+    dialog.show()
+    return dialog

@@ -1,0 +1,65 @@
+"""The window's entry: fonts, theme, services, window. Nothing heavy is imported before the first picture."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from logging.handlers import RotatingFileHandler
+from typing import TYPE_CHECKING
+
+from PySide6.QtCore import QTimer
+from PySide6.QtGui import QIcon
+from PySide6.QtWidgets import QApplication
+
+from app import theme
+from qlora_engine import paths
+
+if TYPE_CHECKING:
+    from app.window import MainWindow
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Open the window and stay until it is closed; the exit code."""
+    app = make_application(list(sys.argv if arguments is None else arguments))
+    keep_log()
+    window = make_window(app)
+    window.show()
+    QTimer.singleShot(0, window.load)
+    return app.exec()
+
+
+def make_application(arguments: list[str]) -> QApplication:
+    app = QApplication(arguments)
+    app.setApplicationName("qlora-studio")
+    app.setApplicationDisplayName("QLoRA Studio")
+    app.setDesktopFileName("qlora-studio")
+    app.setWindowIcon(QIcon(str(paths.resources_dir() / "icons" / "qlora-studio.svg")))
+    theme.load_fonts()
+    return app
+
+
+def make_window(app: QApplication) -> MainWindow:
+    from app.studio import Studio
+    from app.window import MainWindow
+
+    studio = Studio()
+    theme.apply(app, studio.settings.value.theme)
+    return MainWindow(studio)
+
+
+def keep_log() -> None:
+    """What goes wrong unseen is written to `window.log` beside the program's other data."""
+    try:
+        paths.home().mkdir(parents=True, exist_ok=True)
+        handler: logging.Handler = RotatingFileHandler(
+            paths.home() / "window.log", maxBytes=1_000_000, backupCount=1, encoding="utf-8", delay=True
+        )
+    except OSError:
+        handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

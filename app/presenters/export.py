@@ -1,0 +1,96 @@
+"""The Export page's state: what is written where, and the proof step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.presenters.words import bytes_text
+from qlora_engine import events as ev
+from qlora_engine import paths
+from qlora_engine.export.source import FORMATS
+
+DETAILS = {
+    "adapter": "Small. Loads with PEFT on top of the base model.",
+    "merged": "The adapter added to the base weights, stored in 16 bits. Loads with plain transformers.",
+}
+
+
+@dataclass(frozen=True)
+class CheckLine:
+    name: str
+    detail: str
+    mark: str
+    tone: str
+
+
+class ExportFold:
+    """One export as it was told. `state`: idle, running, done, failed, stopped."""
+
+    def __init__(self) -> None:
+        self.state = "idle"
+        self.phase_text = ""
+        self.share: float | None = None
+        self.checks: list[CheckLine] = []
+        self.result: Mapping[str, Any] = {}
+        self.error_text = ""
+        self.error_hint = ""
+
+    def begin(self) -> None:
+        self.__init__()  # type: ignore[misc]
+        self.state, self.phase_text = "running", "Starting the engine"
+
+    @property
+    def outcome_text(self) -> str:
+        if self.state != "done":
+            return ""
+        size = bytes_text(self.result.get("bytes"))
+        proven = self.result.get("is_proven")
+        ending = {True: "and proven", False: "but a check failed: do not rely on it", None: "not checked"}[
+            proven
+        ]
+        return f"Written {ending}: {size} in {self.result.get('path')}"
+
+    @property
+    def outcome_tone(self) -> str:
+        return "good" if self.result.get("is_proven") else "warning"
+
+    def fold(self, event: ev.Event) -> None:
+        match event:
+            case ev.PhaseChanged(_, text):
+                self.phase_text, self.share = text, None
+            case ev.Progressed(_, done, total, _):
+                self.share = done / total if total else None
+            case ev.CheckFinished(name, passed, detail, _):
+                mark, tone = {True: ("\u2713", "good"), False: ("\u2717", "bad"), None: ("\u2013", "")}[
+                    passed
+                ]
+                self.checks.append(CheckLine(_capital(name), detail, mark, tone))
+            case ev.RunFinished(result):
+                self.state, self.result = "done", result
+            case ev.RunStopped():
+                self.state = "stopped"
+            case ev.RunFailed(_, message, hint):
+                self.state, self.error_text, self.error_hint = "failed", _capital(message), _capital(hint)
+            case _:
+                pass
+
+
+def default_target(run_id: str, kind: str) -> Path:
+    """A free folder beside the program's other data."""
+    base = paths.home() / "exports" / f"{run_id}-{kind}"
+    found, number = base, 2
+    while found.exists():
+        found, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return found
+
+
+def formats() -> Mapping[str, tuple[str, str]]:
+    """Format -> (title, what it is good for)."""
+    return {name: (title, DETAILS.get(name, "")) for name, title in FORMATS.items()}
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,143 @@
+"""The Model page's state: what can be chosen, and the facts of what is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.presenters.words import UNKNOWN, bytes_text, count_text, parameters_text
+from qlora_engine.errors import EngineError
+from qlora_engine.models.catalog import CatalogEntry
+from qlora_engine.models.spec import ModelFacts
+
+ORIGINS = {
+    "starter": "comes with the program",
+    "folder": "on this disk",
+    "gguf": "GGUF file",
+    "cache": "Hugging Face cache",
+    "hub": "Hugging Face",
+    "known": "known by name, not on this disk",
+}
+
+
+@dataclass(frozen=True)
+class ModelLine:
+    name: str
+    title: str
+    detail: str
+    is_chosen: bool
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class ModelState:
+    lines: tuple[ModelLine, ...]
+    is_listing: bool
+    title: str
+    subtitle: str
+    rows: tuple[tuple[str, ...], ...]
+    notice: str = ""
+    notice_hint: str = ""
+    notice_tone: str = "accent"
+    prepare_text: str = ""
+    """What the button that gets the model says; empty when there is nothing to get."""
+    preparing_text: str = ""
+    preparing_share: float | None = None
+
+    @property
+    def is_preparing(self) -> bool:
+        return bool(self.preparing_text)
+
+
+def model_state(
+    chosen: str,
+    models: Sequence[CatalogEntry] | None,
+    facts: ModelFacts | None,
+    error: EngineError | None,
+    preparing: str = "",
+    share: float | None = None,
+    preparing_error: EngineError | None = None,
+) -> ModelState:
+    lines = tuple(_line(entry, chosen) for entry in models or ())
+    if not any(line.is_chosen for line in lines) and models is not None:
+        lines = (*lines, ModelLine(chosen, chosen, "chosen by name", True))
+    shown = preparing_error or error
+    notice, hint, tone = "", "", "accent"
+    if shown is not None and not preparing:
+        notice, hint, tone = _capital(shown.message), _capital(shown.hint), "bad"
+    elif facts is not None and facts.path is None and not preparing:
+        notice = "The weights are not on this disk yet."
+        hint = "They are fetched when the run starts, or now with the button."
+    needs = ""
+    entry = next((e for e in models or () if e.name == chosen), None)
+    if not preparing and error is None and (entry is not None and not entry.is_ready):
+        needs = "Convert now" if entry.origin in ("starter", "gguf") else "Download now"
+        if not notice:
+            notice = "This model is converted once before its first use, in about a minute."
+            hint = "That happens by itself when the run starts."
+    elif not preparing and facts is not None and facts.path is None:
+        needs = "Download now"
+    return ModelState(
+        lines=lines,
+        is_listing=models is None,
+        title=_title(facts, chosen),
+        subtitle=_subtitle(facts),
+        rows=fact_rows(facts) if facts is not None else (),
+        notice=notice,
+        notice_hint=hint,
+        notice_tone=tone,
+        prepare_text=needs,
+        preparing_text=preparing,
+        preparing_share=share,
+    )
+
+
+def fact_rows(facts: ModelFacts) -> tuple[tuple[str, ...], ...]:
+    """What memory and quality depend on, named as the field does."""
+    experts = f"{facts.experts} experts, {facts.experts_per_token} per token" if facts.experts else ""
+    heads = f"{facts.heads} heads, {facts.kv_heads} key-value heads of {facts.head_dim}"
+    rows = [
+        ("Parameters", f"{count_text(facts.parameters)}"),
+        ("Quantized", f"{parameters_text(facts.quantized_parameters)} in linear layers become 4-bit", "Embeddings, norms, biases and the head stay in 16 bits"),
+        ("Architecture", facts.architecture),
+        ("Layers", f"{facts.layers}, hidden size {count_text(facts.hidden_size)}"),
+        ("Attention", heads + (f", window {count_text(facts.sliding_window)}" if facts.sliding_window else "")),
+        ("MLP", f"{count_text(facts.intermediate_size)}{', gated' if facts.is_gated_mlp else ''}{', ' + experts if experts else ''}"),
+        ("Vocabulary", f"{count_text(facts.vocab_size)}{', tied with the head' if facts.is_tied else ''}"),
+        ("Context", f"{count_text(facts.max_positions)} tokens" if facts.max_positions else UNKNOWN),
+        ("On disk", f"{bytes_text(facts.stored_bytes)} as {facts.stored_dtype}" if facts.stored_bytes else "not on this disk"),
+        ("Chat template", "the model's own" if facts.chat_template else "none; one is chosen on the Data page"),
+        ("Licence", facts.licence or UNKNOWN, "" if facts.licence else "The model's files do not say"),
+    ]  # fmt: skip
+    if facts.revision:
+        rows.append(("Revision", facts.revision))
+    if facts.path:
+        rows.append(("Folder", facts.path))
+    return tuple(rows)
+
+
+def _line(entry: CatalogEntry, chosen: str) -> ModelLine:
+    pieces = [parameters_text(entry.parameters)] if entry.parameters else []
+    pieces.append(ORIGINS.get(entry.origin, entry.origin))
+    if entry.licence:
+        pieces.append(entry.licence)
+    if not entry.is_ready and not entry.problem:
+        pieces.append("converted on first use" if entry.origin in ("starter", "gguf") else "to be downloaded")
+    return ModelLine(
+        entry.name, entry.title, " \u00b7 ".join(pieces), entry.name == chosen, entry.problem or ""
+    )
+
+
+def _title(facts: ModelFacts | None, chosen: str) -> str:
+    return "SmolLM2-135M-Instruct" if facts is not None and facts.origin == "starter" else chosen
+
+
+def _subtitle(facts: ModelFacts | None) -> str:
+    if facts is None:
+        return ""
+    origin = ORIGINS.get(facts.origin, facts.origin)
+    return f"{parameters_text(facts.parameters)} parameters \u00b7 {facts.model_type} \u00b7 {origin}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,53 @@
+"""What stands between a person and Start: every problem with the page and the option where it is mended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.presenters.draft import Draft
+from qlora_engine.config import all_knobs
+from qlora_engine.errors import EngineError
+
+PAGES = ("model", "data", "memory", "train", "try", "export", "runs")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`page` is where it is mended; `path` the option, if it is one."""
+
+    page: str
+    text: str
+    hint: str = ""
+    path: str = ""
+
+
+def problems_of(
+    draft: Draft, facts_error: EngineError | None, data_error: EngineError | None
+) -> tuple[Problem, ...]:
+    """All of them, in the order of the pages."""
+    found = []
+    if facts_error is not None:
+        found.append(Problem("model", _sentence(facts_error.message), _sentence(facts_error.hint)))
+    if data_error is not None:
+        found.append(Problem("data", _sentence(data_error.message), _sentence(data_error.hint)))
+    knobs = all_knobs()
+    for issue in draft.issues:
+        name = knobs[issue.path].label if issue.path in knobs else issue.path
+        found.append(Problem(page_of(issue.path), f"{name} {issue.message}", path=issue.path))
+    return tuple(sorted(found, key=lambda problem: PAGES.index(problem.page)))
+
+
+def page_of(path: str) -> str:
+    """The page on which an option is edited."""
+    table = path.split(".", 1)[0]
+    return {"model": "model", "data": "data"}.get(table, "train")
+
+
+def marks(problems: Sequence[Problem]) -> frozenset[str]:
+    """Pages that need attention."""
+    return frozenset(problem.page for problem in problems)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

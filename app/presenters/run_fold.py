@@ -1,0 +1,235 @@
+"""Folds the events of a run into what the Train page shows. Mutable, bounded, without Qt."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.presenters.words import UNKNOWN, bytes_text, clock_text, duration_text, number_text
+from qlora_engine import events as ev
+
+LOG_LINES = 500
+SMOOTHING = 0.9
+LOSS_DIGITS = 4
+LIVE = ("starting", "running", "paused", "stopping")
+ENDED = ("finished", "stopped", "failed")
+
+
+@dataclass(frozen=True)
+class LogLine:
+    clock: str
+    text: str
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class RunNumbers:
+    """The large figures, ready to show."""
+
+    step_text: str = UNKNOWN
+    loss_text: str = UNKNOWN
+    held_out_text: str = UNKNOWN
+    held_out_note: str = ""
+    speed_text: str = UNKNOWN
+    eta_text: str = UNKNOWN
+    peak_text: str = UNKNOWN
+    peak_note: str = ""
+
+
+class Series:
+    """Points of one curve, oldest first."""
+
+    def __init__(self) -> None:
+        self.x, self.y = array("d"), array("d")
+
+    def add(self, x: float, y: float | None) -> None:
+        self.x.append(x)
+        self.y.append(float("nan") if y is None else y)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+class RunFold:
+    """One run as it was told. `state`: idle, starting, running, paused, stopping, finished, stopped, failed."""
+
+    def __init__(self) -> None:
+        self.state = "idle"
+        self.phase_text = ""
+        self.progress: float | None = None
+        self.run_id: str | None = None
+        self.run_dir: str | None = None
+        self.plan: ev.PlanMade | None = None
+        self.optimizer: ev.OptimizerBuilt | None = None
+        self.last_step: ev.StepFinished | None = None
+        self.loss_before: float | None = None
+        self.last_evaluation: ev.EvaluationFinished | None = None
+        self.best: ev.EvaluationFinished | None = None
+        self.end: ev.Event | None = None
+        self.samples: list[ev.SampleAnswered] = []
+        self.series = {name: Series() for name in ("loss", "smooth", "held_out", "rate", "grad", "speed")}
+        self.memory: deque[Mapping[str, Any]] = deque(maxlen=20_000)
+        self.log: deque[LogLine] = deque(maxlen=LOG_LINES)
+        self.marks: list[tuple[float, str]] = []
+        self.began_unix = time.time()
+        self.version = 0
+        self._smooth: float | None = None
+        self._smooth_weight = 0.0
+
+    @property
+    def is_live(self) -> bool:
+        return self.state in LIVE
+
+    @property
+    def total_steps(self) -> int | None:
+        if self.last_step is not None:
+            return self.last_step.total_steps
+        return self.plan.total_steps if self.plan else None
+
+    @property
+    def share(self) -> float | None:
+        """Of the steps done, 0 to 1."""
+        if self.last_step is None or not self.last_step.total_steps:
+            return None
+        return self.last_step.step / self.last_step.total_steps
+
+    def begin(self) -> None:
+        self.state, self.phase_text = "starting", "Starting the engine"
+        self.version += 1
+
+    def asked_to_stop(self) -> None:
+        self.state, self.phase_text = "stopping", "Stopping after this micro-batch"
+        self.version += 1
+
+    def fold(self, event: ev.Event) -> None:
+        """Take one event in."""
+        self.version += 1
+        handler = getattr(self, f"_on_{type(event).__name__}", None)
+        if handler is not None:
+            handler(event)
+
+    def numbers(self) -> RunNumbers:
+        step, plan = self.last_step, self.plan
+        return RunNumbers(
+            step_text=f"{step.step} / {step.total_steps}" if step else f"0 / {plan.total_steps}" if plan else UNKNOWN,
+            loss_text=number_text(step.loss if step else None, LOSS_DIGITS),
+            held_out_text=number_text(self.last_evaluation.loss if self.last_evaluation else None, LOSS_DIGITS),
+            held_out_note=self._held_out_note(),
+            speed_text=f"{number_text(step.tokens_per_second, 3)} tokens/s" if step else UNKNOWN,
+            eta_text=duration_text(step.eta_seconds) if step else UNKNOWN,
+            peak_text=bytes_text(step.peak_memory_bytes) if step and step.peak_memory_bytes else UNKNOWN,
+            peak_note=f"predicted {bytes_text(plan.predicted_peak_bytes)}" if plan and plan.predicted_peak_bytes else "",
+        )  # fmt: skip
+
+    def _held_out_note(self) -> str:
+        before, now = self.loss_before, self.last_evaluation
+        if before is None or now is None or now.step == 0:
+            return "before training" if before is not None else ""
+        change = 100 * (now.loss / before - 1)
+        return f"{change:+.0f} % since the start ({number_text(before)})"
+
+    def _say(self, text: str, tone: str = "", unix: float | None = None) -> None:
+        self.log.append(LogLine(clock_text((unix or time.time()) - self.began_unix), text, tone))
+
+    # ------------------------------------------------------------ one handler per event
+
+    def _on_RunStarted(self, event: ev.RunStarted) -> None:
+        self.run_id, self.run_dir, self.began_unix = event.run_id, event.run_dir, event.unix_time
+        self.state = "running" if self.state == "starting" else self.state
+        self._say(f"{'Resumed' if event.is_resumed else 'Started'} as {event.run_id}", unix=event.unix_time)
+
+    def _on_PhaseChanged(self, event: ev.PhaseChanged) -> None:
+        if self.state not in ("stopping", "paused"):
+            self.phase_text = event.text
+        self.progress = None
+        if event.phase in ("loading", "downloading", "tokenizing", "preparing"):
+            self._say(event.text)
+
+    def _on_Progressed(self, event: ev.Progressed) -> None:
+        self.progress = event.done / event.total if event.total else None
+
+    def _on_ModelLoaded(self, event: ev.ModelLoaded) -> None:
+        report = event.report
+        nested = "with" if report.get("is_double_quant") else "without"
+        kind = str(report.get("quant_type", "")).upper()
+        self._say(f"Model loaded: {kind} {nested} double quantization, computing in {report.get('compute_dtype')}")  # fmt: skip
+
+    def _on_AdaptersAttached(self, event: ev.AdaptersAttached) -> None:
+        self._say(f"{event.variant}: {event.trainable_parameters:,} trainable parameters in {event.dtype}")
+
+    def _on_DatasetPrepared(self, event: ev.DatasetPrepared) -> None:
+        report = event.report
+        self._say(f"Data: {report.get('train_rows'):,} rows to train on, {report.get('held_out_rows'):,} held out")  # fmt: skip
+
+    def _on_PlanMade(self, event: ev.PlanMade) -> None:
+        self.plan = event
+        self._say(
+            f"Plan: {event.total_steps} steps of {event.micro_batch * event.accumulation} rows on {event.device}"
+        )
+
+    def _on_OptimizerBuilt(self, event: ev.OptimizerBuilt) -> None:
+        self.optimizer = event
+        text = f"Optimizer: {event.class_name}, {bytes_text(event.state_bytes)} of state"
+        self._say(f"{text}. {event.why_not_paged}" if event.why_not_paged else text)
+
+    def _on_StepFinished(self, event: ev.StepFinished) -> None:
+        self.last_step = event
+        self._smooth_weight = SMOOTHING * self._smooth_weight + (1 - SMOOTHING)
+        self._smooth = SMOOTHING * (self._smooth or 0.0) + (1 - SMOOTHING) * event.loss
+        for name, value in (
+            ("loss", event.loss), ("smooth", self._smooth / self._smooth_weight), ("rate", event.learning_rate),
+            ("grad", event.grad_norm), ("speed", event.tokens_per_second),
+        ):  # fmt: skip
+            self.series[name].add(event.step, value)
+
+    def _on_EvaluationFinished(self, event: ev.EvaluationFinished) -> None:
+        self.last_evaluation = event
+        if event.step == 0:
+            self.loss_before = event.loss
+        if event.is_best:
+            self.best = event
+        self.series["held_out"].add(event.step, event.loss)
+        self.marks.append((event.unix_time, "evaluation"))
+        best = ", the best so far" if event.is_best and event.step else ""
+        self._say(f"Held-out loss {number_text(event.loss)} at step {event.step}{best}", unix=event.unix_time)
+
+    def _on_SampleAnswered(self, event: ev.SampleAnswered) -> None:
+        self.samples.append(event)
+
+    def _on_MemorySampled(self, event: ev.MemorySampled) -> None:
+        self.memory.append(event.sample)
+
+    def _on_CheckpointSaved(self, event: ev.CheckpointSaved) -> None:
+        self.marks.append((event.unix_time, "checkpoint"))
+        self._say(f"Checkpoint at step {event.step} saved ({bytes_text(event.total_bytes)})", unix=event.unix_time)  # fmt: skip
+
+    def _on_Noticed(self, event: ev.Noticed) -> None:
+        tone = "warning" if event.level == "warning" else ""
+        self._say(f"{event.message}. {event.hint}" if event.hint else event.message, tone)
+
+    def _on_Paused(self, event: ev.Paused) -> None:
+        self.state, self.phase_text = "paused", f"Paused at step {event.step}"
+        self._say(self.phase_text)
+
+    def _on_Continued(self, event: ev.Continued) -> None:
+        self.state, self.phase_text = "running", "Training"
+        self._say(f"Going on from step {event.step}")
+
+    def _on_RunFinished(self, event: ev.RunFinished) -> None:
+        self.end, self.state, self.progress = event, "finished", None
+        self.phase_text = "Finished"
+        self._say("Finished", "good")
+
+    def _on_RunStopped(self, event: ev.RunStopped) -> None:
+        self.end, self.state, self.progress = event, "stopped", None
+        self.phase_text = "Stopped" + (", can be resumed" if event.is_resumable else "")
+        self._say(self.phase_text)
+
+    def _on_RunFailed(self, event: ev.RunFailed) -> None:
+        self.end, self.state, self.progress = event, "failed", None
+        self.phase_text = event.message
+        self._say(f"{event.message}. {event.hint}", "bad")

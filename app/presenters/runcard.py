@@ -1,0 +1,126 @@
+"""The run card: the one place that says what Start will do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.presenters.draft import CUSTOM, Draft
+from app.presenters.problems import Problem
+from app.presenters.run_fold import RunFold
+from app.presenters.words import count_text, duration_text, parameters_text, plural
+from qlora_engine import config_io, paths
+from qlora_engine.models.spec import ModelFacts
+
+
+@dataclass(frozen=True)
+class RunCardState:
+    headline: str
+    tone: str
+    rows: tuple[tuple[str, ...], ...]
+    problems: tuple[Problem, ...]
+    start_text: str
+    can_start: bool
+    can_pause: bool
+    pause_text: str
+    can_stop: bool
+    share: float | None
+    status_text: str
+
+
+def run_card(
+    draft: Draft,
+    facts: ModelFacts | None,
+    report: Mapping[str, Any] | None,
+    memory_text: str,
+    problems: Sequence[Problem],
+    run: RunFold,
+) -> RunCardState:
+    if run.is_live:
+        return _live(draft, facts, report, memory_text, run)
+    count = len(problems)
+    return RunCardState(
+        headline=f"{count} to fix" if count else "Ready to train",
+        tone="warning" if count else "good",
+        rows=_rows(draft, facts, report, memory_text),
+        problems=tuple(problems),
+        start_text="Start training",
+        can_start=not count,
+        can_pause=False,
+        pause_text="Pause",
+        can_stop=False,
+        share=None,
+        status_text="",
+    )
+
+
+def planned_steps(draft: Draft, report: Mapping[str, Any] | None) -> int | None:
+    """Optimizer steps the run will take; None while the number of rows is unknown and nothing limits them."""
+    training = draft.config.training
+    if report is None:
+        return training.max_steps
+    per_epoch = math.ceil(int(report["train_rows"]) / training.effective_batch)
+    steps = max(1, math.ceil(per_epoch * training.epochs))
+    return min(steps, training.max_steps) if training.max_steps else steps
+
+
+def _live(
+    draft: Draft, facts: ModelFacts | None, report: Mapping[str, Any] | None, memory_text: str, run: RunFold
+) -> RunCardState:
+    headlines = {"starting": "Starting", "running": "Training", "paused": "Paused", "stopping": "Stopping"}
+    step = run.last_step
+    status = f"step {step.step} of {step.total_steps}" if step else run.phase_text
+    if step is not None and step.eta_seconds is not None and run.state == "running":
+        status += f", {duration_text(step.eta_seconds)} left"
+    rows = _rows(draft, facts, report, memory_text)
+    if run.run_id:
+        rows = (("Run", run.run_id), *rows)
+    return RunCardState(
+        headline=headlines[run.state],
+        tone="accent",
+        rows=rows,
+        problems=(),
+        start_text="Start training",
+        can_start=False,
+        can_pause=run.state in ("running", "paused"),
+        pause_text="Continue" if run.state == "paused" else "Pause",
+        can_stop=run.state != "stopping",
+        share=run.share if run.share is not None else run.progress,
+        status_text=status,
+    )
+
+
+def _rows(
+    draft: Draft, facts: ModelFacts | None, report: Mapping[str, Any] | None, memory_text: str
+) -> tuple[tuple[str, ...], ...]:
+    config = draft.config
+    size = f" \u00b7 {parameters_text(facts.parameters)}" if facts is not None else ""
+    rows_text = f" \u00b7 {plural(int(report['train_rows']), 'row')}" if report else ""
+    kind = f"{config.quantization.quant_type.upper()}{' + double quantization' if config.quantization.double_quant else ''}"
+    changed = len(draft.changes)
+    steps = planned_steps(draft, report)
+    batch = f"{config.training.effective_batch} rows each"
+    return (
+        ("Model", short_name(config.model.name) + size, config.model.name),
+        ("Data", short_name(config.data.path) + rows_text, config.data.path),
+        ("Base", kind),
+        ("Adapter", f"LoRA rank {config.lora.rank}, alpha {config.lora.alpha:g}"),
+        ("Recipe", preset_title(draft.preset) + (f", {changed} changed" if changed else "")),
+        ("Steps", f"{count_text(steps)}, {batch}" if steps else f"by {config.training.epochs:g} epochs, {batch}"),
+        ("Memory", memory_text),
+        ("Saved to", str(paths.runs_dir(config.output.runs_dir))),
+    )  # fmt: skip
+
+
+def preset_title(name: str) -> str:
+    if name == CUSTOM:
+        return "Your own"
+    return next((preset.title for preset in config_io.presets() if preset.name == name), name)
+
+
+def short_name(name: str) -> str:
+    """The last part of a path; ids and plain names as they are."""
+    return Path(name).name if Path(name).is_absolute() else name

@@ -1,0 +1,121 @@
+"""The history: one line per run, and the details of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.presenters.runcard import short_name
+from app.presenters.words import UNKNOWN, bytes_text, date_text, duration_text, number_text
+from qlora_engine.runs.record import RunSummary
+
+STATE_WORDS = {
+    "new": "new",
+    "running": "running",
+    "paused": "paused",
+    "stopped": "stopped",
+    "crashed": "broken off",
+    "failed": "failed",
+    "finished": "finished",
+    "unreadable": "unreadable",
+}
+TONES = {"finished": "good", "running": "accent", "paused": "accent", "crashed": "warning", "failed": "bad"}
+COLUMNS = ("Run", "State", "Model", "Held-out loss", "Steps", "Peak memory", "Started")
+
+
+@dataclass(frozen=True)
+class RunLine:
+    run_id: str
+    path: Path
+    cells: tuple[str, ...]
+    state: str
+    tone: str
+    is_resumable: bool
+    is_finished: bool
+    is_live: bool
+
+
+@dataclass(frozen=True)
+class RunsState:
+    lines: tuple[RunLine, ...]
+    chosen: RunLine | None
+    rows: tuple[tuple[str, ...], ...]
+    notices: tuple[str, ...]
+
+
+def runs_state(summaries: Sequence[RunSummary], chosen: str | None) -> RunsState:
+    lines = tuple(_line(summary) for summary in summaries)
+    index = next((i for i, line in enumerate(lines) if line.run_id == chosen), 0 if lines else None)
+    if index is None:
+        return RunsState(lines, None, (), ())
+    summary = summaries[index]
+    return RunsState(lines, lines[index], detail_rows(summary), summary.notices)
+
+
+def interrupted_run(summaries: Sequence[RunSummary]) -> RunSummary | None:
+    """The newest run, if it broke off and can go on: what the next start offers to resume."""
+    newest = summaries[0] if summaries else None
+    return newest if newest is not None and newest.state == "crashed" and newest.is_resumable else None
+
+
+def usable_runs(summaries: Sequence[RunSummary]) -> tuple[RunSummary, ...]:
+    """Runs with an adapter to try or export."""
+    return tuple(s for s in summaries if (s.path / "adapter" / "adapter_model.safetensors").is_file())
+
+
+def run_title(summary: RunSummary) -> str:
+    """`starter-20261123-1402 \u2013 held-out loss 3.168 \u2192 0.449`."""
+    return f"{summary.run_id} \u2013 held-out loss {loss_text(summary)}"
+
+
+def loss_text(summary: RunSummary) -> str:
+    if summary.loss_before is None and summary.loss_after is None:
+        return UNKNOWN
+    return f"{number_text(summary.loss_before)} \u2192 {number_text(summary.loss_after)}"
+
+
+def detail_rows(summary: RunSummary) -> tuple[tuple[str, ...], ...]:
+    seconds = (
+        summary.finished_unix - summary.created_unix
+        if summary.finished_unix is not None and summary.created_unix is not None
+        else None
+    )
+    return (
+        ("State", STATE_WORDS.get(summary.state, summary.state)),
+        ("Model", summary.model),
+        ("Data", summary.data),
+        ("Held-out loss", loss_text(summary)),
+        ("Steps", _steps(summary)),
+        ("Peak memory", f"{bytes_text(summary.measured_peak_bytes)} measured, {bytes_text(summary.predicted_peak_bytes)} predicted"),
+        ("Started", date_text(summary.created_unix)),
+        ("Took", duration_text(seconds)),
+        ("Folder", str(summary.path)),
+    )  # fmt: skip
+
+
+def _line(summary: RunSummary) -> RunLine:
+    cells = (
+        summary.run_id,
+        STATE_WORDS.get(summary.state, summary.state),
+        short_name(summary.model),
+        loss_text(summary),
+        _steps(summary),
+        bytes_text(summary.measured_peak_bytes),
+        date_text(summary.created_unix),
+    )
+    return RunLine(
+        run_id=summary.run_id,
+        path=summary.path,
+        cells=cells,
+        state=summary.state,
+        tone=TONES.get(summary.state, ""),
+        is_resumable=summary.is_resumable,
+        is_finished=summary.state == "finished",
+        is_live=summary.state in ("running", "paused"),
+    )
+
+
+def _steps(summary: RunSummary) -> str:
+    done = UNKNOWN if summary.last_step is None else f"{summary.last_step:,}"
+    return done if summary.total_steps is None else f"{done} / {summary.total_steps:,}"

@@ -1,0 +1,103 @@
+"""The strip at the bottom: memory now, against the prediction, and where the run is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.presenters.run_fold import RunFold
+from app.presenters.words import GIB, bytes_text, duration_text
+
+
+@dataclass(frozen=True)
+class StripState:
+    device_text: str
+    device_tip: str
+    memory_text: str
+    used_share: float | None
+    own_share: float
+    tick_share: float | None
+    paged_text: str
+    host_text: str
+    host_share: float | None
+    sensors_text: str
+    run_text: str
+
+
+def strip_state(sample: Mapping[str, Any] | None, run: RunFold, predicted_bytes: int | None) -> StripState:
+    if sample is None:
+        return StripState("Looking for a GPU", "", "", None, 0.0, None, "", "", None, "", _run_text(run))
+    host = sample["host"]
+    total, used = host["total_bytes"], host["total_bytes"] - host["available_bytes"]
+    engine = (
+        (run.memory[-1].get("host") or {}).get("process_resident_bytes")
+        if run.is_live and run.memory
+        else None
+    )
+    gpu = next(iter(sample.get("gpus") or ()), None)
+    host_text = f"host {used / GIB:.1f} / {total / GIB:.1f} GiB"
+    if gpu is None:
+        tick = predicted_bytes / total if predicted_bytes and total else None
+        return StripState(
+            device_text="CPU run: no NVIDIA GPU",
+            device_tip=str(sample.get("gpu_problem") or ""),
+            memory_text=host_text,
+            used_share=used / total,
+            own_share=(engine or 0) / total,
+            tick_share=tick,
+            paged_text=f"engine {bytes_text(engine)}" if engine else "",
+            host_text="",
+            host_share=None,
+            sensors_text=f"CPU {100 * host['cpu_ratio']:.0f} %",
+            run_text=_run_text(run),
+        )
+    whole = gpu.get("total_bytes")
+    on_card = gpu.get("used_bytes")
+    return StripState(
+        device_text=f"GPU {gpu['index']} {gpu.get('name') or ''}".strip(),
+        device_tip="\n".join(f"{k}: {v}" for k, v in (gpu.get("unavailable") or {}).items()),
+        memory_text=f"{on_card / GIB:.1f} / {whole / GIB:.1f} GiB"
+        if whole and on_card is not None
+        else "n/a",
+        used_share=on_card / whole if whole and on_card is not None else None,
+        own_share=(gpu.get("own_bytes") or 0) / whole if whole else 0.0,
+        tick_share=predicted_bytes / whole if predicted_bytes and whole else None,
+        paged_text=_paged_text(run),
+        host_text=host_text,
+        host_share=used / total,
+        sensors_text=_sensors(gpu),
+        run_text=_run_text(run),
+    )
+
+
+def _paged_text(run: RunFold) -> str:
+    paged = (run.memory[-1].get("paged") if run.memory else None) or {}
+    managed = paged.get("managed_bytes")
+    if managed is None:
+        return ""
+    on_cpu = paged.get("on_cpu_bytes")
+    return f"paged {bytes_text(managed)}" + (f", {bytes_text(on_cpu)} on the CPU" if on_cpu else "")
+
+
+def _sensors(gpu: Mapping[str, Any]) -> str:
+    found = []
+    if gpu.get("utilisation_ratio") is not None:
+        found.append(f"{100 * gpu['utilisation_ratio']:.0f} %")
+    if gpu.get("temperature_celsius") is not None:
+        found.append(f"{gpu['temperature_celsius']:.0f} \u00b0C")
+    if gpu.get("power_watts") is not None:
+        found.append(f"{gpu['power_watts']:.0f} W")
+    return " \u00b7 ".join(found)
+
+
+def _run_text(run: RunFold) -> str:
+    if run.state == "idle":
+        return "No run yet"
+    if not run.is_live:
+        return {"finished": "Run finished", "stopped": "Run stopped", "failed": "Run failed"}[run.state]
+    step = run.last_step
+    if step is None or run.state != "running":
+        return run.phase_text
+    eta = f", {duration_text(step.eta_seconds)} left" if step.eta_seconds is not None else ""
+    return f"Step {step.step} / {step.total_steps}{eta}"

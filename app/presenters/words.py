@@ -1,0 +1,97 @@
+"""Numbers as people read them: four significant digits at most, always with a unit, `n/a` for unknown."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+UNKNOWN = "n/a"
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+
+
+def bytes_text(count: float | None) -> str:
+    """`18.24 GiB`, `336.0 MiB`, `12 KiB`, `0 B`."""
+    if count is None:
+        return UNKNOWN
+    size = abs(count)
+    if size >= GIB:
+        return f"{count / GIB:.2f} GiB" if size < 100 * GIB else f"{count / GIB:.0f} GiB"
+    if size >= MIB:
+        return f"{count / MIB:.1f} MiB" if size < 100 * MIB else f"{count / MIB:.0f} MiB"
+    return f"{count / KIB:.0f} KiB" if size >= KIB else f"{count:.0f} B"
+
+
+def gib_text(count: float | None) -> str:
+    """Always GiB with two digits: for figures that are compared with each other."""
+    return UNKNOWN if count is None else f"{count / GIB:.2f} GiB"
+
+
+def duration_text(seconds: float | None) -> str:
+    """`45 s`, `14 min`, `2 h 05 min`, `3 d 4 h`."""
+    if seconds is None or not math.isfinite(seconds):
+        return UNKNOWN
+    if seconds < 1:
+        return f"{seconds:.2f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def clock_text(seconds: float) -> str:
+    """`00:12:40`."""
+    whole = max(0, int(seconds))
+    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def number_text(value: float | None, digits: int = 4) -> str:
+    """At most `digits` significant digits, without an exponent where it can be read without one."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    if value == 0:
+        return "0"
+    if 1e-4 <= abs(value) < 10 ** (digits + 2):
+        decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+        return f"{value:,.{decimals}f}"
+    return f"{value:.{digits - 1}e}"
+
+
+def count_text(value: int | None) -> str:
+    """`22,680`."""
+    return UNKNOWN if value is None else f"{value:,}"
+
+
+def parameters_text(value: int | None) -> str:
+    """`135 M`, `6.74 B`."""
+    if value is None:
+        return UNKNOWN
+    if value >= 1e9:
+        return f"{value / 1e9:.2f} B" if value < 1e11 else f"{value / 1e9:.0f} B"
+    if value >= 1e6:
+        return f"{value / 1e6:.1f} M" if value < 1e8 else f"{value / 1e6:.0f} M"
+    return f"{value / 1e3:.0f} K"
+
+
+def percent_text(ratio: float | None) -> str:
+    return UNKNOWN if ratio is None else f"{100 * ratio:.0f} %"
+
+
+def date_text(unix: float | None) -> str:
+    """`2026-11-23 14:05`, local time."""
+    return UNKNOWN if unix is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(unix))
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def joined(words: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1] if words else ""

@@ -1,0 +1,180 @@
+"""Export page: write a run as an adapter or a merged model, and prove that it is what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PySide6.QtCore import QUrl, Signal
+from PySide6.QtGui import QDesktopServices
+from PySide6.QtWidgets import (
+    QButtonGroup,
+    QCheckBox,
+    QFileDialog,
+    QHBoxLayout,
+    QLineEdit,
+    QProgressBar,
+    QRadioButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from app.presenters.export import CheckLine, ExportFold
+from app.theme import GAP_WIDE
+from app.widgets.form import QuietCombo
+from app.widgets.kit import Card, boxed, button, column, label, row, set_role
+from app.widgets.page import Page
+
+DTYPES = (("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32"))
+INTO = (
+    ("", "Automatic"),
+    ("original", "The original weights"),
+    ("dequantized", "The dequantized 4-bit weights"),
+)
+
+
+class ExportScreen(Page):
+    """Signals: `run_chosen(str)`, `format_chosen(str)`, `export_asked`, `cancel_asked`."""
+
+    run_chosen = Signal(str)
+    format_chosen = Signal(str)
+    export_asked = Signal()
+    cancel_asked = Signal()
+
+    def __init__(self) -> None:
+        super().__init__("Export", "Write the result in a form that other programs load")
+        self.export = button("Export", self.export_asked.emit, "primary")
+        self.buttons.addWidget(self.export)
+        self.run = QuietCombo()
+        self.run.setAccessibleName("Run to export")
+        self.run.activated.connect(lambda index: self.run_chosen.emit(self.run.itemData(index)))
+        self.formats = QButtonGroup(self)
+        self._formats_box = QVBoxLayout()
+        self._radios: dict[str, QRadioButton] = {}
+        self.dtype = QuietCombo()
+        for value, text in DTYPES:
+            self.dtype.addItem(text, value)
+        self.dtype.setAccessibleName("Stored as")
+        self.into = QuietCombo()
+        for value, text in INTO:
+            self.into.addItem(text, value)
+        self.into.setAccessibleName("Merged into")
+        self.into.setToolTip("The adapter was trained against the 4-bit weights; merged into the original ones it usually does as well or better")  # fmt: skip
+        self.merge_options = boxed(column(
+            row(label("Stored as", "quiet"), self.dtype, None), row(label("Merged into", "quiet"), self.into, None), gap=6,
+        ))  # fmt: skip
+        self.out = QLineEdit()
+        self.out.setAccessibleName("Target folder")
+        self.verify = QCheckBox(
+            "Prove it: load it again in a fresh process and compare it with base + adapter"
+        )
+        self.verify.setChecked(True)
+        what = Card("What").add(label("Run", "small"), self.run, label("Form", "small"))
+        what.body.addLayout(self._formats_box)
+        what.add(self.merge_options)
+        where = Card("Where").add(row(self.out, button("Choose\u2026", self._choose)), self.verify)
+        self.progress_text, self.progress = label(role="quiet"), QProgressBar()
+        self.progress.setTextVisible(False)
+        self.cancel = button("Cancel", self.cancel_asked.emit)
+        self.progress_row = boxed(row(boxed(column(self.progress_text, self.progress, gap=4)), self.cancel))
+        self.outcome = label(wraps=True, selectable=True)
+        self.open = button("Open folder", self._open)
+        self.checks = QVBoxLayout()
+        self.proof = Card("Proof").add(self.progress_row, self.outcome, row(self.open, None))
+        self.proof.body.addLayout(self.checks)
+        self.proof.body.addStretch(1)
+        self.empty = label("The proof appears here, step by step.", "quiet", wraps=True)
+        self.proof.add(self.empty)
+        left = QVBoxLayout()
+        left.setSpacing(GAP_WIDE)
+        left.addWidget(what)
+        left.addWidget(where)
+        left.addStretch(1)
+        both = QHBoxLayout()
+        both.setSpacing(GAP_WIDE)
+        both.addLayout(left, 1)
+        both.addWidget(self.proof, 1)
+        self.content.addLayout(both, 1)
+        self._result_path = ""
+
+    def set_formats(self, formats: Mapping[str, tuple[str, str]]) -> None:
+        for name, (title, detail) in formats.items():
+            radio = QRadioButton(title)
+            radio.setToolTip(detail)
+            radio.clicked.connect(lambda *_, n=name: self.format_chosen.emit(n))
+            self.formats.addButton(radio)
+            self._radios[name] = radio
+            note = label(detail, "small", wraps=True)
+            note.setContentsMargins(24, 0, 0, 6)
+            self._formats_box.addWidget(radio)
+            self._formats_box.addWidget(note)
+
+    def set_runs(self, runs: Sequence[tuple[str, str]], chosen: str) -> None:
+        self.run.clear()
+        for value, title in runs:
+            self.run.addItem(title, value)
+        self.run.setCurrentIndex(max(0, self.run.findData(chosen)))
+
+    def set_choice(self, kind: str, target: str) -> None:
+        self._radios[kind].setChecked(True)
+        self.merge_options.setVisible(kind == "merged")
+        self.out.setText(target)
+
+    def options(self) -> dict[str, object]:
+        found: dict[str, object] = {"verify": self.verify.isChecked()}
+        if self.merge_options.isVisibleTo(self):
+            found["dtype"] = self.dtype.currentData()
+            if self.into.currentData():
+                found["into"] = self.into.currentData()
+        return found
+
+    def show_state(self, fold: ExportFold, *, has_runs: bool) -> None:
+        is_running = fold.state == "running"
+        self.export.setEnabled(has_runs and not is_running)
+        self.progress_row.setVisible(is_running)
+        self.progress_text.setText(fold.phase_text)
+        self.progress.setRange(0, 0 if fold.share is None else 1000)
+        self.progress.setValue(int(1000 * (fold.share or 0)))
+        self.outcome.setText(fold.outcome_text)
+        self.outcome.setVisible(bool(fold.outcome_text))
+        set_role(self.outcome, tone=fold.outcome_tone if fold.state == "done" else "")
+        self._result_path = str(fold.result.get("path") or "")
+        self.open.setVisible(fold.state == "done")
+        self.empty.setVisible(fold.state == "idle")
+        if fold.state == "failed":
+            self.notice.say(fold.error_text, fold.error_hint, "bad")
+        elif not has_runs:
+            self.notice.say("There is nothing to export yet.", "A run that has finished can be exported here.")  # fmt: skip
+        else:
+            self.notice.say("")
+        self._show_checks(fold.checks)
+
+    def _show_checks(self, checks: Sequence[CheckLine]) -> None:
+        while self.checks.count() > len(checks):
+            item = self.checks.takeAt(self.checks.count() - 1)
+            widget = item.widget() if item is not None else None
+            if widget is not None:
+                widget.deleteLater()
+        for check in checks[self.checks.count() :]:
+            self.checks.addWidget(_check_row(check))
+
+    def _choose(self) -> None:
+        folder = QFileDialog.getExistingDirectory(self, "Choose where the export goes")
+        if folder:
+            self.out.setText(str(Path(folder) / Path(self.out.text()).name))
+
+    def _open(self) -> None:
+        QDesktopServices.openUrl(QUrl.fromLocalFile(self._result_path))
+
+
+def _check_row(check: CheckLine) -> QWidget:
+    mark = label(check.mark, "heading", tone=check.tone)
+    mark.setFixedWidth(18)
+    found = row(
+        mark,
+        boxed(
+            column(label(check.name, "strong", wraps=True), label(check.detail, "small", wraps=True), gap=0)
+        ),
+    )
+    found.setStretch(1, 1)
+    return boxed(found)

@@ -1,0 +1,75 @@
+"""The charts of a run: loss, learning rate, gradient norm, speed, memory. Imports pyqtgraph, so it is loaded late."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PySide6.QtWidgets import QGridLayout, QWidget
+
+from app.presenters.memory_series import memory_stack, paged_stack
+from app.presenters.run_fold import RunFold
+from app.theme import GAP
+from app.widgets.charts import Chart, CurveStyle, MemoryChart
+
+LOSS = (
+    CurveStyle("loss", "Loss", "accent", 1.0, is_faint=True),
+    CurveStyle("smooth", "Smoothed", "accent", 2.4),
+    CurveStyle("held_out", "Held out", "#E69F00", is_dots=True),
+)
+
+
+class TrainCharts(QWidget):
+    """Repainted by `show_run` and `show_memory`, never per event."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = Chart("Loss per trained token", LOSS)
+        self.rate = Chart("Learning rate", (CurveStyle("rate", "Learning rate", "#56B4E9"),), is_small=True)
+        self.grad = Chart("Gradient norm", (CurveStyle("grad", "Gradient norm", "#CC79A7"),), is_small=True)
+        self.speed = Chart(
+            "Speed", (CurveStyle("speed", "Speed", "#009E73"),), is_small=True, unit="tokens/s"
+        )
+        self.memory = MemoryChart("Memory, GiB")
+        self.paged = MemoryChart("Paged optimizer memory, GiB", is_small=True)
+        self.paged.hide()
+        for chart in (self.rate, self.grad, self.speed):
+            chart.follow(self.loss)
+        grid = QGridLayout(self)
+        grid.setContentsMargins(0, 0, 0, 0)
+        grid.setSpacing(GAP)
+        grid.addWidget(self.loss, 0, 0, 2, 2)
+        grid.addWidget(self.rate, 0, 2)
+        grid.addWidget(self.grad, 1, 2)
+        grid.addWidget(self.memory, 2, 0, 1, 2)
+        grid.addWidget(self.speed, 2, 2)
+        grid.addWidget(self.paged, 3, 0, 1, 3)
+        for index, stretch in enumerate((3, 3, 3)):
+            grid.setColumnStretch(index, stretch)
+        for index, stretch in enumerate((3, 3, 4)):
+            grid.setRowStretch(index, stretch)
+
+    def show_run(self, run: RunFold) -> None:
+        for chart, names in (
+            (self.loss, ("loss", "smooth", "held_out")),
+            (self.rate, ("rate",)),
+            (self.grad, ("grad",)),
+            (self.speed, ("speed",)),
+        ):
+            for name in names:
+                chart.set_points(name, run.series[name].x, run.series[name].y)
+
+    def show_memory(
+        self, samples: Sequence[Mapping[str, Any]], *, is_run: bool, predicted_bytes: int | None
+    ) -> None:
+        stack = memory_stack(samples, is_run=is_run)
+        self.memory._title.setText(stack.title)
+        self.memory.show_stack(stack.times, stack.parts, stack.titles, predicted_bytes)
+        paged = paged_stack(samples) if is_run else None
+        self.paged.setVisible(bool(paged and paged.parts))
+        if paged is not None and paged.parts:
+            self.paged.show_stack(paged.times, paged.parts, paged.titles)
+
+    def restyle(self) -> None:
+        for chart in (self.loss, self.rate, self.grad, self.speed, self.memory, self.paged):
+            chart.restyle()

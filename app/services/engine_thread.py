@@ -1,0 +1,121 @@
+"""The background QThread that hosts an engine and re-emits its events as signals."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from PySide6.QtCore import QObject, QThread, Signal, Slot
+
+from qlora_engine.client import Engine, InlineEngine, ProcessEngine
+from qlora_engine.control import STOP_DISCARD, STOP_SAVE
+from qlora_engine.events import TERMINAL, Event, RunFailed
+from qlora_engine.jobs import Job
+
+EngineFactory = Callable[[], Engine]
+
+
+def engine_factory(mode: str) -> EngineFactory:
+    """`process` (default) or `inline`: the same events from a child process or from the QThread itself."""
+    return InlineEngine if mode == "inline" else ProcessEngine
+
+
+class EngineThread(QThread):
+    """Runs one job. Signals: `event_arrived(Event)`, emitted in this thread; connect QObject slots only.
+
+    `send` and `request_stop` may be called from any thread: they set flags or write to the child's pipe.
+    """
+
+    event_arrived = Signal(object)
+
+    def __init__(self, job: Job, engine: Engine, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self._job, self._engine = job, engine
+
+    @property
+    def engine(self) -> Engine:
+        return self._engine
+
+    def run(self) -> None:
+        last: Event | None = None
+        try:
+            for event in self._engine.run(self._job):
+                last = event
+                self.event_arrived.emit(event)
+        except Exception as error:
+            logging.getLogger(__name__).exception("the engine thread failed")
+            last = RunFailed("app.bug", f"The engine thread failed: {type(error).__name__}: {error}", "this is a bug; the log has the details")  # fmt: skip
+            self.event_arrived.emit(last)
+        if not isinstance(last, TERMINAL):
+            self.event_arrived.emit(RunFailed("engine.no_end", "The engine ended without a word", "try again"))  # fmt: skip
+
+
+class JobRunner(QObject):
+    """At most one job at a time, its events in the GUI thread.
+
+    Signals: `event_arrived(Event)`; `ended(Event)` with the terminal event, once the thread is gone and another job
+    can be started.
+    """
+
+    event_arrived = Signal(object)
+    ended = Signal(object)
+
+    def __init__(self, make_engine: EngineFactory, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self.make_engine = make_engine
+        self._thread: EngineThread | None = None
+        self._last: Event | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread is not None
+
+    @property
+    def engine(self) -> Engine | None:
+        return self._thread.engine if self._thread is not None else None
+
+    def start(self, job: Job) -> None:
+        """Begin; does nothing while another job runs."""
+        if self._thread is not None:
+            return
+        self._last = None
+        self._thread = EngineThread(job, self.make_engine(), self)
+        self._thread.event_arrived.connect(self._take)
+        self._thread.finished.connect(self._close)
+        self._thread.start()
+
+    def send(self, command: Mapping[str, Any]) -> None:
+        if self._thread is not None:
+            self._thread.engine.send(command)
+
+    def stop(self, mode: str = STOP_SAVE) -> None:
+        if self._thread is not None:
+            self._thread.engine.request_stop(mode)
+
+    def shut_down(self, wait_ms: int = 5000) -> None:
+        """End what runs, now: a job that does not listen is killed."""
+        thread = self._thread
+        if thread is None:
+            return
+        thread.engine.request_stop(STOP_DISCARD)
+        if not thread.wait(wait_ms):
+            kill = getattr(thread.engine, "kill", None)
+            if kill is not None:
+                kill()
+            thread.wait(wait_ms)
+
+    @Slot(object)
+    def _take(self, event: Event) -> None:
+        if isinstance(event, TERMINAL):
+            self._last = event
+        self.event_arrived.emit(event)
+
+    @Slot()
+    def _close(self) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.wait()
+            thread.deleteLater()
+        if self._last is not None:
+            self.ended.emit(self._last)

@@ -1,0 +1,105 @@
+"""The training run of this window: one job in its QThread, folded into what the Train page shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PySide6.QtCore import QObject, QTimer, Signal
+
+from app.presenters.run_fold import RunFold
+from app.services.engine_thread import JobRunner
+from qlora_engine import config_io
+from qlora_engine.config import TrainingConfig
+from qlora_engine.control import STOP_DISCARD, STOP_SAVE
+from qlora_engine.events import Event
+from qlora_engine.jobs import Job, ResumeJob, TrainJob
+from qlora_engine.runs.record import RunFolder
+
+REPAINT_MS = 100
+
+
+class Trainer(QObject):
+    """Signals: `changed` at most every 100 ms while events arrive; `state_changed` when the run's state did;
+    `ended(Event)` once the engine is gone."""
+
+    changed = Signal()
+    state_changed = Signal()
+    ended = Signal(object)
+
+    def __init__(self, runner: JobRunner) -> None:
+        super().__init__()
+        self._runner = runner
+        self.run = RunFold()
+        self._painted = 0
+        self._timer = QTimer(self, interval=REPAINT_MS)
+        self._timer.timeout.connect(self._repaint)
+        runner.event_arrived.connect(self._take)
+        runner.ended.connect(self._end)
+
+    @property
+    def is_running(self) -> bool:
+        return self._runner.is_running
+
+    def start(self, config: TrainingConfig) -> None:
+        """Begin a new run."""
+        self._begin(TrainJob(config_io.to_dict(config)), RunFold())
+
+    def resume(self, run_dir: Path) -> None:
+        """Go on with a stopped or broken-off run; its curves so far are shown at once."""
+        self._begin(ResumeJob(str(run_dir)), history_of(run_dir))
+
+    def pause_or_continue(self) -> None:
+        self._runner.send({"command": "continue" if self.run.state == "paused" else "pause"})
+
+    def stop_and_save(self) -> None:
+        self._stop(STOP_SAVE)
+
+    def stop_and_discard(self) -> None:
+        self._stop(STOP_DISCARD)
+
+    def ask(self, wish: str) -> None:
+        """`save`, `evaluate` or `sample` at the next step."""
+        self._runner.send({"command": wish})
+
+    def _begin(self, job: Job, run: RunFold) -> None:
+        if self._runner.is_running:
+            return
+        self.run = run
+        self.run.begin()
+        self._timer.start()
+        self._runner.start(job)
+        self.state_changed.emit()
+        self.changed.emit()
+
+    def _stop(self, mode: str) -> None:
+        if self._runner.is_running:
+            self.run.asked_to_stop()
+            self._runner.stop(mode)
+            self.state_changed.emit()
+
+    def _take(self, event: Event) -> None:
+        before = self.run.state
+        self.run.fold(event)
+        if self.run.state != before:
+            self.state_changed.emit()
+
+    def _repaint(self) -> None:
+        if self._painted != self.run.version:
+            self._painted = self.run.version
+            self.changed.emit()
+
+    def _end(self, event: Event) -> None:
+        self._timer.stop()
+        self._repaint()
+        self.state_changed.emit()
+        self.ended.emit(event)
+
+
+def history_of(run_dir: Path) -> RunFold:
+    """A run as its folder tells it."""
+    folded = RunFold()
+    folder = RunFolder(run_dir)
+    for event in folder.metrics():
+        folded.fold(event)
+    folded.memory.extend(folder.memory())
+    return folded

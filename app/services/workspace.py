@@ -1,0 +1,287 @@
+"""The job being prepared: its draft, the model's facts, the data's report, the memory it will need.
+
+Every edit goes through here; each `*_changed` signal says what must be painted again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from PySide6.QtCore import QObject, QTimer, Signal
+
+from app.presenters.draft import Draft, restored, starter_draft
+from app.services.background import Background
+from app.services.engine_thread import JobRunner
+from app.services.settings import SettingsFile
+from qlora_engine import config_io
+from qlora_engine.config import TrainingConfig
+from qlora_engine.errors import EngineError
+from qlora_engine.events import Event, PhaseChanged, Progressed, RunFailed, RunFinished
+from qlora_engine.jobs import DataReportJob, PrepareModelJob
+from qlora_engine.memory import explain, gpus
+from qlora_engine.memory.explain import Comparison
+from qlora_engine.models import catalog
+from qlora_engine.models.catalog import CatalogEntry
+from qlora_engine.models.spec import ModelFacts
+
+UNKNOWN_LENGTH = 512
+"""Tokens per row assumed until the data has been looked at."""
+CPU_ROWS = 4
+SHOWN_ROWS = 8
+SAVE_DELAY_MS = 800
+
+
+class Workspace(QObject):
+    """Lives in the GUI thread. `draft`, `facts`, `report` are the newest; None while unknown.
+
+    `own` is the memory on this machine, `what_if` on the GPU chosen on the Memory page (None: this machine).
+    """
+
+    draft_changed = Signal()
+    models_changed = Signal()
+    facts_changed = Signal()
+    data_changed = Signal()
+    estimate_changed = Signal()
+    preparing_changed = Signal()
+
+    def __init__(
+        self,
+        settings: SettingsFile,
+        background: Background,
+        data_job: JobRunner,
+        model_job: JobRunner,
+    ) -> None:
+        super().__init__()
+        self._settings, self._background = settings, background
+        self._data_job, self._model_job = data_job, model_job
+        kept = settings.value
+        self.has_gpu = kept.had_gpu
+        found = restored(kept.job, kept.preset, is_cpu=not self.has_gpu) if kept.job else None
+        self.draft: Draft = found or starter_draft(is_cpu=not self.has_gpu)
+        self.models: tuple[CatalogEntry, ...] | None = None
+        self.facts: ModelFacts | None = None
+        self.facts_error: EngineError | None = None
+        self.report: Mapping[str, Any] | None = None
+        self.rows: tuple[Mapping[str, Any], ...] = ()
+        self.data_error: EngineError | None = None
+        self.data_progress: str = ""
+        self.own: Comparison | None = None
+        self.what_if: Comparison | None = None
+        self.preparing: str = ""
+        self.preparing_share: float | None = None
+        self.preparing_error: EngineError | None = None
+        self._save_timer = QTimer(self, singleShot=True, interval=SAVE_DELAY_MS)
+        self._save_timer.timeout.connect(self._save)
+        data_job.event_arrived.connect(self._take_data_event)
+        model_job.event_arrived.connect(self._take_model_event)
+
+    # ------------------------------------------------------------ edits
+
+    @property
+    def config(self) -> TrainingConfig:
+        return self.draft.config
+
+    @property
+    def device(self) -> str:
+        chosen = self.config.model.device
+        return chosen if chosen != "auto" else "cuda" if self.has_gpu else "cpu"
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens per row: as set, as the data report found, or assumed."""
+        if self.config.data.seq_len is not None:
+            return self.config.data.seq_len
+        return int(self.report["seq_len"]) if self.report else UNKNOWN_LENGTH
+
+    @property
+    def micro_batch(self) -> int:
+        chosen = self.config.training.micro_batch
+        if chosen is not None:
+            return chosen
+        return CPU_ROWS if self.device == "cpu" else 1
+
+    def load(self) -> None:
+        """Look around for the first time."""
+        self.refresh_models()
+        self._look_at_model()
+
+    def set_gpu(self, has_gpu: bool) -> None:
+        """What the machine really has; settings nobody touched follow it."""
+        if has_gpu == self.has_gpu:
+            return
+        self.has_gpu = has_gpu
+        self._settings.change(had_gpu=has_gpu)
+        self._set_draft(self.draft.on_device(is_cpu=not has_gpu))
+
+    def edit(self, path: str, value: Any) -> None:
+        self._set_draft(self.draft.edited(path, value))
+
+    def reset_option(self, path: str) -> None:
+        self._set_draft(self.draft.reset(path))
+
+    def choose_preset(self, name: str) -> None:
+        self._set_draft(self.draft.with_preset(name, self.facts.parameters if self.facts else None))
+
+    def choose_model(self, name: str) -> None:
+        if name and name != self.config.model.name:
+            self.edit("model.name", name)
+
+    def choose_data(self, path: str) -> None:
+        if path and path != self.config.data.path:
+            self.edit("data.path", path)
+
+    def use_starter(self) -> None:
+        """Begin anew with what a newcomer finds."""
+        self._set_draft(starter_draft(is_cpu=not self.has_gpu))
+
+    def use_config(self, config: TrainingConfig, preset: str = "custom") -> None:
+        """Edit a copy of a run's settings or of a job file."""
+        self._set_draft(Draft(config, config, preset, not self.has_gpu))
+
+    def add_folder(self, folder: str) -> None:
+        folders = self._settings.value.folders
+        if folder not in folders:
+            self._settings.change(folders=(*folders, folder))
+        self.refresh_models()
+
+    def _set_draft(self, draft: Draft) -> None:
+        before, self.draft = self.draft, draft
+        self._save_timer.start()
+        self.draft_changed.emit()
+        if draft.config.model != before.config.model:
+            self._look_at_model()
+        if draft.config.data != before.config.data or draft.config.model.name != before.config.model.name:
+            self._forget_report()
+        self._estimate()
+
+    def _save(self) -> None:
+        self._settings.change(job=config_io.to_dict(self.config), preset=self.draft.preset)
+
+    def save_now(self) -> None:
+        if self._save_timer.isActive():
+            self._save_timer.stop()
+            self._save()
+
+    # ------------------------------------------------------------ model
+
+    def refresh_models(self) -> None:
+        folders = self._settings.value.folders
+        self._background.submit("models", lambda: tuple(catalog.list_models(folders)), self._take_models)
+
+    def _take_models(self, found: tuple[CatalogEntry, ...]) -> None:
+        self.models = found
+        self.models_changed.emit()
+
+    def _look_at_model(self) -> None:
+        model = self.config.model
+        self._background.submit(
+            "facts",
+            lambda: catalog.facts(model.name, model.revision, model.offline),
+            self._take_facts,
+            self._take_facts_error,
+        )
+
+    def _take_facts(self, facts: ModelFacts) -> None:
+        self.facts, self.facts_error = facts, None
+        self.facts_changed.emit()
+        self._estimate()
+
+    def _take_facts_error(self, error: EngineError) -> None:
+        self.facts, self.facts_error, self.own, self.what_if = None, error, None, None
+        self.facts_changed.emit()
+        self.estimate_changed.emit()
+
+    def prepare_model(self) -> None:
+        """Download or convert the chosen model now instead of at the start of the run."""
+        model = self.config.model
+        self.preparing, self.preparing_share, self.preparing_error = "Looking for the model", None, None
+        self.preparing_changed.emit()
+        self._model_job.start(PrepareModelJob(model.name, model.revision, model.offline))
+
+    def cancel_preparing(self) -> None:
+        self._model_job.stop()
+
+    def _take_model_event(self, event: Event) -> None:
+        if isinstance(event, PhaseChanged):
+            self.preparing = event.text
+        elif isinstance(event, Progressed):
+            self.preparing_share = event.done / event.total if event.total else None
+        else:
+            self.preparing = ""
+            self.preparing_error = as_error(event)
+            self.refresh_models()
+            self._look_at_model()
+        self.preparing_changed.emit()
+
+    # ------------------------------------------------------------ data
+
+    @property
+    def is_checking_data(self) -> bool:
+        return bool(self.data_progress)
+
+    def check_data(self) -> None:
+        """Read and tokenize the data as the run would, and show what it will see."""
+        self.data_error, self.data_progress = None, "Starting the engine"
+        self.data_changed.emit()
+        self._data_job.start(DataReportJob(config_io.to_dict(self.config), show_rows=SHOWN_ROWS))
+
+    def cancel_check(self) -> None:
+        self._data_job.stop()
+
+    def _forget_report(self) -> None:
+        self.report, self.rows, self.data_error = None, (), None
+        if self._data_job.is_running:
+            self._data_job.stop()
+        self.data_changed.emit()
+
+    def _take_data_event(self, event: Event) -> None:
+        if isinstance(event, PhaseChanged):
+            self.data_progress = event.text
+        elif isinstance(event, Progressed):
+            of = f" of {event.total:,}" if event.total else ""
+            self.data_progress = f"{event.phase.capitalize()}: {event.done:,}{of} {event.unit}"
+        else:
+            self.data_progress = ""
+            self.data_error = as_error(event)
+            if isinstance(event, RunFinished):
+                self.report, self.rows = event.result["report"], tuple(event.result["rows"])
+            self._estimate()
+        self.data_changed.emit()
+
+    # ------------------------------------------------------------ memory
+
+    @property
+    def gpu(self) -> str | None:
+        """The GPU of the question "what if"; None: this machine."""
+        return self._settings.value.gpu
+
+    def choose_gpu(self, name: str | None) -> None:
+        self._settings.change(gpu=name)
+        self._estimate()
+
+    def _estimate(self) -> None:
+        facts, config = self.facts, self.config
+        if facts is None or self.draft.issues:
+            return
+        seq_len, rows, device, chosen = self.seq_len, self.micro_batch, self.device, self.gpu
+
+        def work() -> tuple[Comparison, Comparison | None]:
+            own = explain.compare(facts, config, seq_len=seq_len, micro_batch=rows, device=device)
+            if chosen is None:
+                return own, None
+            gpu = gpus.find(chosen)
+            return own, explain.compare(facts, config, seq_len=seq_len, micro_batch=rows, gpu=gpu)
+
+        self._background.submit("estimate", work, self._take_estimate)
+
+    def _take_estimate(self, found: tuple[Comparison, Comparison | None]) -> None:
+        self.own, self.what_if = found
+        self.estimate_changed.emit()
+
+
+def as_error(event: Event) -> EngineError | None:
+    """The failure that a terminal event tells; None for any other."""
+    if isinstance(event, RunFailed):
+        return EngineError(event.code, event.message, event.hint)
+    return None

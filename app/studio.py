@@ -1,0 +1,60 @@
+"""The services of one window, made together and ended together."""
+
+from __future__ import annotations
+
+from app.services.background import Background
+from app.services.engine_thread import EngineFactory, JobRunner, engine_factory
+from app.services.history import History
+from app.services.machine import Machine
+from app.services.settings import SettingsFile
+from app.services.trainer import Trainer
+from app.services.workspace import Workspace
+from qlora_engine.monitor.nvml import Nvml
+
+
+class Studio:
+    """`make_engine` is what tests replace; everything else follows the settings."""
+
+    def __init__(
+        self, settings: SettingsFile | None = None, make_engine: EngineFactory | None = None
+    ) -> None:
+        self.settings = settings or SettingsFile()
+        make = make_engine or engine_factory(self.settings.value.engine)
+        self.background = Background()
+        self.jobs = {name: JobRunner(make) for name in ("train", "data", "model", "chat", "export")}
+        self.workspace = Workspace(self.settings, self.background, self.jobs["data"], self.jobs["model"])
+        self.trainer = Trainer(self.jobs["train"])
+        self.machine = Machine()
+        self.history = History(self.background)
+
+    def load(self) -> None:
+        """Look at the machine, the models and the runs: everything that the first picture does not need."""
+        self.background.submit("gpu", has_gpu, self.workspace.set_gpu)
+        self.workspace.load()
+        self.history.also_look_in(self.workspace.config.output.runs_dir)
+        self.history.refresh()
+        self.machine.start()
+
+    def set_engine(self, mode: str) -> None:
+        """`process` or `inline`, for jobs that start from now on."""
+        self.settings.change(engine=mode)
+        for job in self.jobs.values():
+            job.make_engine = engine_factory(mode)
+
+    def close(self) -> None:
+        """End everything; a job that does not listen is killed."""
+        self.workspace.save_now()
+        self.machine.stop()
+        for job in self.jobs.values():
+            job.shut_down()
+        self.background.close()
+
+
+def has_gpu() -> bool:
+    """True when an NVIDIA driver answers and names a GPU."""
+    nvml = Nvml()
+    try:
+        count = nvml.device_count() if nvml.start() else 0
+        return isinstance(count, int) and count > 0
+    finally:
+        nvml.stop()

@@ -1,0 +1,194 @@
+"""Editors made from the options' own declarations: label, help, unit, range and choices come from the knob."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from PySide6.QtCore import Qt, Signal
+from PySide6.QtGui import QWheelEvent
+from PySide6.QtWidgets import QCheckBox, QComboBox, QHBoxLayout, QLineEdit, QVBoxLayout, QWidget
+
+from app.theme import GAP
+from app.widgets.kit import button, column, label, set_role
+from qlora_engine.knobs import Knob
+
+EDITOR_WIDTH = 190
+
+
+class QuietCombo(QComboBox):
+    """A combo box that a scrolling wheel passes by, so that no setting changes by accident."""
+
+    def wheelEvent(self, event: QWheelEvent) -> None:
+        event.ignore()
+
+
+class KnobRow(QWidget):
+    """One option. Signals: `edited(path, value)` when the person changed it, `reset_asked(path)`."""
+
+    edited = Signal(str, object)
+    reset_asked = Signal(str)
+
+    def __init__(self, path: str, knob: Knob) -> None:
+        super().__init__()
+        self.path, self.knob = path, knob
+        self._is_painting = False
+        self._editor = self._make_editor()
+        self._editor.setAccessibleName(knob.label)
+        self._editor.setAccessibleDescription(knob.help)
+        self._name = label(knob.label)
+        self._name.setBuddy(self._editor)
+        self._changed = button(
+            "\u21ba", lambda: self.reset_asked.emit(path), "link", "Changed. Back to the preset"
+        )
+        self._changed.setFixedWidth(18)
+        self._changed.setSizePolicy(_kept(self._changed))
+        self._help = label(knob.help, "small", wraps=True)
+        self._problem = label("", "small", wraps=True, tone="bad")
+        self._problem.hide()
+        top = QHBoxLayout()
+        top.setContentsMargins(0, 0, 0, 0)
+        top.setSpacing(GAP)
+        top.addWidget(self._name, 1)
+        top.addWidget(self._changed)
+        top.addWidget(self._editor)
+        if knob.unit and not isinstance(self._editor, QCheckBox):
+            unit = label(knob.unit, "small")
+            unit.setFixedWidth(70)
+            top.addWidget(unit)
+        else:
+            top.addSpacing(70 + GAP)
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 2, 0, 6)
+        outer.setSpacing(1)
+        outer.addLayout(top)
+        outer.addWidget(self._help)
+        outer.addWidget(self._problem)
+
+    def show_value(self, value: Any, problem: str = "", is_changed: bool = False) -> None:
+        """Paint without telling anybody; what the person is typing is left alone."""
+        self._is_painting = True
+        self._paint(value)
+        self._is_painting = False
+        self._problem.setText(problem[:1].upper() + problem[1:])
+        self._problem.setVisible(bool(problem))
+        self._changed.setVisible(is_changed)
+        set_role(self._editor, state="bad" if problem else "")
+
+    def focus(self) -> None:
+        self._editor.setFocus(Qt.FocusReason.OtherFocusReason)
+
+    def _make_editor(self) -> QWidget:
+        knob = self.knob
+        if bool in knob.accepted_types:
+            box = QCheckBox()
+            box.toggled.connect(self._tell)
+            box.setFixedWidth(EDITOR_WIDTH)
+            return box
+        if knob.choices:
+            combo = QuietCombo()
+            for value, text in knob.choices.items():
+                combo.addItem(text, value)
+            combo.activated.connect(lambda index: self._tell(combo.itemData(index)))
+            combo.setFixedWidth(EDITOR_WIDTH)
+            combo.view().setMinimumWidth(300)
+            return combo
+        edit = QLineEdit()
+        edit.setFixedWidth(EDITOR_WIDTH)
+        edit.setPlaceholderText("automatic" if knob.is_optional else "")
+        edit.editingFinished.connect(lambda: self._tell(parsed(knob, edit.text())))
+        return edit
+
+    def _tell(self, value: Any) -> None:
+        if not self._is_painting:
+            self.edited.emit(self.path, value)
+
+    def _paint(self, value: Any) -> None:
+        editor = self._editor
+        if isinstance(editor, QCheckBox):
+            editor.setChecked(bool(value))
+        elif isinstance(editor, QComboBox):
+            editor.setCurrentIndex(max(0, editor.findData(value)))
+        elif isinstance(editor, QLineEdit) and parsed(self.knob, editor.text()) != value:
+            editor.setText(shown(value))
+
+
+class KnobForm(QWidget):
+    """Some options under one another. Signals: `edited(path, value)`, `reset_asked(path)`."""
+
+    edited = Signal(str, object)
+    reset_asked = Signal(str)
+
+    def __init__(self, knobs: Mapping[str, Knob]) -> None:
+        super().__init__()
+        self.rows: dict[str, KnobRow] = {}
+        for path, knob in knobs.items():
+            found = KnobRow(path, knob)
+            found.edited.connect(self.edited)
+            found.reset_asked.connect(self.reset_asked)
+            self.rows[path] = found
+        self.setLayout(column(*self.rows.values(), gap=2))
+
+    def show_values(
+        self,
+        values: Mapping[str, Any],
+        problems: Mapping[str, str],
+        changed: frozenset[str],
+        is_expert: bool = True,
+    ) -> None:
+        for path, found in self.rows.items():
+            found.show_value(values[path], problems.get(path, ""), path in changed)
+            found.setVisible(is_expert or not found.knob.is_expert or path in changed or path in problems)
+
+    def set_editable(self, is_editable: bool) -> None:
+        for found in self.rows.values():
+            found.setEnabled(is_editable)
+
+
+def parsed(knob: Knob, text: str) -> Any:
+    """What a typed text means for `knob`. A text that is no number stays a text, so that the range check names it."""
+    stripped = text.strip()
+    if not stripped and knob.is_optional:
+        return None
+    kinds = knob.accepted_types
+    plain = stripped.replace(",", "").replace("\u2009", "") if "," not in stripped[-3:] else stripped
+    if int in kinds:
+        try:
+            return int(plain)
+        except ValueError:
+            return _number(plain) if float in kinds else stripped
+    if float in kinds:
+        return _number(plain)
+    if any(getattr(kind, "__origin__", kind) is tuple for kind in kinds):
+        parts = tuple(part.strip() for part in stripped.split(",") if part.strip())
+        return stripped if str in kinds and len(parts) < 2 else parts
+    if any(getattr(kind, "__origin__", kind) is dict for kind in kinds):
+        pairs = (part.split("=", 1) for part in stripped.split(",") if "=" in part)
+        return {name.strip(): column_name.strip() for name, column_name in pairs}
+    return stripped
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def shown(value: Any) -> str:
+    """How a value is written into a field."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} = {column_name}" for name, column_name in value.items())
+    return str(value)
+
+
+def _kept(widget: QWidget) -> Any:
+    policy = widget.sizePolicy()
+    policy.setRetainSizeWhenHidden(True)
+    return policy

@@ -1,0 +1,289 @@
+"""Small parts that every screen is made of: labels, buttons, cards, notices, tables of facts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from PySide6.QtCore import QSize, Qt, Signal
+from PySide6.QtGui import QFontMetrics, QPainter, QPaintEvent
+from PySide6.QtWidgets import (
+    QBoxLayout,
+    QButtonGroup,
+    QFrame,
+    QGridLayout,
+    QHBoxLayout,
+    QLabel,
+    QLayout,
+    QPushButton,
+    QScrollArea,
+    QSizePolicy,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from app.theme import GAP, GAP_WIDE
+
+
+def set_role(widget: QWidget, **properties: str) -> None:
+    """Set style properties and have the style sheet looked at again."""
+    for name, value in properties.items():
+        widget.setProperty(name, value)
+    widget.style().unpolish(widget)
+    widget.style().polish(widget)
+
+
+def label(text: str = "", role: str = "", *, wraps: bool = False, tone: str = "", selectable: bool = False) -> QLabel:  # fmt: skip
+    found = QLabel(text)
+    found.setTextFormat(Qt.TextFormat.PlainText)
+    found.setWordWrap(wraps)
+    if role:
+        found.setProperty("role", role)
+    if tone:
+        found.setProperty("tone", tone)
+    if selectable:
+        found.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    return found
+
+
+def button(
+    text: str, on_click: Callable[[], object] | None = None, role: str = "", tip: str = ""
+) -> QPushButton:
+    found = QPushButton(text)
+    found.setCursor(Qt.CursorShape.PointingHandCursor)
+    found.setAccessibleName(text)
+    if role:
+        found.setProperty("role", role)
+    if tip:
+        found.setToolTip(tip)
+    if on_click is not None:
+        found.clicked.connect(lambda *_: on_click())
+    return found
+
+
+def row(*items: QWidget | QLayout | None, gap: int = GAP) -> QHBoxLayout:
+    """Side by side; None is a stretch."""
+    return _fill(QHBoxLayout(), items, gap)  # type: ignore[return-value]
+
+
+def column(*items: QWidget | QLayout | None, gap: int = GAP) -> QVBoxLayout:
+    """One below the other; None is a stretch."""
+    return _fill(QVBoxLayout(), items, gap)  # type: ignore[return-value]
+
+
+def _fill(layout: QBoxLayout, items: Sequence[QWidget | QLayout | None], gap: int) -> QBoxLayout:
+    layout.setSpacing(gap)
+    layout.setContentsMargins(0, 0, 0, 0)
+    for item in items:
+        if item is None:
+            layout.addStretch(1)
+        elif isinstance(item, QLayout):
+            layout.addLayout(item)
+        else:
+            layout.addWidget(item)
+    return layout
+
+
+def emptied(layout: QLayout) -> None:
+    """Take everything out of `layout`; its widgets are deleted."""
+    while layout.count():
+        item = layout.takeAt(0)
+        widget = item.widget() if item is not None else None
+        if widget is not None:
+            widget.hide()
+            widget.deleteLater()
+
+
+def boxed(layout: QLayout) -> QWidget:
+    """A layout as a widget."""
+    found = QWidget()
+    found.setLayout(layout)
+    return found
+
+
+def scrolled(content: QWidget) -> QScrollArea:
+    """`content` with a vertical scroll bar when it needs one."""
+    area = QScrollArea()
+    area.setWidgetResizable(True)
+    area.setFrameShape(QFrame.Shape.NoFrame)
+    area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+    content.setProperty("role", "canvas")
+    area.setWidget(content)
+    return area
+
+
+class Card(QFrame):
+    """A bordered panel with an optional heading; `body` takes the content."""
+
+    def __init__(self, heading: str = "", *, margin: int = GAP_WIDE) -> None:
+        super().__init__()
+        self.setProperty("role", "card")
+        self.body = QVBoxLayout(self)
+        self.body.setContentsMargins(margin, margin, margin, margin)
+        self.body.setSpacing(GAP)
+        self.heading = label(heading, "heading")
+        if heading:
+            self.body.addWidget(self.heading)
+
+    def add(self, *items: QWidget | QLayout) -> Card:
+        for item in items:
+            if isinstance(item, QLayout):
+                self.body.addLayout(item)
+            else:
+                self.body.addWidget(item)
+        return self
+
+
+class Elided(QLabel):
+    """One line that ends in an ellipsis when there is no room; the whole text is its tooltip."""
+
+    def __init__(
+        self, text: str = "", role: str = "", mode: Qt.TextElideMode = Qt.TextElideMode.ElideRight
+    ) -> None:
+        super().__init__()
+        self._full, self._mode = "", mode
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
+        if role:
+            self.setProperty("role", role)
+        self.setText(text)
+
+    def setText(self, text: str) -> None:
+        self._full = text
+        super().setText(text)
+        self.setToolTip(text)
+
+    def minimumSizeHint(self) -> QSize:
+        return QSize(24, super().minimumSizeHint().height())
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        painter = QPainter(self)
+        painter.setPen(self.palette().windowText().color())
+        text = QFontMetrics(self.font()).elidedText(self._full, self._mode, self.width())
+        painter.drawText(self.rect(), int(self.alignment()) or int(Qt.AlignmentFlag.AlignVCenter), text)
+
+
+class Facts(QWidget):
+    """Two columns, name and value. `set_rows` takes (name, value) or (name, value, tooltip)."""
+
+    def __init__(self, name_width: int = 120) -> None:
+        super().__init__()
+        self._grid = QGridLayout(self)
+        self._grid.setContentsMargins(0, 0, 0, 0)
+        self._grid.setHorizontalSpacing(GAP_WIDE)
+        self._grid.setVerticalSpacing(6)
+        self._grid.setColumnMinimumWidth(0, name_width)
+        self._grid.setColumnStretch(1, 1)
+        self._cells: list[tuple[QLabel, QLabel]] = []
+
+    def set_rows(self, rows: Sequence[tuple[str, ...]]) -> None:
+        while len(self._cells) < len(rows):
+            name, value = label(role="quiet"), label(wraps=True, selectable=True)
+            name.setAlignment(Qt.AlignmentFlag.AlignTop)
+            place = len(self._cells)
+            self._grid.addWidget(name, place, 0)
+            self._grid.addWidget(value, place, 1)
+            self._cells.append((name, value))
+        for index, (name, value) in enumerate(self._cells):
+            is_used = index < len(rows)
+            name.setVisible(is_used)
+            value.setVisible(is_used)
+            if is_used:
+                found = rows[index]
+                name.setText(found[0])
+                value.setText(breakable(found[1]))
+                value.setToolTip(found[2] if len(found) > 2 else "")
+
+
+def breakable(text: str) -> str:
+    """Long paths and names may be broken after a separator."""
+    return text.replace("/", "/\u200b").replace("_", "_\u200b") if len(text) > 28 else text
+
+
+class Notice(QFrame):
+    """A sentence that matters, with at most two things to do about it. Hidden while it has no text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setProperty("role", "notice")
+        layout = QHBoxLayout(self)
+        layout.setContentsMargins(12, 10, 12, 10)
+        layout.setSpacing(12)
+        self._text = label(wraps=True, selectable=True)
+        self._hint = label(role="quiet", wraps=True, selectable=True)
+        layout.addLayout(column(self._text, self._hint, gap=2), 1)
+        self._actions = QHBoxLayout()
+        layout.addLayout(self._actions)
+        self.hide()
+
+    def say(
+        self, text: str, hint: str = "", tone: str = "accent", *actions: tuple[str, Callable[[], object]]
+    ) -> None:
+        """Show `text`; an empty one hides the notice."""
+        emptied(self._actions)
+        for caption, on_click in actions:
+            self._actions.addWidget(button(caption, on_click))
+        self._text.setText(text)
+        self._hint.setText(hint)
+        self._hint.setVisible(bool(hint))
+        set_role(self, tone=tone)
+        self.setVisible(bool(text))
+
+    @property
+    def text(self) -> str:
+        return self._text.text()
+
+
+class Segments(QWidget):
+    """A few exclusive choices in a row. Signals: `chosen(str)`, only by the person."""
+
+    chosen = Signal(str)
+
+    def __init__(self, choices: Sequence[tuple[str, str]], tips: Sequence[str] = ()) -> None:
+        super().__init__()
+        layout = QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(0)
+        self._group = QButtonGroup(self)
+        self._buttons: dict[str, QToolButton] = {}
+        for index, (value, caption) in enumerate(choices):
+            found = QToolButton()
+            found.setText(caption)
+            found.setCheckable(True)
+            found.setProperty("role", "segment")
+            found.setCursor(Qt.CursorShape.PointingHandCursor)
+            found.setAccessibleName(caption)
+            if index < len(tips):
+                found.setToolTip(tips[index])
+            found.clicked.connect(lambda *_, v=value: self.chosen.emit(v))
+            self._group.addButton(found)
+            self._buttons[value] = found
+            layout.addWidget(found)
+        layout.addStretch(1)
+
+    def set_value(self, value: str) -> None:
+        found = self._buttons.get(value)
+        if found is not None:
+            found.setChecked(True)
+
+    @property
+    def value(self) -> str:
+        return next((v for v, b in self._buttons.items() if b.isChecked()), "")
+
+
+class BigNumber(QWidget):
+    """A large figure with its name above and a note below."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.value, self.note = label(name, "small"), label("n/a", "number"), label("", "small")
+        self.setLayout(column(self.name, self.value, self.note, gap=1))
+
+    def show_value(self, text: str, note: str = "") -> None:
+        self.value.setText(text)
+        self.note.setText(note)
+
+
+def line() -> QFrame:
+    found = QFrame()
+    found.setProperty("role", "line")
+    return found

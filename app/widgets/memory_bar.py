@@ -1,0 +1,244 @@
+"""The memory bar: stacked parts on a shared scale, against what the GPU has. Painted by hand, no chart library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PySide6.QtCore import QEvent, QPoint, QRectF, QSize, Qt
+from PySide6.QtGui import QBrush, QColor, QFontMetricsF, QHelpEvent, QPainter, QPaintEvent, QPen
+from PySide6.QtWidgets import QSizePolicy, QToolTip, QWidget
+
+from app import theme
+
+NICE_STEPS = (1, 2, 5)
+LABEL_PADDING = 6
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One part: `name` chooses the colour; `text` is its label; `tip` explains it."""
+
+    name: str
+    text: str
+    bytes_: int
+    tip: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One stacked bar: its caption, its parts and its total in words."""
+
+    caption: str
+    segments: tuple[Segment, ...]
+    total_text: str
+    is_faint: bool = False
+    is_chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the device has, and how much of it can be used; drawn as lines over all bars."""
+
+    total_bytes: int
+    usable_bytes: int
+    text: str
+
+
+class MemoryBars(QWidget):
+    """Bars under one another on one scale, so that the eye compares lengths."""
+
+    CAPTION_WIDTH, TOTAL_WIDTH = 196, 92
+
+    def __init__(self, bar_height: int = 30) -> None:
+        super().__init__()
+        self._bars: tuple[Bar, ...] = ()
+        self._capacity: Capacity | None = None
+        self._height = bar_height
+        self._hits: list[tuple[QRectF, Segment]] = []
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.setMouseTracking(True)
+
+    def show_bars(self, bars: Sequence[Bar], capacity: Capacity | None = None) -> None:
+        self._bars, self._capacity = tuple(bars), capacity
+        words = "; ".join(f"{bar.caption}: {bar.total_text}" for bar in bars)
+        self.setAccessibleName(words)
+        self.updateGeometry()
+        self.update()
+
+    def sizeHint(self) -> QSize:
+        return QSize(480, len(self._bars) * (self._height + 14) + 34)
+
+    def minimumSizeHint(self) -> QSize:
+        return QSize(360, self.sizeHint().height())
+
+    @property
+    def scale_bytes(self) -> float:
+        """The bytes at the right end: room for the solid bars and the device, faint ones may run out of it."""
+        solid = [sum(s.bytes_ for s in bar.segments) for bar in self._bars if not bar.is_faint]
+        device = [self._capacity.total_bytes] if self._capacity else []
+        faint = [sum(s.bytes_ for s in bar.segments) for bar in self._bars if bar.is_faint]
+        largest = max([*solid, 1])
+        room = max([largest, *(d for d in device if d < 6 * largest)])
+        return 1.06 * max([room, *(f for f in faint if f <= 2.2 * room)])
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        self._hits.clear()
+        left, right = self.CAPTION_WIDTH, self.width() - self.TOTAL_WIDTH
+        width = max(40.0, right - left)
+        per_byte = width / self.scale_bytes
+        for index, bar in enumerate(self._bars):
+            top = index * (self._height + 14) + 6
+            self._paint_bar(painter, bar, QRectF(left, top, width, self._height), per_byte)
+        bottom = len(self._bars) * (self._height + 14) + 2
+        self._paint_scale(painter, left, bottom, width, per_byte)
+        if self._capacity is not None:
+            self._paint_capacity(painter, left, bottom, width, per_byte)
+
+    def _paint_bar(self, painter: QPainter, bar: Bar, area: QRectF, per_byte: float) -> None:
+        t = theme.tokens()
+        painter.setFont(theme.font(theme.NORMAL))
+        painter.setPen(QColor(t.text if bar.is_chosen else t.quiet))
+        if bar.is_chosen:
+            font = painter.font()
+            font.setWeight(font.Weight.DemiBold)
+            painter.setFont(font)
+        caption = QRectF(0, area.top(), area.left() - 12, area.height())
+        painter.drawText(caption, Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignLeft, bar.caption)
+        painter.setOpacity(0.45 if bar.is_faint else 1.0)
+        x = area.left()
+        for segment in bar.segments:
+            wide = min(segment.bytes_ * per_byte, area.right() - x)
+            if wide <= 0:
+                continue
+            self._paint_segment(painter, segment, QRectF(x, area.top(), wide, area.height()))
+            x += wide
+        painter.setOpacity(1.0)
+        if sum(s.bytes_ for s in bar.segments) * per_byte > area.width() + 1:
+            self._paint_runs_out(painter, area)
+        painter.setFont(theme.font(theme.NORMAL))
+        painter.setPen(QColor(t.text if not bar.is_faint else t.quiet))
+        total = QRectF(area.right() + 8, area.top(), self.TOTAL_WIDTH - 8, area.height())
+        painter.drawText(total, Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignRight, bar.total_text)
+
+    def _paint_segment(self, painter: QPainter, segment: Segment, area: QRectF) -> None:
+        colour = theme.part_colour(segment.name)
+        painter.fillRect(area, colour)
+        if segment.name in theme.HATCHED_PARTS:
+            painter.fillRect(area, QBrush(QColor(theme.tokens().background), Qt.BrushStyle.BDiagPattern))
+        if area.width() > 3:
+            painter.setPen(QPen(QColor(theme.tokens().panel), 1))
+            painter.drawLine(area.topRight(), area.bottomRight())
+        painter.setFont(theme.font(theme.SMALL))
+        if QFontMetricsF(painter.font()).horizontalAdvance(segment.text) + 2 * LABEL_PADDING < area.width():
+            dark = (0.299 * colour.red() + 0.587 * colour.green() + 0.114 * colour.blue()) > 120
+            painter.setPen(QColor("#14161A" if dark else "#FFFFFF"))
+            painter.drawText(area, Qt.AlignmentFlag.AlignCenter, segment.text)
+        self._hits.append((area, segment))
+
+    def _paint_runs_out(self, painter: QPainter, area: QRectF) -> None:
+        """The bar is longer than the scale: say so with an arrow."""
+        painter.setPen(QPen(QColor(theme.tokens().text), 2))
+        middle = area.center().y()
+        for offset in (8.0, 2.0):
+            tip = area.right() - offset
+            painter.drawLine(QPoint(int(tip - 5), int(middle - 5)), QPoint(int(tip), int(middle)))
+            painter.drawLine(QPoint(int(tip - 5), int(middle + 5)), QPoint(int(tip), int(middle)))
+
+    def _paint_scale(self, painter: QPainter, left: float, top: float, width: float, per_byte: float) -> None:
+        t = theme.tokens()
+        painter.setFont(theme.font(theme.SMALL - 1))
+        painter.setPen(QPen(QColor(t.line), 1))
+        painter.drawLine(int(left), int(top), int(left + width), int(top))
+        step, unit, size = nice_step(self.scale_bytes)
+        value = 0.0
+        while value * size <= self.scale_bytes:
+            x = left + value * size * per_byte
+            painter.setPen(QColor(t.line))
+            painter.drawLine(int(x), int(top), int(x), int(top) + 4)
+            painter.setPen(QColor(t.quiet))
+            text = f"{value:g} {unit}" if value == 0 else f"{value:g}"
+            painter.drawText(QRectF(x - 40, top + 5, 80, 16), Qt.AlignmentFlag.AlignHCenter, text)
+            value += step
+
+    def _paint_capacity(
+        self, painter: QPainter, left: float, bottom: float, width: float, per_byte: float
+    ) -> None:
+        assert self._capacity is not None
+        t = theme.tokens()
+        for size, style in (
+            (self._capacity.usable_bytes, Qt.PenStyle.SolidLine),
+            (self._capacity.total_bytes, Qt.PenStyle.DotLine),
+        ):
+            x = left + size * per_byte
+            if x <= left + width:
+                painter.setPen(QPen(QColor(t.text), 2 if style == Qt.PenStyle.SolidLine else 1, style))
+                painter.drawLine(int(x), 0, int(x), int(bottom))
+        x = left + self._capacity.usable_bytes * per_byte
+        painter.setFont(theme.font(theme.SMALL - 1))
+        painter.setPen(QColor(t.text))
+        text = self._capacity.text
+        wide = QFontMetricsF(painter.font()).horizontalAdvance(text)
+        end = min(left + width, x) if x <= left + width else left + width
+        shown = text if x <= left + width else f"{text}  \u2192"
+        painter.drawText(
+            QRectF(max(left, end - wide - 24), bottom + 18, wide + 24, 16), Qt.AlignmentFlag.AlignRight, shown
+        )
+
+    def event(self, event: QEvent) -> bool:
+        if event.type() == QEvent.Type.ToolTip and isinstance(event, QHelpEvent):
+            for area, segment in self._hits:
+                if area.contains(event.pos()):
+                    QToolTip.showText(event.globalPos(), segment.tip or segment.text, self)
+                    return True
+            QToolTip.hideText()
+            return True
+        return super().event(event)
+
+
+class UseBar(QWidget):
+    """How full a memory is: one thin bar with a tick where the predicted peak lies."""
+
+    def __init__(self, width: int = 160) -> None:
+        super().__init__()
+        self._share: float | None = None
+        self._own: float = 0.0
+        self._tick: float | None = None
+        self.setFixedSize(width, 10)
+
+    def show_use(self, share: float | None, own: float = 0.0, tick: float | None = None) -> None:
+        """`share` of all that is used, `own` of it by this run, `tick` the predicted peak; all of the total."""
+        self._share, self._own, self._tick = share, own, tick
+        self.update()
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        t = theme.tokens()
+        painter = QPainter(self)
+        painter.fillRect(self.rect(), QColor(t.raised))
+        if self._share is not None:
+            painter.fillRect(
+                QRectF(0, 0, self.width() * min(1.0, self._share), self.height()), QColor(t.quiet)
+            )
+            painter.fillRect(
+                QRectF(0, 0, self.width() * min(1.0, self._own), self.height()), QColor(t.accent)
+            )
+        if self._tick is not None and self._tick <= 1:
+            x = int(self.width() * self._tick)
+            painter.fillRect(x - 1, 0, 2, self.height(), QColor(t.text))
+
+
+def nice_step(scale_bytes: float) -> tuple[float, str, int]:
+    """(step, unit, bytes of the unit) giving five to ten ticks."""
+    unit, size = ("GiB", 1024**3) if scale_bytes >= 1024**3 else ("MiB", 1024**2)
+    whole = scale_bytes / size
+    power = 1.0
+    while power * 10 < whole:
+        power *= 10
+    while power > whole / 10:
+        power /= 10
+    for factor in (1, 2, 5, 10, 20):
+        if whole / (power * factor) <= 9:
+            return power * factor, unit, size
+    return power * 50, unit, size

@@ -1,0 +1,104 @@
+"""The run card: what will happen, and the program's one loud button."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from PySide6.QtCore import Signal
+from PySide6.QtWidgets import QFrame, QProgressBar, QVBoxLayout, QWidget
+
+from app.presenters.runcard import RunCardState
+from app.theme import GAP, GAP_WIDE
+from app.widgets.kit import Elided, button, column, emptied, label, line, row, scrolled, set_role
+
+WIDTH = 264
+
+
+class RunCard(QFrame):
+    """Signals: `start_asked`, `pause_asked`, `stop_asked`, `problem_chosen(page, path)`, `command_asked`."""
+
+    start_asked = Signal()
+    pause_asked = Signal()
+    stop_asked = Signal()
+    problem_chosen = Signal(str, str)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setProperty("role", "runcard")
+        self.setFixedWidth(WIDTH)
+        self.headline = label(role="heading", wraps=True)
+        self.facts = QVBoxLayout()
+        self.facts.setSpacing(10)
+        self.problems = QVBoxLayout()
+        self.problems.setSpacing(6)
+        self.status = label(role="quiet", wraps=True)
+        self.progress = QProgressBar()
+        self.progress.setTextVisible(False)
+        self.start = button("Start training", self.start_asked.emit, "loud")
+        self.pause = button("Pause", self.pause_asked.emit)
+        self.stop = button("Stop\u2026", self.stop_asked.emit, "danger")
+        inner = QWidget()
+        inner.setLayout(column(self.problems, self.facts, None, gap=GAP_WIDE))
+        area = scrolled(inner)
+        inner.setStyleSheet("background: transparent")
+        area.viewport().setStyleSheet("background: transparent")
+        area.setStyleSheet("QScrollArea { background: transparent }")
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(GAP_WIDE, GAP_WIDE, GAP_WIDE, GAP_WIDE)
+        outer.setSpacing(GAP)
+        outer.addWidget(label("This run", "small"))
+        outer.addWidget(self.headline)
+        outer.addWidget(line())
+        outer.addWidget(area, 1)
+        outer.addWidget(self.status)
+        outer.addWidget(self.progress)
+        outer.addWidget(self.start)
+        outer.addLayout(row(self.pause, self.stop))
+        self._facts: tuple[tuple[str, ...], ...] = ()
+        self._problems: object = ()
+
+    def show_state(self, state: RunCardState) -> None:
+        self.headline.setText(state.headline)
+        set_role(self.headline, tone=state.tone)
+        if state.rows != self._facts:
+            self._facts = state.rows
+            self._show_facts()
+        if state.problems != self._problems:
+            self._problems = state.problems
+            self._show_problems(state)
+        is_live = state.can_pause or state.can_stop or state.share is not None
+        self.start.setVisible(not is_live)
+        self.start.setEnabled(state.can_start)
+        self.start.setText(state.start_text)
+        self.pause.setVisible(is_live)
+        self.pause.setEnabled(state.can_pause)
+        self.pause.setText(state.pause_text)
+        self.stop.setVisible(is_live)
+        self.stop.setEnabled(state.can_stop)
+        self.status.setText(state.status_text)
+        self.status.setVisible(bool(state.status_text))
+        self.progress.setVisible(is_live)
+        self.progress.setRange(0, 0 if state.share is None else 1000)
+        self.progress.setValue(int(1000 * (state.share or 0)))
+
+    def _show_facts(self) -> None:
+        emptied(self.facts)
+        for found in self._facts:
+            value = Elided(found[1])
+            value.setToolTip(found[2] if len(found) > 2 else found[1])
+            holder = QWidget()
+            holder.setLayout(column(label(found[0], "small"), value, gap=0))
+            self.facts.addWidget(holder)
+
+    def _show_problems(self, state: RunCardState) -> None:
+        emptied(self.problems)
+        for problem in state.problems:
+            text = label(f"\u2022 {problem.text}", wraps=True, tone="warning")
+            go = button(f"Go to {problem.page.capitalize()}", None, "link")
+            go.clicked.connect(partial(self._go, problem.page, problem.path))
+            holder = QWidget()
+            holder.setLayout(column(text, go, gap=0))
+            self.problems.addWidget(holder)
+
+    def _go(self, page: str, path: str, *_: object) -> None:
+        self.problem_chosen.emit(page, path)

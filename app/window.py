@@ -1,0 +1,216 @@
+"""The window: rail, pages, run card and strip. It navigates and connects; presenters decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from PySide6.QtCore import QTimer
+from PySide6.QtGui import QCloseEvent, QKeySequence, QResizeEvent, QShortcut
+from PySide6.QtWidgets import QApplication, QHBoxLayout, QMainWindow, QStackedWidget, QVBoxLayout, QWidget
+
+from app import theme
+from app.controllers.pages import Pages
+from app.controllers.runcard import RunCardController
+from app.dialogs import CLOSE_ANYWAY, KEEP, SAVE, ask_close, ask_stop, show_help
+from app.presenters.runs import interrupted_run, loss_text
+from app.studio import Studio
+from app.widgets.kit import Notice, button
+from app.widgets.rail import Rail
+from app.widgets.run_card import RunCard
+from app.widgets.strip import Strip
+from qlora_engine import events as ev
+from qlora_engine.runs.record import RunSummary
+
+FOLD_BELOW = 1200
+"""Pixels of width under which the run card folds into a button."""
+SMALLEST = (900, 620)
+
+
+class MainWindow(QMainWindow):
+    """Made of services and passive parts; nothing here knows what a loss is."""
+
+    def __init__(self, studio: Studio) -> None:
+        super().__init__()
+        self.studio = studio
+        self.setWindowTitle("QLoRA Studio")
+        self.setMinimumSize(*SMALLEST)
+        self.resize(studio.settings.value.width, studio.settings.value.height)
+        self.rail, self.card, self.strip, self.banner = Rail(), RunCard(), Strip(), Notice()
+        self.stack = QStackedWidget()
+        self.card_button = button("This run", self._toggle_card)
+        self.pages = Pages(studio, self.stack, go_to=self.go_to, resume=self.resume)
+        self._lay_out()
+        self.run_card = RunCardController(studio, self.card, self.strip, self.rail)
+        self._is_closing = False
+        self._has_offered = False
+        self._connect()
+        self.go_to("model")
+
+    def load(self) -> None:
+        """Everything that the first picture does not need: the machine, models, runs, the other pages, the charts."""
+        self.studio.load()
+        QTimer.singleShot(0, self.pages.build_one_more)
+
+    def go_to(self, page: str, path: str = "") -> None:
+        """Show a page, and an option on it."""
+        self.pages.show(page, path)
+        self.rail.show_page(page)
+
+    def start(self) -> None:
+        """Start the run that the run card describes."""
+        self.studio.workspace.save_now()
+        self.studio.jobs["chat"].stop()
+        self.go_to("train")
+        self.studio.trainer.start(self.studio.workspace.config)
+
+    def resume(self, summary: RunSummary) -> None:
+        """Go on with a run that was stopped or broke off."""
+        self.banner.say("")
+        self.studio.jobs["chat"].stop()
+        self.go_to("train")
+        self.studio.trainer.resume(summary.path)
+
+    # ------------------------------------------------------------ parts
+
+    def _lay_out(self) -> None:
+        middle = QVBoxLayout()
+        middle.setContentsMargins(0, 0, 0, 0)
+        middle.setSpacing(0)
+        held = QWidget()
+        holder = QVBoxLayout(held)
+        holder.setContentsMargins(theme.GAP_PAGE, 10, theme.GAP_PAGE, 0)
+        holder.addWidget(self.banner)
+        self._banner_place = held
+        self.banner.hide()
+        held.hide()
+        middle.addWidget(held)
+        middle.addWidget(self.stack, 1)
+        upper = QHBoxLayout()
+        upper.setContentsMargins(0, 0, 0, 0)
+        upper.setSpacing(0)
+        upper.addWidget(self.rail)
+        upper.addLayout(middle, 1)
+        upper.addWidget(self.card)
+        central = QWidget()
+        central.setProperty("role", "page")
+        outer = QVBoxLayout(central)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.setSpacing(0)
+        outer.addLayout(upper, 1)
+        outer.addWidget(self.strip)
+        self.setCentralWidget(central)
+        layout = self.strip.layout()
+        if layout is not None:
+            layout.addWidget(self.card_button)
+        self.card_button.hide()
+
+    def _connect(self) -> None:
+        studio = self.studio
+        self.rail.chosen.connect(self.go_to)
+        self.rail.help_asked.connect(self._help)
+        self.rail.theme_asked.connect(self._change_theme)
+        self.strip.clicked.connect(partial(self.go_to, "train", "live"))
+        self.card.start_asked.connect(self.start)
+        self.card.pause_asked.connect(studio.trainer.pause_or_continue)
+        self.card.stop_asked.connect(self._stop)
+        self.card.problem_chosen.connect(self.go_to)
+        studio.trainer.ended.connect(self._ended)
+        studio.history.changed.connect(self._offer_resume)
+        QShortcut(QKeySequence.StandardKey.HelpContents, self).activated.connect(self._help)
+        QShortcut(QKeySequence("Ctrl+Return"), self).activated.connect(self._start_by_key)
+
+    def _say(self, text: str, hint: str, tone: str, *actions: tuple[str, Callable[[], object]]) -> None:
+        closing = ("Dismiss", lambda: self._say("", "", "accent"))
+        self.banner.say(text, hint, tone, *((*actions, closing) if text else ()))
+        self._banner_place.setVisible(bool(text))
+
+    # ------------------------------------------------------------ what happens
+
+    def _start_by_key(self) -> None:
+        if self.card.start.isVisible() and self.card.start.isEnabled():
+            self.start()
+
+    def _stop(self) -> None:
+        """The three-way question; while it is open the run goes on."""
+        answer = ask_stop(self, self.studio.trainer.run)
+        if answer == SAVE:
+            self.studio.trainer.stop_and_save()
+        elif answer != KEEP:
+            self.studio.trainer.stop_and_discard()
+
+    def _ended(self, event: ev.Event) -> None:
+        self.studio.history.refresh()
+        if self._is_closing:
+            self.close()
+            return
+        run = self.studio.trainer.run
+        if isinstance(event, ev.RunFinished):
+            self.studio.history.choose(run.run_id)
+            numbers = run.numbers()
+            self._say(
+                f"Finished. Held-out loss {numbers.held_out_text}: {numbers.held_out_note}.", "", "good",
+                ("Try it", partial(self.pages.try_run, run.run_dir)), ("Export", partial(self.pages.export_run, run.run_dir)),
+            )  # fmt: skip
+        elif isinstance(event, ev.RunFailed):
+            self._say(f"{event.message}.", event.hint, "bad")
+        elif isinstance(event, ev.RunStopped) and event.is_resumable:
+            self._say(f"Stopped at step {event.result.get('step')}, and saved.", "Resume it at any time from Runs.", "accent")  # fmt: skip
+        else:
+            self._say("Stopped. Nothing was saved.", "", "accent")
+
+    def _offer_resume(self) -> None:
+        """Once, after the first look at the runs: a run that broke off can go on."""
+        if self._has_offered or not self.studio.history.is_read:
+            return
+        self._has_offered = True
+        found = interrupted_run(self.studio.history.summaries)
+        if found is not None and not self.studio.trainer.is_running:
+            step = f" at step {found.last_step} of {found.total_steps}" if found.last_step else ""
+            self._say(
+                f"The run {found.run_id} broke off{step}.", f"Its last checkpoint is whole. Held-out loss {loss_text(found)}.",
+                "warning", ("Resume", partial(self._resume_offered, found)),
+            )  # fmt: skip
+
+    def _resume_offered(self, found: RunSummary) -> None:
+        self._say("", "", "accent")
+        self.resume(found)
+
+    def _help(self) -> None:
+        show_help(self, self.pages.current)
+
+    def _change_theme(self) -> None:
+        mode = "light" if theme.tokens().is_dark else "dark"
+        self.studio.settings.change(theme=mode)
+        app = QApplication.instance()
+        if isinstance(app, QApplication):
+            theme.apply(app, mode)
+        self.pages.restyle()
+
+    def _toggle_card(self) -> None:
+        self.card.setVisible(not self.card.isVisible())
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        super().resizeEvent(event)
+        is_narrow = self.width() < FOLD_BELOW
+        if is_narrow != self.card_button.isVisibleTo(self):
+            self.card_button.setVisible(is_narrow)
+            self.card.setVisible(not is_narrow)
+
+    def closeEvent(self, event: QCloseEvent) -> None:
+        """A running job is never lost by a click: it is asked about, and saved before the window goes."""
+        if self.studio.trainer.is_running and not self._is_closing:
+            answer = ask_close(self, self.studio.trainer.run)
+            if answer == SAVE:
+                self._is_closing = True
+                self.studio.trainer.stop_and_save()
+                self.setEnabled(False)
+            if answer != CLOSE_ANYWAY:
+                event.ignore()
+                return
+        elif self.studio.trainer.is_running:
+            event.ignore()
+            return
+        self.studio.settings.change(width=self.width(), height=self.height())
+        self.studio.close()
+        super().closeEvent(event)
