@@ -7,7 +7,7 @@ and `device_bytes` low / likely / high (with reserve, context and workspace: wha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qlora_engine.config import TrainingConfig, with_value
@@ -148,13 +148,27 @@ def estimate(
         single_quant=single,
         lora_16bit=sides["lora_16bit"].peak_bytes,
         full_16bit=sides["full_16bit"].peak_bytes,
-        fits=tuple(
-            Fit(g.name, g.usable_bytes, double.device_likely <= g.usable_bytes, single.device_likely <= g.usable_bytes)
-            for g in gpus.known_gpus()
-        ),
+        fits=_fits(double, single),
         advice=tuple(_advice(facts, config, seq_len, micro_batch, device, chosen)) if wants_advice else (),
         sides=sides,
     )  # fmt: skip
+
+
+def rehearsed(
+    base: Estimate, moving: Mapping[str, Mapping[str, int]], operations: Mapping[str, str]
+) -> Estimate:
+    """`base` with the moving parts of a rehearsed step: activations, step_temporary and gradients by side."""
+    sides = dict(base.sides)
+    for side, parts in moving.items():
+        sides[side] = _with_totals(
+            {**base.sides[side].parts, **parts},
+            str(base.settings["device"]),
+            base.sides[side].numbers,
+            source="rehearsal",
+            peak_operation=operations[side],
+        )
+    double, single = sides["double_quant"], sides["single_quant"]
+    return replace(base, sides=sides, double_quant=double, single_quant=single, fits=_fits(double, single))
 
 
 def recommend_micro_batch(
@@ -187,16 +201,34 @@ def _variant(
     kept, temporary = _moving(facts, config, shape, side == "double_quant")
     parts, numbers = _static_parts(facts, config, device, 4 if upcast else element, side)
     parts["activations"], parts["step_temporary"] = kept, temporary
-    parts["allocator_rounding"] = int(ROUNDING_SHARE * (kept + temporary)) if device == "cuda" else 0
+    return _with_totals(parts, device, numbers)
+
+
+def _with_totals(
+    parts: dict[str, int],
+    device: str,
+    numbers: Mapping[str, Mapping[str, int | str]],
+    source: str = "closed-form",
+    peak_operation: str | None = None,
+) -> Variant:
+    moving = parts["activations"] + parts["step_temporary"]
+    parts["allocator_rounding"] = int(ROUNDING_SHARE * moving) if device == "cuda" else 0
     parts["device_context"] = CONTEXT_BYTES[1] if device == "cuda" else 0
     parts = {name: parts[name] for name in PART_NAMES}
     peak = sum(parts.values()) - parts["device_context"]
     if device != "cuda":
-        return Variant(parts, peak, peak, peak, peak, numbers=numbers)
+        return Variant(parts, peak, peak, peak, peak, source, peak_operation, numbers)
     low, likely, high = (
         int(peak * (1 + share)) + context for share, context in zip(RESERVE_SHARE, CONTEXT_BYTES, strict=True)
     )
-    return Variant(parts, peak, low, likely, high, numbers=numbers)
+    return Variant(parts, peak, low, likely, high, source, peak_operation, numbers)
+
+
+def _fits(double: Variant, single: Variant) -> tuple[Fit, ...]:
+    return tuple(
+        Fit(g.name, g.usable_bytes, double.device_likely <= g.usable_bytes, single.device_likely <= g.usable_bytes)
+        for g in gpus.known_gpus()
+    )  # fmt: skip
 
 
 def _static_parts(

@@ -1,0 +1,221 @@
+"""Builds the real model class without memory: on meta tensors, quantized as bitsandbytes would, with its adapters, then
+as fake tensors that can run a step. Imports the ML stack.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from bitsandbytes.functional import QuantState
+from bitsandbytes.nn import Linear4bit, Params4bit
+from transformers import AutoConfig, AutoModelForCausalLM, masking_utils
+
+from qlora_engine import adapters
+from qlora_engine.config import TrainingConfig
+from qlora_engine.errors import EngineError
+from qlora_engine.memory import static
+from qlora_engine.models.quiet import quiet
+from qlora_engine.models.spec import ModelFacts, brings_code, text_config
+
+NOT_FOR_THE_CLASS = frozenset(
+    {"model_type", "architectures", "quantization_config", "torch_dtype", "dtype", "auto_map"}
+)
+_thread = threading.local()
+
+
+def full_config(facts: ModelFacts) -> Any:
+    """The transformers config of the whole model.
+
+    Raises:
+        EngineError: the model brings code of its own, or transformers does not build it.
+    """
+    if brings_code(facts.config):
+        raise EngineError(
+            "rehearsal.unsupported",
+            f"{facts.name} brings code of its own, which a rehearsal does not run",
+            "the closed form still holds: leave out --rehearse",
+        )
+    plain = text_config(facts.config)
+    values = {key: value for key, value in plain.items() if key not in NOT_FOR_THE_CLASS}
+    values["tie_word_embeddings"] = facts.is_tied
+    try:
+        with quiet():
+            return AutoConfig.for_model(facts.model_type, **values)
+    except Exception as error:
+        raise EngineError(
+            "rehearsal.unsupported",
+            f"transformers does not build {facts.name}: {error}",
+            "the closed form still holds: leave out --rehearse",
+        ) from error
+
+
+def layer_kinds(config: Any) -> tuple[str, ...]:
+    """The kind of each layer: attention over all tokens or over a window; layers of one kind cost the same."""
+    found = getattr(config, "layer_types", None)
+    return tuple(found) if found else ("full_attention",) * int(config.num_hidden_layers)
+
+
+def with_layers(config: Any, kinds: tuple[str, ...]) -> Any:
+    """`config` cut down to layers of the given kinds."""
+    cut = copy.deepcopy(config)
+    cut.num_hidden_layers = len(kinds)
+    if getattr(cut, "layer_types", None):
+        cut.layer_types = list(kinds)
+    cut.use_cache = False
+    return cut
+
+
+def build(config: Any, job: TrainingConfig, *, compute_dtype: torch.dtype, upcast_unquantized: bool) -> Any:
+    """The PEFT model on the meta device, ready to train: quantized, adapters attached, checkpointing as asked."""
+    with quiet(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=compute_dtype)
+        _quantize(model, job, compute_dtype)
+        if upcast_unquantized:
+            _upcast(model)
+    model.requires_grad_(False)
+    model.is_loaded_in_4bit = True
+    with quiet():
+        peft_model, _ = adapters.attach(model, job.lora)
+    peft_model.train()
+    if job.training.gradient_checkpointing and model.supports_gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    return peft_model
+
+
+def give_storage(model: Any) -> None:
+    """Replace every meta tensor by an empty tensor on the CPU; call it under a FakeTensorMode, where that costs nothing."""
+    made: dict[int, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                module._parameters[name] = made.setdefault(id(parameter), _stored(parameter))
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = _empty(buffer)
+
+
+def quantization_states(model: Any) -> Iterator[torch.Tensor]:
+    """Every tensor of the quantization constants."""
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        if state is None:
+            continue
+        yield from (state.absmax, state.code)
+        if state.nested:
+            yield from (state.state2.absmax, state.state2.code, state.offset)
+
+
+@contextmanager
+def values_unknown() -> Iterator[None]:
+    """Make transformers treat fake tensors as it treats real ones: no mask where none is needed. For this thread only."""
+    _install()
+    _thread.is_rehearsing = True
+    try:
+        yield
+    finally:
+        _thread.is_rehearsing = False
+
+
+def _install() -> None:
+    original: Callable[..., bool] = masking_utils.is_tracing
+    if getattr(original, "knows_rehearsals", False):
+        return
+
+    def is_tracing(tensor: Any = None) -> bool:
+        return False if getattr(_thread, "is_rehearsing", False) else original(tensor)
+
+    is_tracing.knows_rehearsals = True  # type: ignore[attr-defined]
+    masking_utils.is_tracing = is_tracing
+
+
+def _quantize(model: Any, job: TrainingConfig, compute_dtype: torch.dtype) -> None:
+    """Replace each linear layer but the head, as transformers does."""
+    head = model.get_output_embeddings()
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    for name, module in linears.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, _packed(module, job, compute_dtype))
+
+
+def _packed(module: torch.nn.Linear, job: TrainingConfig, compute_dtype: torch.dtype) -> Linear4bit:
+    settings = job.quantization
+    packed = Linear4bit(
+        module.in_features,
+        module.out_features,
+        bias=module.bias is not None,
+        compute_dtype=compute_dtype,
+        quant_type=settings.quant_type,
+    )
+    weights = module.in_features * module.out_features
+    packed.weight = Params4bit(
+        torch.empty((weights + 1) // 2, 1, dtype=torch.uint8),
+        requires_grad=False,
+        quant_state=_double_quantized(module, settings.quant_type, compute_dtype),
+        quant_type=settings.quant_type,
+        bnb_quantized=True,
+    )
+    packed.support_avx512bf16_for_cpu = False
+    if module.bias is not None:
+        packed.bias = torch.nn.Parameter(torch.empty_like(module.bias), requires_grad=False)
+    return packed
+
+
+def _double_quantized(module: torch.nn.Linear, quant_type: str, dtype: torch.dtype) -> QuantState:
+    """Constants as `quantize_4bit(compress_statistics=True)` makes them; without double quantization the ledger leaves
+    out what only it allocates."""
+    blocks = -(-module.in_features * module.out_features // static.BLOCK)
+    return QuantState(
+        absmax=torch.empty(blocks, dtype=torch.uint8),
+        shape=torch.Size((module.out_features, module.in_features)),
+        code=torch.empty(16),
+        blocksize=static.BLOCK,
+        quant_type=quant_type,
+        dtype=dtype,
+        offset=torch.empty(()),
+        state2=QuantState(
+            absmax=torch.empty(-(-blocks // static.NESTED_BLOCK)),
+            code=torch.empty(256),
+            blocksize=static.NESTED_BLOCK,
+            dtype=torch.float32,
+        ),
+    )
+
+
+def _upcast(model: Any) -> None:
+    """As PEFT's k-bit preparation does it: whatever is not quantized goes to fp32."""
+    for parameter in model.parameters():
+        if not isinstance(parameter, Params4bit):
+            parameter.data = parameter.data.to(torch.float32)
+
+
+def _stored(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+    made = torch.nn.Parameter(_empty(parameter), requires_grad=parameter.requires_grad)
+    state = getattr(parameter, "quant_state", None)
+    if state is not None:
+        state.absmax, state.code, state.offset = (
+            _empty(state.absmax),
+            _empty(state.code),
+            _empty(state.offset),
+        )
+        state.state2.absmax, state.state2.code = _empty(state.state2.absmax), _empty(state.state2.code)
+        made.quant_state = state
+    return made
+
+
+def _empty(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+
+
+def settings_key(facts: ModelFacts, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a rehearsal's result depends on."""
+    return {"config": dict(facts.config), "is_tied": facts.is_tied, "settings": dict(settings)}
