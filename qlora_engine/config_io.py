@@ -35,7 +35,10 @@ class ConfigError(EngineError):
         self.source = source
         count = f"{len(issues)} problems" if len(issues) > 1 else "a problem"
         details = "; ".join(str(issue) for issue in issues)
-        super().__init__("config.invalid", f"{source} has {count}: {details}", "correct the named settings")
+        verb = "have" if source.endswith("settings") else "has"
+        super().__init__(
+            "config.invalid", f"{source} {verb} {count}: {details}", "correct the named settings"
+        )
 
 
 @dataclass(frozen=True)
@@ -69,16 +72,13 @@ def from_dict(plain: Mapping[str, Any], source: str = "the configuration") -> Tr
     Raises:
         ConfigError: unknown keys, wrong types, values out of range, all at once.
     """
-    issues = list(_shape_issues(plain))
-    if issues:
-        raise ConfigError(issues, source)
     config = TrainingConfig()
     for path, knob in all_knobs().items():
         table, name = path.split(".", 1)
         given = plain.get(table, {})
-        if name in given:
+        if isinstance(given, Mapping) and name in given:
             config = with_value(config, path, _typed(knob, given[name]))
-    issues = validate(config)
+    issues = [*_shape_issues(plain), *validate(config)]
     if issues:
         raise ConfigError(issues, source)
     return config
@@ -108,6 +108,12 @@ def load(path: Path | str) -> TrainingConfig:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
+    except IsADirectoryError as error:
+        raise EngineError(
+            "config.unreadable",
+            f"{path} is a folder, not a job file",
+            f"name a file, such as {path / 'job.toml'}",
+        ) from error
     except FileNotFoundError as error:
         raise EngineError(
             "config.missing", f"there is no job file {path}", f"write one with `qlora init {path}`"
@@ -261,6 +267,10 @@ def _add(table: Any, knob: Knob, value: Any, is_commented: bool) -> None:
     if is_commented:
         table.add(tomlkit.comment(_comment(knob)))
     written = _written(knob, value)
+    if isinstance(written, dict):
+        mapping = tomlkit.inline_table()
+        mapping.update(written)
+        written = mapping
     if written is not None:
         table.add(knob.name, written)
     elif is_commented:

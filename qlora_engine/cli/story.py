@@ -28,7 +28,7 @@ BAR_CELLS = 20
 ROUTINE = ("training", "evaluating", "generating")
 """Phases that come round again and again; a log names each once."""
 ANNOUNCED = {
-    "converting": "Converting the model, once (the starter takes about half a minute)",
+    "converting": "Converting the model, once (up to half a minute for the starter)",
     "downloading": "Downloading the model",
 }
 """Phases that begin without a word of their own."""
@@ -114,7 +114,7 @@ def _optimizer(event: OptimizerBuilt) -> str:
 def _plan(event: PlanMade) -> str:
     at_once = f", {event.micro_batch} at a time" if event.accumulation > 1 else ""
     rows = (
-        f"Plan: {event.total_steps} steps of {event.micro_batch * event.accumulation} rows{at_once}; "
+        f"Plan: {event.total_steps} {'step' if event.total_steps == 1 else 'steps'} of {event.micro_batch * event.accumulation} rows{at_once}; "
         f"{event.train_rows} rows to train on, {event.held_out_rows} held out, none longer than {event.seq_len} tokens"
     )
     return "\n".join(filter(None, (rows, _memory(event))))

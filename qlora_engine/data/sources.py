@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -211,13 +212,14 @@ def _read_hub(name: str, split: str, is_offline: bool) -> RawRows:
     import datasets
 
     try:
-        if is_offline:
-            import huggingface_hub.constants as hub
-
-            if not hub.HF_HUB_OFFLINE:
-                return _read_hub_cached(name, split)
-        rows = list(datasets.load_dataset(name, split=split))
+        with _without_hub() if is_offline else contextlib.nullcontext():
+            rows = list(datasets.load_dataset(name, split=split))
     except Exception as error:  # the hub, pyarrow and the builder raise whatever they like
+        if is_offline:
+            raise EngineError(
+                "data.offline", f"the dataset {name} ({split}) is not on this disk, and the program is set to stay offline",
+                "choose a file, or allow downloads",
+            ) from error  # fmt: skip
         raise EngineError(
             "data.hub", f"the dataset {name} ({split}) could not be read: {_short(error)}",
             "check the name, the split and the connection, or choose a file",
@@ -225,15 +227,21 @@ def _read_hub(name: str, split: str, is_offline: bool) -> RawRows:
     return _hub_rows(rows, name)
 
 
-def _read_hub_cached(name: str, split: str) -> RawRows:
-    import datasets
+@contextlib.contextmanager
+def _without_hub() -> Iterator[None]:
+    """What is in the cache only: both libraries read HF_HUB_OFFLINE when they are imported, so their copies are set."""
+    import datasets.config
+    import huggingface_hub.constants
 
-    rows = list(
-        datasets.load_dataset(
-            name, split=split, download_config=datasets.DownloadConfig(local_files_only=True)
-        )
-    )
-    return _hub_rows(rows, name)
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    for place in places:
+        place.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
 
 
 def _hub_rows(rows: list[Row], name: str) -> RawRows:

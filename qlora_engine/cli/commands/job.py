@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qlora_engine.cli import output
+from qlora_engine.cli.commands.doctor import driver
 from qlora_engine.errors import EngineError
 
 if TYPE_CHECKING:
@@ -25,16 +26,20 @@ set_option = click.option(
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--preset", default="balanced", show_default=True, help="Where the values start from.")
-@click.option("--cpu", "is_cpu", is_flag=True, help="Choose what is fastest on a machine without GPU.")
+@click.option(
+    "--cpu/--gpu", "is_cpu", default=None, help="Choose what is fastest there. [default: as this machine is]"
+)
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 @set_option
 @output.json_option
 def init(
-    file: Path, preset: str, is_cpu: bool, force: bool, overrides: tuple[str, ...], as_json: bool
+    file: Path, preset: str, is_cpu: bool | None, force: bool, overrides: tuple[str, ...], as_json: bool
 ) -> None:
     """Write a job file with every option, its meaning and its value."""
     from qlora_engine import config_io
 
+    if is_cpu is None:
+        is_cpu = driver()[0] is None
     config = config_io.with_overrides(config_io.load_preset(preset, is_cpu=is_cpu), list(overrides))
     if file.exists() and not force:
         raise EngineError("job.exists", f"{file} exists already", "choose another name, or add --force")
@@ -47,9 +52,18 @@ def init(
             "choose another place for the job file",
         ) from error
     if as_json:
-        output.print_json({"path": file.resolve(), "preset": preset, "config": config_io.to_dict(config)})
-    else:
-        output.say(f"Wrote {file}. Edit it, then: qlora check {file} and qlora train {file}")
+        device = "cpu" if is_cpu else "gpu"
+        written = {
+            "path": file.resolve(),
+            "preset": preset,
+            "for": device,
+            "config": config_io.to_dict(config),
+        }
+        output.print_json(written)
+        return
+    output.say(f"Wrote {file} for a machine {'without' if is_cpu else 'with'} an NVIDIA GPU. Edit it, then:")
+    for command in ("check", "train"):
+        output.say(f"  {output.program()} {command} {file}")
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +11,7 @@ import click
 from qlora_engine.cli import output
 
 if TYPE_CHECKING:
+    from qlora_engine.models.catalog import CatalogEntry
     from qlora_engine.models.spec import ModelFacts
 
 offline_option = click.option("--offline", is_flag=True, help="Use only what is on this disk.")
@@ -19,24 +21,40 @@ revision_option = click.option("--revision", help="Branch, tag or commit of a hu
 @click.command()
 @output.json_option
 def models(as_json: bool) -> None:
-    """List the models that can be named: the starter, your own, the hub cache and known facts."""
-    from qlora_engine.models import catalog
+    """List the models that can be named. The starter, your own, those in the hub's cache, and known names."""
+    from qlora_engine.models import catalog, known
 
     entries = catalog.list_models()
+    names = [model.name for model in known.known_models()]
     if as_json:
-        output.print_json({"models": [dataclasses.asdict(entry) for entry in entries]})
+        output.print_json({"models": [dataclasses.asdict(entry) for entry in entries], "known": names})
         return
     rows = [
         (
             entry.name,
             entry.origin,
             output.count(entry.parameters),
-            "ready" if entry.is_ready else "-",
+            _readiness(entry),
             entry.licence or output.NOT_AVAILABLE,
         )
         for entry in entries
     ]
-    output.table(("name", "from", "parameters", "on disk", "licence"), rows)
+    output.table(("name", "from", "parameters", "ready", "licence"), rows)
+    for entry in entries:
+        if entry.problem:
+            output.note(f"{entry.name}: {entry.problem}")
+    output.say("\nKnown by name, so that `estimate` and `inspect` work without the weights:")
+    output.say(
+        textwrap.fill(
+            ", ".join(names), 110, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+        )
+    )
+
+
+def _readiness(entry: CatalogEntry) -> str:
+    if entry.problem:
+        return "no"
+    return "yes" if entry.is_ready else "when first used"
 
 
 @click.command()
@@ -45,7 +63,7 @@ def models(as_json: bool) -> None:
 @offline_option
 @output.json_option
 def inspect(model: str, revision: str | None, offline: bool, as_json: bool) -> None:
-    """Tell a model's architecture, its layers and what would be quantized, without loading weights."""
+    """Tell what a model is made of and what would be quantized. No weights are loaded."""
     from qlora_engine.models import catalog
     from qlora_engine.models.spec import facts_to_dict
 

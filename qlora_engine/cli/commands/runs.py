@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qlora_engine.cli import output
+from qlora_engine.errors import EngineError
 
 if TYPE_CHECKING:
     from qlora_engine.runs.record import RunFolder, RunSummary
@@ -22,12 +23,17 @@ def runs(runs_dir: Path | None, as_json: bool) -> None:
     from qlora_engine import paths
     from qlora_engine.runs.record import list_runs
 
+    if runs_dir is not None and not runs_dir.is_dir():
+        raise EngineError(
+            "runs.missing", f"there is no folder {runs_dir}", "check the path, or leave --dir out"
+        )
     found = list_runs(runs_dir)
     if as_json:
         output.print_json({"runs": [dataclasses.asdict(summary) for summary in found]})
         return
     if not found:
-        output.say(f"No runs in {runs_dir or paths.runs_dir()} yet. Start one with: qlora starter")
+        where = runs_dir or paths.runs_dir()
+        output.say(f"No runs in {where} yet. Start one with: {output.program()} starter")
         return
     headers = ("run", "state", "model", "steps", "loss before", "loss after", "peak", "began")
     output.table(headers, [_row(summary) for summary in found])
@@ -56,7 +62,7 @@ def _row(summary: RunSummary) -> tuple[str, ...]:
 @click.argument("second", metavar="B")
 @output.json_option
 def compare(first: str, second: str, as_json: bool) -> None:
-    """Show the settings in which two runs differ, and their curves side by side."""
+    """Show where two runs differ. Settings, figures and curves side by side."""
     from qlora_engine.runs.record import RunFolder
 
     pair = (RunFolder.open(first), RunFolder.open(second))

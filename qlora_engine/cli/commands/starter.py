@@ -10,7 +10,7 @@ import click
 from qlora_engine.cli import driving, output, progress
 from qlora_engine.cli.commands.export import export_run
 from qlora_engine.cli.commands.job import set_option
-from qlora_engine.cli.commands.train import ON_STOP, Outcome, loss_line, print_outcome
+from qlora_engine.cli.commands.train import ON_STOP, Outcome, loss_line, print_outcome, run_name
 from qlora_engine.events import Event, RunStarted, SampleAnswered
 from qlora_engine.jobs import TrainJob
 
@@ -27,7 +27,7 @@ program can run. It takes about five minutes on two CPU cores; Ctrl+C stops and 
 @set_option
 @output.json_option
 def starter(out: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Train the starter model on the starter dataset and export it; no account, hub or GPU needed."""
+    """Train, try and export the starter. The whole program once, with no account, hub or GPU."""
     from qlora_engine import config_io
     from qlora_engine.export.source import require_target
     from qlora_engine.starter import starter_job
@@ -83,7 +83,7 @@ def _print_finished(document: dict[str, Any]) -> None:
     output.say("\nWhere it is")
     output.say(f"  Adapter:      {document['adapter']}")
     output.say(f"  Merged model: {document['merged']}")
-    run, program = document["run_id"], output.program()
+    run, program = run_name(Path(document["run_dir"])), output.program()
     output.say("\nWhat to do next")
     output.say(f"  {program} chat {run} --compare   talk to it beside the untouched model")
     output.say(f"  {program} init job.toml   write a job file for a model and data of your own")

@@ -25,7 +25,7 @@ events_option = click.option(
 @events_option
 @output.json_option
 def train(file: Path, overrides: tuple[str, ...], events: bool, as_json: bool) -> None:
-    """Train from a job file. Ctrl+C stops and saves; twice quits."""
+    """Train from a job file. Ctrl+C stops and saves; a second Ctrl+C ends at once."""
     from qlora_engine import config_io
 
     config = config_io.with_overrides(config_io.load(file), list(overrides))
@@ -97,12 +97,22 @@ def print_outcome(outcome: Outcome, events: bool, as_json: bool) -> None:
     if as_json:
         output.print_json(document)
         return
-    run = document.get("run_id", outcome.run_dir)
+    run = run_name(outcome.run_dir)
     output.say(f"{'Finished' if outcome.state == 'finished' else 'Stopped'}: run {run}")
     for line in _lines(document):
         output.say(line)
     if outcome.state == "stopped" and isinstance(outcome.end, RunStopped) and outcome.end.is_resumable:
         output.say(f"Go on with: {output.program()} resume {run}")
+
+
+def run_name(run_dir: Path | None) -> str:
+    """What the other commands take: the run's name where runs are usually kept, else its folder."""
+    from qlora_engine import paths
+
+    if run_dir is None:
+        return output.NOT_AVAILABLE
+    is_at_home = run_dir.resolve().parent == paths.runs_dir().resolve()
+    return run_dir.name if is_at_home else str(run_dir)
 
 
 def _lines(document: dict[str, Any]) -> list[str]:
@@ -120,5 +130,9 @@ def loss_line(before: float | None, after: float | None) -> str:
     """Held-out loss before and after, with the change in percent."""
     if before is None or after is None:
         return ""
-    change = (after - before) / before
-    return f"Held-out loss: {before:.4f} before, {after:.4f} after ({abs(change):.0%} {'lower' if change <= 0 else 'higher'})"
+    line = f"Held-out loss: {before:.4f} before, {after:.4f} after"
+    if not before:
+        return line
+    change = f"{abs(after - before) / before:.0%}"
+    direction = "lower" if after < before else "higher"
+    return f"{line} ({'the same' if change == '0%' else f'{change} {direction}'})"

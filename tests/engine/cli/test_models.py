@@ -15,6 +15,11 @@ def test_the_starter_is_listed(qlora: Any) -> None:
     assert entries["starter"]["parameters"] == 134_515_008
 
 
+def test_known_names_are_listed(qlora: Any) -> None:
+    assert "llama-65b" in qlora("models", "--json").document["known"]
+    assert "llama-65b" in qlora("models").out
+
+
 def test_a_folder_is_inspected_without_its_weights(qlora: Any, tiny_model: Path) -> None:
     document = qlora("inspect", tiny_model, "--json").document
     assert document["model_type"] == "llama"

@@ -38,6 +38,35 @@ def test_no_runs_yet(qlora: Any) -> None:
     assert "No runs" in result.out
 
 
+def test_a_missing_runs_folder_is_refused(qlora: Any, tmp_path: Path) -> None:
+    result = qlora("runs", "--dir", tmp_path / "none")
+    assert result.code == 2
+    assert "there is no folder" in result.error
+
+
+def test_a_run_is_named_so_that_it_is_found_again(home: Path, tmp_path: Path) -> None:
+    from qlora_engine.cli.commands.train import run_name
+
+    assert run_name(home / "runs" / "one") == "one"
+    assert run_name(tmp_path / "elsewhere" / "two") == str(tmp_path / "elsewhere" / "two")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (2.0, 0.5, "75% lower"),
+        (2.0, 3.0, "50% higher"),
+        (2.0, 2.0001, "the same"),
+        (2.0, None, ""),
+        (0.0, 1.0, "1.0000 after"),
+    ],
+)
+def test_the_change_of_the_loss_in_words(before: float, after: float | None, words: str) -> None:
+    from qlora_engine.cli.commands.train import loss_line
+
+    assert words in loss_line(before, after)
+
+
 def test_runs_are_listed(qlora: Any) -> None:
     write_run("first", 4, [2.0, 1.0])
     result = qlora("runs")
