@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 
-def stream(seconds: float | None = None, hz: float = 4.0, pid: int | None = None) -> Iterator[dict[str, Any]]:
+def stream(
+    seconds: float | None = None, hz: float = 4.0, pid: int | None = None
+) -> Generator[dict[str, Any], None, None]:
     """See `attach.stream`."""
     from qlora_engine.monitor import attach
 

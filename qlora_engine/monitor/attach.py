@@ -6,7 +6,7 @@ Torch-free. The engine's own figures (paged, allocator, parts) come from the tra
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ FRESH_SECONDS = 5.0
 
 def stream(
     seconds: float | None = None, hz: float = 4.0, pid: int | None = None, *, nvml: Nvml | None = None
-) -> Iterator[Sample]:
+) -> Generator[Sample, None, None]:
     """Samples at `hz` for `seconds` (None: until closed); with `pid` of that process's tree, until it ends.
 
     Raises:
@@ -101,7 +101,9 @@ def _check(seconds: float | None, hz: float) -> None:
         )
 
 
-def _samples(sampler: Sampler, seconds: float | None, hz: float, ends_with_process: bool) -> Iterator[Sample]:
+def _samples(
+    sampler: Sampler, seconds: float | None, hz: float, ends_with_process: bool
+) -> Generator[Sample, None, None]:
     """The consumer's own beat: a slow reader skips ticks instead of getting old samples."""
     sampler.start(own_beat=False)
     try:

@@ -75,8 +75,15 @@ class Host:
         return found.total, found.available
 
     def is_running(self) -> bool:
-        """False once the watched process has ended; a process that reuses its number is not it."""
-        return self._root is not None and self._root.is_running()
+        """False once the watched process has ended, reaped or not; one that reuses its number is not it."""
+        try:
+            return (
+                self._root is not None
+                and self._root.is_running()
+                and self._root.status() != psutil.STATUS_ZOMBIE
+            )
+        except psutil.Error:
+            return False
 
     def _tree(self, values: dict[str, Any], no: dict[str, str]) -> None:
         members = self._living()
@@ -113,14 +120,14 @@ class Host:
         now = time.monotonic()
         if now - self._listed_at >= TREE_SECONDS:
             self._listed_at = now
-            known = {member.pid: member for member in self._members}
+            known = {member: member for member in self._members}
             try:
                 found = [self._root, *self._root.children(recursive=True)]
             except psutil.Error:
                 found = []
-            self._members = [known.get(p.pid, p) if known.get(p.pid) == p else p for p in found]
+            self._members = [known.get(p, p) for p in found]  # the same object remembers its CPU times
             self.pids = frozenset(p.pid for p in self._members)
-        elif self._members and not self._root.is_running():
+        if self._members and not self.is_running():
             self._members, self.pids = [], frozenset()
         return self._members
 
@@ -155,5 +162,5 @@ class Host:
 def _process(pid: int | None) -> psutil.Process | None:
     try:
         return psutil.Process(pid)
-    except psutil.Error:
+    except (psutil.Error, ValueError, OverflowError):
         return None

@@ -65,7 +65,9 @@ def unavailable(error: BaseException) -> Unavailable:
     code = getattr(error, "value", None)
     if isinstance(code, int):
         return of_code(code, error)
-    if type(error).__name__ == "NVMLLibraryMismatchError":  # how nvidia-ml-py words a missing function of a list
+    if (
+        type(error).__name__ == "NVMLLibraryMismatchError"
+    ):  # how nvidia-ml-py words a missing function of a list
         return of_code(13)
     if isinstance(error, AttributeError):
         return Unavailable("the installed pynvml is an old package that hides nvidia-ml-py", 13)

@@ -9,12 +9,21 @@ from typing import Any
 from qlora_engine.monitor.residency import ACCOUNTED, ESTIMATED, gpu_of_run
 
 MEASURED = "measured"
+DEVICE_PARTS = (
+    "others", "in_use", "allocated", "reserved_free", "context_and_rest", "managed", "driver", "rest",
+)  # fmt: skip
+"""From the bottom up. `in_use` stands for the run's own three where torch's figures are not told; `driver` is what
+no process accounts for, and `rest` the same where the driver does not tell memory by process."""
+HOST_PARTS = (
+    "quantized_weights", "quantization_constants", "unquantized_weights", "adapters", "gradients", "optimizer",
+    "activations", "rest",
+)  # fmt: skip
+"""The estimate's names where it has them; `activations` are with the temporaries of a step, at their peak."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One band of the chart. `name` is stable: others, allocated, reserved_free, managed, context_and_rest,
-    driver, in_use, rest, or a name of the estimate's parts on a CPU run."""
+    """One band of the chart. `name` is one of `DEVICE_PARTS`, `HOST_PARTS`, or "on_gpu", "on_cpu", "managed"."""
 
     name: str
     bytes_: int
@@ -50,7 +59,21 @@ def device_parts(sample: Mapping[str, Any], gpu: Mapping[str, Any]) -> tuple[Par
     if paged.get("on_gpu_bytes"):
         kind = ESTIMATED if paged.get("residency_kind") == ESTIMATED else ACCOUNTED
         parts.append(Part("managed", paged["on_gpu_bytes"], kind))
-    return _closed(parts, used, "driver" if own is not None else "rest")
+    is_listed = bool(own) or (own is not None and not reserved)
+    return _closed(parts, used, "driver" if is_listed else "rest")
+
+
+def run_parts(sample: Mapping[str, Any]) -> tuple[Part, ...]:
+    """The bands of the run's chart, which add up to what its GPU, or on a CPU run its processes, use."""
+    gpu = gpu_shown(sample)
+    return host_parts(sample) if gpu is None else device_parts(sample, gpu)
+
+
+def gpu_shown(sample: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The GPU whose memory the chart shows: the run's, else the first; None on a CPU run and without a GPU."""
+    if sample.get("parts") and not sample.get("torch"):
+        return None
+    return gpu_of_run(sample) or next(iter(sample.get("gpus") or ()), None)
 
 
 def host_parts(sample: Mapping[str, Any]) -> tuple[Part, ...]:

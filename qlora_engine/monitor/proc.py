@@ -38,6 +38,6 @@ def faults_since(
 def _read(path: str) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - four times a second for every process
-            return file.read(4096)
+            return file.read(16384)
     except OSError:
         return b""

@@ -1,12 +1,13 @@
 """Estimates how much managed optimizer memory is on the GPU and how much the driver moved to the CPU. Torch-free.
 
-There is no exact query. NVML's device-wide use counts managed pages that are on the GPU, its per-process figures do
-not (nvtop #213, rmm #2259): what the device uses beyond all processes, minus the same difference from before the
-optimizer's first step, is the managed part on the GPU. Pages are never touched to find out: that would move them.
+There is no exact query. NVML's device-wide use counts managed pages that are on the GPU, its per-process figures and
+torch's allocator do not (nvtop #213, rmm #2259): what the device uses beyond them, minus the same difference from
+before the optimizer's first step, is the managed part on the GPU. Pages are never touched to find out: that moves them.
 """
 
 from __future__ import annotations
 
+import platform as machine
 import sys
 import time
 from collections.abc import Mapping
@@ -18,8 +19,10 @@ GIB = 1024**3
 PRESSURE_FREE_BYTES = GIB
 """The driver moves managed pages only when an allocation finds no free memory. Free memory is read at intervals, so
 anything that never came nearer than this to zero is taken as "no pressure"."""
-FLOOR_BYTES = 32 * MIB
-"""Least uncertainty: other processes' contexts and the driver's own tables come and go by tens of MiB."""
+FLOOR_BYTES = 64 * MIB
+"""Least uncertainty: kernels loaded late and the driver's own tables come and go by tens of MiB."""
+JITTER_BYTES = 8 * MIB
+"""Smaller changes of an estimate are not called movement."""
 ACCOUNTED, ESTIMATED = "accounted", "estimated"
 
 
@@ -36,68 +39,71 @@ class Residency:
 
 @dataclass(frozen=True)
 class Difference:
-    """The device's use that no process accounts for, and how far it moved while being read."""
+    """The device's use that nobody else accounts for, and how far its ingredients moved while being read."""
 
     unaccounted_bytes: int
     spread_bytes: int
 
 
 class ResidencyMeter:
-    """Follows one process's samples. The newest difference seen while nothing was managed is the baseline."""
+    """Follows the samples of one engine. The newest difference seen while nothing was managed is the baseline."""
 
-    def __init__(self, platform: str = sys.platform) -> None:
-        self._platform = platform
+    def __init__(self, platform: str | None = None) -> None:
+        self._platform = platform or _platform()
         self._baseline: Difference | None = None
         self._least_free_bytes: int | None = None
         self._counts_managed: bool | None = None
-        self._moved: tuple[float, int] | None = None
+        self._reserved_before: int | None = None
+        self._seen: tuple[float, int] | None = None
 
     def complete(self, sample: dict[str, Any]) -> None:
         """Add what can be said to the sample's "paged" block: `on_gpu_bytes`, `on_cpu_bytes`, `uncertainty_bytes`,
-        `residency_kind`, `residency_reason`, `to_gpu_bytes_per_second` and `to_cpu_bytes_per_second`."""
-        paged = sample.get("paged")
-        if paged is None or "managed_bytes" not in paged:
-            return
+        `residency_kind`, `residency_reason`, `to_gpu_bytes_per_second` and `to_cpu_bytes_per_second`; and on Windows
+        `spilled_bytes` to "torch". A block that its own engine completed is left as it is."""
         gpu = gpu_of_run(sample)
-        found = self.update(int(paged["managed_bytes"]), gpu, bool(paged.get("was_read_by_cpu")))
+        self._tell_spilled(sample.get("torch"), gpu)
+        paged = sample.get("paged")
+        if paged is None or "managed_bytes" not in paged or "residency_reason" in paged:
+            return
+        now = self._difference(gpu, sample.get("torch"))
+        found = self._located(paged, gpu, now)
         paged["on_gpu_bytes"], paged["on_cpu_bytes"] = found.on_gpu_bytes, found.on_cpu_bytes
         paged["uncertainty_bytes"] = found.uncertainty_bytes
         paged["residency_kind"], paged["residency_reason"] = found.kind, found.reason
         to_gpu, to_cpu = self._rates(found, sample.get("time") or time.time())
-        paged.setdefault("to_gpu_bytes_per_second", to_gpu)
-        paged.setdefault("to_cpu_bytes_per_second", to_cpu)
+        paged["to_gpu_bytes_per_second"], paged["to_cpu_bytes_per_second"] = to_gpu, to_cpu
 
-    def update(
-        self, managed_bytes: int, gpu: Mapping[str, Any] | None, was_read_by_cpu: bool = False
+    def _located(
+        self, paged: Mapping[str, Any], gpu: Mapping[str, Any] | None, now: Difference | None
     ) -> Residency:
-        """One reading. `was_read_by_cpu`: the states were read since the last step (a checkpoint), which moves them."""
-        now = _difference(gpu)
-        if managed_bytes == 0:
+        """`was_restored`: the CPU wrote the states and no step has used them yet. `was_read_by_cpu`: they were read
+        since the last step (a checkpoint), which moves them too."""
+        managed = int(paged["managed_bytes"])
+        if managed == 0:
             self._baseline = now or self._baseline
             self._least_free_bytes = self._counts_managed = None
             return Residency(0, 0, 0, ACCOUNTED, "no optimizer state is in managed memory")
-        settled = self._known_without_measuring(managed_bytes, gpu)
-        if settled is not None:
-            return settled
-        assert gpu is not None  # _known_without_measuring has answered for no GPU
-        free = min(int(gpu["free_bytes"]), self._least_free_bytes or int(gpu["free_bytes"]))
-        self._least_free_bytes = free
-        if free > PRESSURE_FREE_BYTES and not was_read_by_cpu:
-            self._learn(managed_bytes, now)
-            reason = f"the GPU always had at least {free / GIB:.1f} GiB free, so nothing had to move"
-            return Residency(managed_bytes, 0, 0, ACCOUNTED, reason)
-        return self._measured(managed_bytes, gpu, now)
-
-    def _known_without_measuring(self, managed: int, gpu: Mapping[str, Any] | None) -> Residency | None:
-        if self._platform == "win32":
+        if self._platform != "linux":
             return Residency(managed, 0, 0, ACCOUNTED, "on Windows the driver cannot page managed memory out")
+        if paged.get("was_restored"):
+            self._baseline = now or self._baseline
+            return Residency(
+                0, managed, 0, ACCOUNTED, "the CPU restored it from the checkpoint; the next step moves it"
+            )
         if gpu is None:
             return _unknown("which GPU the run uses cannot be told")
         if gpu.get("memory_source") == "host":
             return _unknown("this GPU shares the computer's memory: there is nowhere to move to")
-        if gpu.get("free_bytes") is None:
+        free = gpu.get("free_bytes")
+        if free is None:
             return _unknown(_why(gpu, "free_bytes"))
-        return None
+        known = self._least_free_bytes
+        least = self._least_free_bytes = int(free) if known is None else min(int(free), known)
+        if least > PRESSURE_FREE_BYTES and not paged.get("was_read_by_cpu"):
+            self._learn(managed, now)
+            reason = f"the GPU always had at least {least / GIB:.2f} GiB free, so nothing had to move"
+            return Residency(managed, 0, 0, ACCOUNTED, reason)
+        return self._measured(managed, gpu, now)
 
     def _learn(self, managed: int, now: Difference | None) -> None:
         """Without pressure all of it is on the GPU: the moment to see whether this driver counts it."""
@@ -119,17 +125,40 @@ class ResidencyMeter:
         reason = "what the device uses beyond its processes, against before the optimizer's first step"
         return Residency(on_gpu, managed - on_gpu, min(uncertainty, managed), ESTIMATED, reason)
 
+    def _difference(
+        self, gpu: Mapping[str, Any] | None, torch: Mapping[str, Any] | None
+    ) -> Difference | None:
+        """With torch's own figure, read with this sample, it holds for this moment; the driver's process list is up
+        to 5 s old, and in a container it may not name us."""
+        if gpu is None:
+            return None
+        used, reserved = gpu.get("used_bytes"), (torch or {}).get("reserved_bytes")
+        listed = gpu.get("unaccounted_bytes")
+        is_under_other_number = gpu.get("own_bytes") is None and listed is not None
+        if used is None or reserved is None or is_under_other_number:
+            return None if listed is None else Difference(listed, gpu.get("unaccounted_spread_bytes") or 0)
+        before, self._reserved_before = self._reserved_before, reserved
+        spread = 0 if before is None else abs(reserved - before)
+        return Difference(used - reserved - (gpu.get("others_bytes") or 0), spread)
+
+    def _tell_spilled(self, torch: Any, gpu: Mapping[str, Any] | None) -> None:
+        """Where the driver may put a run's memory into system memory, what torch holds beyond the device's use."""
+        if self._platform == "linux" or not torch or gpu is None or gpu.get("used_bytes") is None:
+            return
+        beyond = (torch.get("reserved_bytes") or 0) - gpu["used_bytes"]
+        torch["spilled_bytes"] = beyond if beyond > FLOOR_BYTES else 0
+
     def _rates(self, found: Residency, at: float) -> tuple[float | None, float | None]:
-        """(to the GPU, to the CPU) bytes per second, from how the part on the CPU changed."""
-        if found.on_cpu_bytes is None:
-            self._moved = None
+        """(to the GPU, to the CPU) bytes per second since the sample before, from how the part on the CPU changed."""
+        on_cpu, before = found.on_cpu_bytes, self._seen
+        if on_cpu is None:
+            self._seen = None
             return None, None
-        before = self._moved
-        if before is None or found.on_cpu_bytes != before[1] or at < before[0]:
-            self._moved = (at, found.on_cpu_bytes)
-        if before is None or at <= before[0]:
+        if before is None or at <= before[0] or abs(on_cpu - before[1]) < JITTER_BYTES:
+            self._seen = (at, on_cpu if before is None else before[1])
             return 0.0, 0.0
-        rate = (found.on_cpu_bytes - before[1]) / (at - before[0])
+        self._seen = (at, on_cpu)
+        rate = (on_cpu - before[1]) / (at - before[0])
         return max(-rate, 0.0), max(rate, 0.0)
 
 
@@ -153,10 +182,9 @@ def same_uuid(one: str | None, other: str | None) -> bool:
     return bare[0] == bare[1]
 
 
-def _difference(gpu: Mapping[str, Any] | None) -> Difference | None:
-    if gpu is None or gpu.get("unaccounted_bytes") is None:
-        return None
-    return Difference(int(gpu["unaccounted_bytes"]), int(gpu.get("unaccounted_spread_bytes") or 0))
+def _platform() -> str:
+    """ "win32" also inside WSL2, where the same driver does the work."""
+    return "win32" if sys.platform == "linux" and "microsoft" in machine.release().lower() else sys.platform
 
 
 def _why(gpu: Mapping[str, Any], name: str) -> str:

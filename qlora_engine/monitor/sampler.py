@@ -82,7 +82,7 @@ class Sampler:
             problem = self._gpus.problem()
             taken = {
                 "time": time.time(),
-                "host": dict(vars(self._host.sample())),
+                "host": self._of_host(no),
                 "gpus": [gpu.to_json() for gpu in self._gpus.samples()],
                 "gpu_problem": problem,
                 **{name: self._from(name, no) for name in self._sources},
@@ -90,6 +90,14 @@ class Sampler:
             }
             self._residency.complete(taken)
             return taken
+
+    def _of_host(self, no: dict[str, str]) -> dict[str, Any] | None:
+        try:
+            return dict(vars(self._host.sample()))
+        except Exception as error:  # noqa: BLE001 - /proc may refuse anything; the GPU's figures go on
+            self._tell_once("the host's memory could not be read", error)
+            no["host"] = f"{type(error).__name__}: {error}"
+            return None
 
     def _from(self, name: str, no: dict[str, str]) -> dict[str, Any] | None:
         source = self._sources[name]
@@ -123,8 +131,3 @@ class Sampler:
         if words not in self._told:
             self._told.add(words)
             logging.getLogger(__name__).warning(words)
-
-
-def first_gpu_answer(sampler: Sampler, timeout_seconds: float = 0.5) -> None:
-    """Wait until the driver has answered once, at most `timeout_seconds`."""
-    sampler.wait_for_driver(timeout_seconds)

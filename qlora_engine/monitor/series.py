@@ -5,6 +5,7 @@ Imports numpy: import it where a chart is made, not where the program starts.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -12,11 +13,16 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from qlora_engine.monitor import parts
+
 Times: TypeAlias = NDArray[np.float64]
 Values: TypeAlias = NDArray[np.float32]
 DAY_AT_4_HZ = 24 * 3600 * 4
-MAX_SERIES = 24
-"""24 series of float32 and one of float64 times for a day at 4 Hz: 35 MiB."""
+BUDGET_BYTES = 49_000_000
+"""Of one ring, whatever it holds: 24 hours at 4 Hz of `ROWS`, less time of more."""
+ROWS = 33
+"""Series of a run on a computer with two GPUs."""
+ROWS_PER_GPU = 7
 
 
 @dataclass(frozen=True)
@@ -34,13 +40,19 @@ class Ring:
     through it, so they draw the same.
     """
 
-    def __init__(self, capacity: int = DAY_AT_4_HZ, max_series: int = MAX_SERIES) -> None:
+    def __init__(self, capacity: int = DAY_AT_4_HZ, max_series: int = ROWS) -> None:
         self._times = np.zeros(capacity, np.float64)
         self._values = np.zeros((max_series, capacity), np.float32)
         self._rows: dict[str, int] = {}
         self._count = 0
         self.dropped: set[str] = set()
         """Series that found no row."""
+
+    @classmethod
+    def for_gpus(cls, count: int) -> Ring:
+        """A day at 4 Hz with up to two GPUs; with more of them as long as `BUDGET_BYTES` allow."""
+        rows = ROWS + ROWS_PER_GPU * max(0, count - 2)
+        return cls(min(DAY_AT_4_HZ, BUDGET_BYTES // (8 + 4 * rows)), rows)
 
     def __len__(self) -> int:
         return min(self._count, len(self._times))
@@ -74,17 +86,23 @@ class Ring:
         row = self._rows.get(name)
         if row is None:
             return Curve(np.empty(0, np.float64), np.empty(0, np.float32))
-        pieces = [(self._times[part], self._values[row, part]) for part in self._parts()]
-        cut = [_between(times, values, start, end) for times, values in pieces]
-        times = np.concatenate([t for t, _ in cut]) if len(cut) > 1 else cut[0][0]
-        values = np.concatenate([v for _, v in cut]) if len(cut) > 1 else cut[0][1]
-        return downsample(times, values, buckets)
+        window = self._window(start, end)
+        picked = extremes(_gathered(self._values[row], window), buckets)
+        before, after = window[0], window[-1]
+        count = before.stop - before.start
+        at = np.where(picked < count, picked + before.start, picked - count + after.start)
+        return Curve(self._times[at], self._values[row, at])
 
-    def _parts(self) -> tuple[slice, ...]:
+    def _window(self, start: float, end: float) -> tuple[slice, ...]:
+        """Where the samples between two times are, oldest first."""
         at, capacity = self._count % len(self._times), len(self._times)
-        if self._count <= capacity:
-            return (slice(0, self._count),)
-        return (slice(at, capacity), slice(0, at))
+        halves = [(0, self._count)] if self._count <= capacity else [(at, capacity), (0, at)]
+        found = []
+        for low, high in halves:
+            times = self._times[low:high]
+            first, last = np.searchsorted(times, start, "left"), np.searchsorted(times, end, "right")
+            found.append(slice(low + int(first), low + int(last)))
+        return tuple(found)
 
     def _row(self, name: str) -> int | None:
         row = self._rows.get(name)
@@ -97,45 +115,62 @@ class Ring:
 
 
 def downsample(times: Times, values: Values, buckets: int) -> Curve:
-    """At most two points of each of `buckets` equal runs of samples: the least and the most, in their order.
+    """The samples that `extremes` picks."""
+    picked = extremes(values, buckets)
+    return Curve(times[picked], values[picked])
+
+
+def extremes(values: Values, buckets: int) -> NDArray[np.int64]:
+    """Which samples to draw: of each of `buckets` equal runs of samples the least and the most, in their order.
 
     Every bucket's extremes are kept, so no spike is lost; a bucket that is unknown throughout stays as one NaN.
     """
-    count = len(times)
+    count = len(values)
     if count <= 2 * buckets or buckets < 1:
-        return Curve(times.copy(), values.copy())
+        return np.arange(count)
     size = -(-count // buckets)
     starts = np.arange(0, count, size)
     full = count // size
     low = np.empty(len(starts), np.int64)
     high = np.empty(len(starts), np.int64)
-    body = values[: full * size].reshape(full, size)
-    low[:full], high[:full] = _extremes(body)
+    low[:full], high[:full] = _extremes(values[: full * size].reshape(full, size))
     if full < len(starts):
-        tail_low, tail_high = _extremes(values[full * size :].reshape(1, -1))
-        low[full], high[full] = tail_low[0], tail_high[0]
-    first, last = starts + np.minimum(low, high), starts + np.maximum(low, high)
-    picked = np.unique(np.concatenate([first, last]))
-    return Curve(times[picked], values[picked])
+        low[full:], high[full:] = _extremes(values[full * size :].reshape(1, -1))
+    pairs = np.stack([starts + np.minimum(low, high), starts + np.maximum(low, high)], axis=1).ravel()
+    return pairs[np.diff(pairs, prepend=-1) > 0]
 
 
 def numbers(sample: Mapping[str, Any]) -> dict[str, float | None]:
-    """The figures of a sample that a chart may draw, named `host.<field>`, `gpu<N>.<field>`, `paged.<field>`,
-    `torch.<field>`, `parts.<field>`."""
+    """The figures of a sample that a chart draws: `host.<field>`, `paged.<field>`, `gpu<N>.<field>` or
+    `gpu<N>.<slice>.<field>`, and `band.<part>`: the upper edge of each band of the stacked chart."""
     found: dict[str, float | None] = {}
-    for block in ("host", "paged", "torch", "parts"):
-        _add(found, block, sample.get(block) or {}, None)
+    host = sample.get("host") or {}
+    if host.get("total_bytes") is not None and host.get("available_bytes") is not None:
+        found["host.used_bytes"] = host["total_bytes"] - host["available_bytes"]
+    _add(found, "host", host, CHARTED_HOST)
+    _add(found, "paged", sample.get("paged") or {}, CHARTED_PAGED)
     for gpu in sample.get("gpus") or ():
         mig = gpu.get("mig_index")
-        name = f"gpu{gpu['index']}" if mig is None else f"gpu{gpu['index']}.{mig}"
-        _add(found, name, gpu, CHARTED_GPU)
-    return {name: value for name, value in found.items() if name not in CONSTANT}
+        _add(found, f"gpu{gpu['index']}" if mig is None else f"gpu{gpu['index']}.{mig}", gpu, CHARTED_GPU)
+    return found | _edges(sample)
 
 
+CHARTED_HOST = (
+    "process_resident_bytes",
+    "process_swap_bytes",
+    "swap_used_bytes",
+    "process_cpu_ratio",
+    "major_page_faults_per_second",
+)
+CHARTED_PAGED = (
+    "managed_bytes",
+    "on_gpu_bytes",
+    "on_cpu_bytes",
+    "to_gpu_bytes_per_second",
+    "to_cpu_bytes_per_second",
+)
 CHARTED_GPU = (
     "used_bytes",
-    "own_bytes",
-    "others_bytes",
     "utilisation_ratio",
     "temperature_celsius",
     "power_watts",
@@ -143,29 +178,42 @@ CHARTED_GPU = (
     "pcie_received_bytes_per_second",
     "pcie_sent_bytes_per_second",
 )
-CONSTANT = frozenset({"host.total_bytes", "host.swap_total_bytes", "host.cgroup_limit_bytes"})
 
 
 def _add(
-    found: dict[str, float | None], block: str, fields: Mapping[str, Any], wanted: tuple[str, ...] | None
+    found: dict[str, float | None], block: str, fields: Mapping[str, Any], wanted: tuple[str, ...]
 ) -> None:
-    for name, value in fields.items():
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and (wanted is None or name in wanted):
+    for name in wanted:
+        value = fields.get(name)
+        if isinstance(value, int | float):
             found[f"{block}.{name}"] = value
+
+
+def _edges(sample: Mapping[str, Any]) -> dict[str, float | None]:
+    """Upper edges from the bottom up, in the order of `DEVICE_PARTS` or `HOST_PARTS`; a band that is not there is as
+    thick as nothing. Summed here, once, so that drawing a day is a matter of looking it up."""
+    amounts = {part.name: part.bytes_ for part in parts.run_parts(sample)}
+    if not amounts:
+        return {}
+    names = parts.HOST_PARTS if parts.gpu_shown(sample) is None else parts.DEVICE_PARTS
+    return {
+        f"band.{name}": edge
+        for name, edge in zip(names, itertools.accumulate(amounts.get(n, 0) for n in names), strict=True)
+    }
 
 
 def _extremes(body: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Columns of each row's least and most; NaN never wins over a number."""
-    if not np.isnan(body).any():
-        return body.argmin(axis=1), body.argmax(axis=1)
-    unknown = np.isnan(body)
-    return (
-        np.where(unknown, np.inf, body).argmin(axis=1),
-        np.where(unknown, -np.inf, body).argmax(axis=1),
-    )
+    low, high = body.argmin(axis=1), body.argmax(axis=1)  # a NaN in the row is what both find
+    rows = np.flatnonzero(np.isnan(body[np.arange(len(body)), low]))
+    if len(rows):
+        some = body[rows]
+        unknown = np.isnan(some)
+        low[rows] = np.where(unknown, np.inf, some).argmin(axis=1)
+        high[rows] = np.where(unknown, -np.inf, some).argmax(axis=1)
+    return low, high
 
 
-def _between(times: Times, values: Values, start: float, end: float) -> tuple[Times, Values]:
-    first, last = np.searchsorted(times, start, "left"), np.searchsorted(times, end, "right")
-    return times[first:last], values[first:last]
+def _gathered(row: NDArray[Any], window: tuple[slice, ...]) -> NDArray[Any]:
+    pieces = [row[part] for part in window if part.stop > part.start]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [row[:0]])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 from qlora_engine.memory.optimizer_state import MIN_PAGED_ELEMENTS, StateBytes
-from qlora_engine.monitor.residency import gpu_of_run
+from qlora_engine.monitor.parts import gpu_shown
 
 GIB = 1024**3
 MIB = 1024**2
 NOTABLE_BYTES = GIB // 20
-"""Differences under 0.05 GiB would be painted as 0.0."""
+"""Smaller differences are called none."""
 SLOWER_RATIO = 0.02
 
 
@@ -21,20 +23,20 @@ def memory_line(
     reached_bytes: int | None = None,
     slowdown_ratio: float | None = None,
 ) -> str:
-    """One line: "18.2 of 24.0 GiB; 0.4 GiB under the estimate; optimizer fully on the GPU".
+    """One line: "18.20 of 24.00 GiB; 0.40 GiB under the estimate; optimizer fully on the GPU".
 
     `predicted_bytes` and `reached_bytes` must be of the same kind (peak with peak, device with device); without
     `reached_bytes` the run's own use is compared. `slowdown_ratio`: how much longer steps take than before paging.
     """
-    gpu = gpu_of_run(sample) or next(iter(sample.get("gpus") or ()), None)
-    pieces = [_use(sample, gpu)]
+    gpu = gpu_shown(sample)
     reached = reached_bytes if reached_bytes is not None else own_bytes(sample, gpu)
-    pieces += [
-        text
-        for text in (against(predicted_bytes, reached), where(sample.get("paged"), slowdown_ratio))
-        if text
-    ]
-    return "; ".join(pieces)
+    pieces = (
+        _use(sample, gpu),
+        against(predicted_bytes, reached),
+        where(sample.get("paged"), slowdown_ratio),
+        spilled(sample.get("torch")),
+    )
+    return "; ".join(text for text in pieces if text)
 
 
 def own_bytes(sample: Mapping[str, Any], gpu: Mapping[str, Any] | None) -> int | None:
@@ -74,6 +76,14 @@ def where(paged: Mapping[str, Any] | None, slowdown_ratio: float | None = None) 
     return text
 
 
+def spilled(torch: Mapping[str, Any] | None) -> str:
+    """The warning that the driver put the run's memory into system memory (Windows); else empty."""
+    amount = (torch or {}).get("spilled_bytes")
+    if not amount:
+        return ""
+    return f"{gib(amount)} of the run is in shared GPU memory, which is system memory: steps are much slower"
+
+
 def paging_badge(class_name: str, paged_bytes: int, why_not_paged: str | None) -> str | None:
     """The badge on an optimizer that is called paged and pages nothing; None when there is nothing to warn of."""
     if not class_name.startswith("Paged") or paged_bytes:
@@ -107,7 +117,7 @@ def paging_forecast(
 
 
 def gib(amount: float) -> str:
-    return f"{amount / GIB:.1f} GiB"
+    return f"{amount / GIB:.2f} GiB"
 
 
 def mib(amount: float) -> str:
@@ -127,9 +137,33 @@ def _need(pageable: int, peak: int | None, usable: int | None) -> str:
 
 def _use(sample: Mapping[str, Any], gpu: Mapping[str, Any] | None) -> str:
     if gpu is not None and gpu.get("used_bytes") is not None:
-        return f"{gpu['used_bytes'] / GIB:.1f} of {gib(gpu['total_bytes'])}"
-    host = sample["host"]
-    used = host["total_bytes"] - host["available_bytes"]
-    text = f"{used / GIB:.1f} of {gib(host['total_bytes'])} host memory"
+        return f"{gpu['used_bytes'] / GIB:.2f} of {gib(gpu['total_bytes'])}"
     why = sample.get("gpu_problem") or ((gpu or {}).get("unavailable") or {}).get("used_bytes")
+    host = sample.get("host")
+    text = "host memory n/a"
+    if host:
+        used = host["total_bytes"] - host["available_bytes"]
+        text = f"{used / GIB:.2f} of {gib(host['total_bytes'])} host memory"
     return f"{text} ({why})" if why else text
+
+
+class Slowdown:
+    """How much longer steps take while optimizer state is on the CPU than they took while none was."""
+
+    def __init__(self) -> None:
+        self._free: deque[float] = deque(maxlen=50)
+        self._paged: deque[float] = deque(maxlen=5)
+
+    def note(self, step_seconds: float, on_cpu_bytes: int | None) -> None:
+        """One step; `on_cpu_bytes` from the newest sample, None where it is unknown: then the step says nothing."""
+        if on_cpu_bytes is not None:
+            (self._paged if on_cpu_bytes >= NOTABLE_BYTES else self._free).append(step_seconds)
+            if on_cpu_bytes < NOTABLE_BYTES:
+                self._paged.clear()
+
+    @property
+    def ratio(self) -> float | None:
+        """0.12 means 12 % longer; None until there are three steps of each kind."""
+        if min(len(self._free), len(self._paged)) < 3:
+            return None
+        return statistics.median(self._paged) / statistics.median(self._free) - 1
