@@ -30,6 +30,7 @@ class Studio:
     def load(self) -> None:
         """Look at the machine, the models and the runs: everything that the first picture does not need."""
         self.background.submit("gpu", has_gpu, self.workspace.set_gpu)
+        self.workspace.may_look = True
         self.workspace.load()
         self.history.also_look_in(self.workspace.config.output.runs_dir)
         self.history.refresh()

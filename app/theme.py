@@ -137,6 +137,7 @@ def _palette(t: Tokens) -> QPalette:
 
 def style_sheet(t: Tokens) -> str:
     """Every role's look."""
+    icons, mode = (paths.resources_dir() / "icons").as_posix(), "dark" if t.is_dark else "light"
     return f"""
 * {{ font-family: "{FAMILY}"; font-size: {NORMAL}px; }}
 QWidget {{ color: {t.text}; }}
@@ -180,10 +181,10 @@ QPushButton[role="loud"]:disabled {{ background: {t.raised}; color: {t.quiet}; b
 QPushButton[role="danger"] {{ color: {t.bad}; }}
 QPushButton[role="link"] {{ background: transparent; border: none; color: {t.accent}; padding: 2px 0; text-align: left; }}
 QPushButton[role="link"]:hover, QPushButton[role="link"]:focus {{ text-decoration: underline; }}
-QToolButton[role="nav"] {{ background: transparent; border: none; border-left: 3px solid transparent; border-radius: 0; padding: 9px 12px; text-align: left; color: {t.quiet}; font-size: {NORMAL}px; }}
-QToolButton[role="nav"]:hover {{ color: {t.text}; background: {t.raised}; }}
-QToolButton[role="nav"]:focus {{ color: {t.text}; border-left-color: {t.quiet}; }}
-QToolButton[role="nav"]:checked {{ color: {t.text}; background: {t.accent_soft}; border-left-color: {t.accent}; font-weight: 600; }}
+QPushButton[role="nav"] {{ background: transparent; border: none; border-left: 3px solid transparent; border-radius: 0; padding: 9px 12px; text-align: left; color: {t.quiet}; font-size: {NORMAL}px; }}
+QPushButton[role="nav"]:hover {{ color: {t.text}; background: {t.raised}; }}
+QPushButton[role="nav"]:focus {{ color: {t.text}; border-left-color: {t.quiet}; }}
+QPushButton[role="nav"]:checked {{ color: {t.text}; background: {t.accent_soft}; border-left-color: {t.accent}; font-weight: 600; }}
 QToolButton[role="segment"] {{ background: {t.panel}; border: 1px solid {t.line}; padding: 5px 14px; color: {t.quiet}; }}
 QToolButton[role="segment"]:hover {{ color: {t.text}; }}
 QToolButton[role="segment"]:focus {{ border-color: {t.accent}; }}
@@ -193,10 +194,18 @@ QFrame[role="card"] QLineEdit, QFrame[role="card"] QComboBox {{ background: {t.b
 QLineEdit:focus, QComboBox:focus, QPlainTextEdit:focus, QTextEdit:focus, QSpinBox:focus {{ border-color: {t.accent}; }}
 QLineEdit[state="bad"], QComboBox[state="bad"] {{ border-color: {t.bad}; }}
 QLineEdit:disabled, QComboBox:disabled {{ color: {t.quiet}; }}
-QComboBox::drop-down {{ border: none; width: 22px; }}
+QComboBox::drop-down {{ border: none; width: 24px; }}
+QComboBox::down-arrow {{ image: url({icons}/down-{mode}.svg); width: 12px; height: 12px; }}
 QComboBox QAbstractItemView {{ background: {t.panel}; border: 1px solid {t.line}; selection-background-color: {t.accent_soft}; selection-color: {t.text}; outline: none; }}
 QCheckBox, QRadioButton {{ spacing: 8px; background: transparent; }}
-QCheckBox:focus, QRadioButton:focus {{ color: {t.accent}; }}
+QCheckBox::indicator, QRadioButton::indicator {{ width: 16px; height: 16px; border: 1px solid {t.quiet}; background: {t.background}; }}
+QCheckBox::indicator {{ border-radius: 4px; }}
+QRadioButton::indicator {{ border-radius: 9px; }}
+QCheckBox::indicator:hover, QRadioButton::indicator:hover, QCheckBox::indicator:focus, QRadioButton::indicator:focus {{ border-color: {t.accent}; }}
+QCheckBox::indicator:checked {{ background: {t.accent}; border-color: {t.accent}; image: url({icons}/check-{mode}.svg); }}
+QRadioButton::indicator:checked {{ background: qradialgradient(cx:0.5, cy:0.5, radius:0.5, fx:0.5, fy:0.5, stop:0 {t.accent}, stop:0.55 {t.accent}, stop:0.6 {t.background}, stop:1 {t.background}); border-color: {t.accent}; }}
+QCheckBox::indicator:disabled, QRadioButton::indicator:disabled {{ border-color: {t.line}; }}
+QCheckBox::indicator:checked:disabled {{ background: {t.quiet}; }}
 QTableView, QListView, QTreeView {{ background: {t.panel}; border: 1px solid {t.line}; border-radius: {RADIUS}px; gridline-color: {t.line}; selection-background-color: {t.accent_soft}; selection-color: {t.text}; outline: none; alternate-background-color: {t.panel}; }}
 QTableView::item, QListView::item {{ padding: 6px 8px; border: none; }}
 QHeaderView::section {{ background: {t.panel}; color: {t.quiet}; border: none; border-bottom: 1px solid {t.line}; padding: 6px 8px; font-size: {SMALL}px; }}

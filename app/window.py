@@ -46,6 +46,7 @@ class MainWindow(QMainWindow):
         self._has_offered = False
         self._connect()
         self.go_to("model")
+        self.stack.setFocus()
 
     def load(self) -> None:
         """Everything that the first picture does not need: the machine, models, runs, the other pages, the charts."""
@@ -60,16 +61,21 @@ class MainWindow(QMainWindow):
     def start(self) -> None:
         """Start the run that the run card describes."""
         self.studio.workspace.save_now()
-        self.studio.jobs["chat"].stop()
+        self._make_room()
         self.go_to("train")
         self.studio.trainer.start(self.studio.workspace.config)
 
     def resume(self, summary: RunSummary) -> None:
         """Go on with a run that was stopped or broke off."""
-        self.banner.say("")
-        self.studio.jobs["chat"].stop()
+        self._say("", "", "accent")
+        self._make_room()
         self.go_to("train")
         self.studio.trainer.resume(summary.path)
+
+    def _make_room(self) -> None:
+        """A run gets the memory and the processor to itself."""
+        self.studio.workspace.cancel_check()
+        self.studio.jobs["chat"].stop()
 
     # ------------------------------------------------------------ parts
 
@@ -125,6 +131,10 @@ class MainWindow(QMainWindow):
         self.banner.say(text, hint, tone, *((*actions, closing) if text else ()))
         self._banner_place.setVisible(bool(text))
 
+    def _leave_banner(self, act: Callable[[str | None], None], run_dir: str | None) -> None:
+        self._say("", "", "accent")
+        act(run_dir)
+
     # ------------------------------------------------------------ what happens
 
     def _start_by_key(self) -> None:
@@ -150,7 +160,8 @@ class MainWindow(QMainWindow):
             numbers = run.numbers()
             self._say(
                 f"Finished. Held-out loss {numbers.held_out_text}: {numbers.held_out_note}.", "", "good",
-                ("Try it", partial(self.pages.try_run, run.run_dir)), ("Export", partial(self.pages.export_run, run.run_dir)),
+                ("Try it", partial(self._leave_banner, self.pages.try_run, run.run_dir)),
+                ("Export", partial(self._leave_banner, self.pages.export_run, run.run_dir)),
             )  # fmt: skip
         elif isinstance(event, ev.RunFailed):
             self._say(f"{event.message}.", event.hint, "bad")

@@ -170,12 +170,17 @@ def _basis(found: Comparison, chosen: Bar, length_note: str) -> str:
 
 def _bar(bar: Bar, is_chosen: bool) -> BarState:
     parts = tuple(
-        (part.name, f"{SHORT.get(part.name, part.name)} {part.bytes_ / GIB:.2f}", part.bytes_, _tip(part))
+        (part.name, f"{SHORT.get(part.name, part.name)} {_short_bytes(part.bytes_)}", part.bytes_, _tip(part))
         for part in bar.parts
         if part.bytes_
     )
     total = gib_text(bar.device_likely)
     return BarState(bar.name, CAPTIONS[bar.name], parts, total, bar.name in FAINT, is_chosen)
+
+
+def _short_bytes(count: int) -> str:
+    """GiB without the unit where it would read as something; MiB named where it would read as 0.0."""
+    return f"{count / GIB:.2f}" if count >= GIB / 10 else bytes_text(count)
 
 
 def _tip(part: Part) -> str:

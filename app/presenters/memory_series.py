@@ -10,25 +10,27 @@ from qlora_engine.monitor import parts as split
 
 TITLES = {
     "others": "Other programs",
-    "allocated": "Allocated by the run",
-    "reserved_free": "Reserved, free",
-    "managed": "Managed optimizer state",
-    "context_and_rest": "Context and rest",
-    "driver": "Driver",
-    "in_use": "In use by the run",
-    "rest": "Rest",
-    "weights": "Weights",
     "quantized_weights": "4-bit weights",
     "quantization_constants": "Constants",
     "unquantized_weights": "Unquantized weights",
+    "weights": "Weights",
     "adapters": "Adapters",
     "gradients": "Gradients",
     "optimizer": "Optimizer",
-    "activations": "Activations and temporary",
+    "activations": "Activations, temporary",
+    "allocated": "Allocated by the run",
+    "reserved_free": "Reserved, free",
+    "in_use": "In use",
+    "context_and_rest": "Context and rest",
+    "managed": "Managed optimizer state",
     "on_gpu": "On the GPU",
     "on_cpu": "On the CPU",
-    "used": "In use",
+    "driver": "Driver",
+    "rest": "Rest",
 }
+
+ORDER = tuple(TITLES)
+"""From the bottom up, so that a part that appears later does not move the others."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def _parts(sample: Mapping[str, Any], has_gpu: bool, is_run: bool) -> tuple[tupl
         gpu = next(iter(sample.get("gpus") or ()), None)
         return tuple((p.name, float(p.bytes_)) for p in split.device_parts(sample, gpu)) if gpu else ()
     if is_run:
-        return tuple((p.name, float(p.bytes_)) for p in split.host_parts(sample))
+        # The estimate is of tensors; the interpreter and its libraries are told in words below the chart.
+        return tuple((p.name, float(p.bytes_)) for p in split.host_parts(sample) if p.name != "rest")
     host = sample["host"]
     return (("in_use", float(host["total_bytes"] - host["available_bytes"])),)
 
@@ -78,4 +81,5 @@ def _aligned(found: Sequence[tuple[tuple[str, float], ...]]) -> dict[str, tuple[
         for name, _ in parts:
             order.setdefault(name)
     tables = [dict(parts) for parts in found]
-    return {name: tuple(table.get(name, 0.0) for table in tables) for name in order}
+    names = sorted(order, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+    return {name: tuple(table.get(name, 0.0) for table in tables) for name in names}

@@ -80,7 +80,7 @@ def model_state(
     return ModelState(
         lines=lines,
         is_listing=models is None,
-        title=_title(facts, chosen),
+        title=entry.title if entry is not None else chosen,
         subtitle=_subtitle(facts),
         rows=fact_rows(facts) if facts is not None else (),
         notice=notice,
@@ -128,15 +128,12 @@ def _line(entry: CatalogEntry, chosen: str) -> ModelLine:
     )
 
 
-def _title(facts: ModelFacts | None, chosen: str) -> str:
-    return "SmolLM2-135M-Instruct" if facts is not None and facts.origin == "starter" else chosen
-
-
 def _subtitle(facts: ModelFacts | None) -> str:
     if facts is None:
         return ""
     origin = ORIGINS.get(facts.origin, facts.origin)
-    return f"{parameters_text(facts.parameters)} parameters \u00b7 {facts.model_type} \u00b7 {origin}"
+    kind = f"{facts.model_type} \u00b7 " if facts.model_type != facts.architecture else ""
+    return f"{parameters_text(facts.parameters)} parameters \u00b7 {kind}{origin}"
 
 
 def _capital(text: str) -> str:

@@ -13,7 +13,7 @@ from app.presenters.words import UNKNOWN, bytes_text, clock_text, duration_text,
 from qlora_engine import events as ev
 
 LOG_LINES = 500
-SMOOTHING = 0.9
+SMOOTHING = 0.85
 LOSS_DIGITS = 4
 LIVE = ("starting", "running", "paused", "stopping")
 ENDED = ("finished", "stopped", "failed")
@@ -120,10 +120,15 @@ class RunFold:
             held_out_text=number_text(self.last_evaluation.loss if self.last_evaluation else None, LOSS_DIGITS),
             held_out_note=self._held_out_note(),
             speed_text=f"{number_text(step.tokens_per_second, 3)} tokens/s" if step else UNKNOWN,
-            eta_text=duration_text(step.eta_seconds) if step else UNKNOWN,
+            eta_text=self._eta_text(),
             peak_text=bytes_text(step.peak_memory_bytes) if step and step.peak_memory_bytes else UNKNOWN,
             peak_note=f"predicted {bytes_text(plan.predicted_peak_bytes)}" if plan and plan.predicted_peak_bytes else "",
         )  # fmt: skip
+
+    def _eta_text(self) -> str:
+        if self.state == "finished":
+            return "done"
+        return duration_text(self.last_step.eta_seconds if self.last_step and self.is_live else None)
 
     def _held_out_note(self) -> str:
         before, now = self.loss_before, self.last_evaluation

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ def _rows(
     )  # fmt: skip
 
 
+@cache
 def preset_title(name: str) -> str:
     if name == CUSTOM:
         return "Your own"

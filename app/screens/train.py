@@ -156,7 +156,7 @@ class TrainScreen(Page):
         self.log.setReadOnly(True)
         self.log.setAccessibleName("What happened")
         self.log.setMaximumBlockCount(500)
-        self.log.setMinimumHeight(96)
+        self.log.setFixedHeight(88)
         self.evaluate = button("Measure now", lambda: self.wish.emit("evaluate"), tip="Measure the held-out loss at the next step")  # fmt: skip
         self.save = button("Save checkpoint", lambda: self.wish.emit("save"))
         inner = QVBoxLayout()
@@ -165,11 +165,11 @@ class TrainScreen(Page):
         top = Card(margin=12)
         top.add(figures, self.progress, row(self.phase, None, self.evaluate, self.save))
         inner.addWidget(top)
-        inner.addLayout(self.charts_place, 4)
+        inner.addLayout(self.charts_place, 1)
         inner.addWidget(self.memory_line)
-        inner.addWidget(self.log, 1)
+        inner.addWidget(self.log)
         self.live_page = boxed(inner)
-        self.stack.addWidget(self.live_page)
+        self.stack.addWidget(scrolled(self.live_page))
 
     def set_charts(self, charts: TrainCharts) -> None:
         """The charts come when their library is loaded."""

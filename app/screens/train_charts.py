@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PySide6.QtWidgets import QGridLayout, QWidget
+from PySide6.QtWidgets import QWidget
 
 from app.presenters.memory_series import memory_stack, paged_stack
 from app.presenters.run_fold import RunFold
-from app.theme import GAP
 from app.widgets.charts import Chart, CurveStyle, MemoryChart
+from app.widgets.kit import column, row
 
 LOSS = (
-    CurveStyle("loss", "Loss", "accent", 1.0, is_faint=True),
+    CurveStyle("loss", "Each step", "accent", 1.0, is_faint=True),
     CurveStyle("smooth", "Smoothed", "accent", 2.4),
     CurveStyle("held_out", "Held out", "#E69F00", is_dots=True),
 )
@@ -35,19 +35,15 @@ class TrainCharts(QWidget):
         self.paged.hide()
         for chart in (self.rate, self.grad, self.speed):
             chart.follow(self.loss)
-        grid = QGridLayout(self)
-        grid.setContentsMargins(0, 0, 0, 0)
-        grid.setSpacing(GAP)
-        grid.addWidget(self.loss, 0, 0, 2, 2)
-        grid.addWidget(self.rate, 0, 2)
-        grid.addWidget(self.grad, 1, 2)
-        grid.addWidget(self.memory, 2, 0, 1, 2)
-        grid.addWidget(self.speed, 2, 2)
-        grid.addWidget(self.paged, 3, 0, 1, 3)
-        for index, stretch in enumerate((3, 3, 3)):
-            grid.setColumnStretch(index, stretch)
-        for index, stretch in enumerate((3, 3, 4)):
-            grid.setRowStretch(index, stretch)
+        upper = row(self.loss, column(self.rate, self.grad))
+        lower = row(self.memory, self.speed)
+        for both in (upper, lower):
+            both.setStretch(0, 2)
+            both.setStretch(1, 1)
+        whole = column(upper, lower, self.paged)
+        for index, stretch in enumerate((6, 4, 3)):
+            whole.setStretch(index, stretch)
+        self.setLayout(whole)
 
     def show_run(self, run: RunFold) -> None:
         for chart, names in (
@@ -63,7 +59,7 @@ class TrainCharts(QWidget):
         self, samples: Sequence[Mapping[str, Any]], *, is_run: bool, predicted_bytes: int | None
     ) -> None:
         stack = memory_stack(samples, is_run=is_run)
-        self.memory._title.setText(stack.title)
+        self.memory.set_title(stack.title)
         self.memory.show_stack(stack.times, stack.parts, stack.titles, predicted_bytes)
         paged = paged_stack(samples) if is_run else None
         self.paged.setVisible(bool(paged and paged.parts))

@@ -6,6 +6,7 @@ Every edit goes through here; each `*_changed` signal says what must be painted 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from PySide6.QtCore import QObject, QTimer, Signal
@@ -30,6 +31,8 @@ UNKNOWN_LENGTH = 512
 CPU_ROWS = 4
 SHOWN_ROWS = 8
 SAVE_DELAY_MS = 800
+LOOK_DELAY_MS = 1200
+"""How long nothing must change before the data is looked at without being asked."""
 
 
 class Workspace(QObject):
@@ -66,6 +69,7 @@ class Workspace(QObject):
         self.rows: tuple[Mapping[str, Any], ...] = ()
         self.data_error: EngineError | None = None
         self.data_progress: str = ""
+        self._was_cancelled = self._is_outdated = False
         self.own: Comparison | None = None
         self.what_if: Comparison | None = None
         self.preparing: str = ""
@@ -73,7 +77,12 @@ class Workspace(QObject):
         self.preparing_error: EngineError | None = None
         self._save_timer = QTimer(self, singleShot=True, interval=SAVE_DELAY_MS)
         self._save_timer.timeout.connect(self._save)
+        self._look_timer = QTimer(self, singleShot=True, interval=LOOK_DELAY_MS)
+        self._look_timer.timeout.connect(self._look_at_data)
+        self.may_look = False
+        """True once data may be read without being asked: local data for a local model costs seconds and no network."""
         data_job.event_arrived.connect(self._take_data_event)
+        data_job.ended.connect(self._data_job_ended)
         model_job.event_arrived.connect(self._take_model_event)
 
     # ------------------------------------------------------------ edits
@@ -186,6 +195,7 @@ class Workspace(QObject):
         self.facts, self.facts_error = facts, None
         self.facts_changed.emit()
         self._estimate()
+        self._look_timer.start()
 
     def _take_facts_error(self, error: EngineError) -> None:
         self.facts, self.facts_error, self.own, self.what_if = None, error, None, None
@@ -222,18 +232,37 @@ class Workspace(QObject):
 
     def check_data(self) -> None:
         """Read and tokenize the data as the run would, and show what it will see."""
+        self._was_cancelled = self._is_outdated = False
         self.data_error, self.data_progress = None, "Starting the engine"
         self.data_changed.emit()
         self._data_job.start(DataReportJob(config_io.to_dict(self.config), show_rows=SHOWN_ROWS))
 
+    def _look_at_data(self) -> None:
+        path = self.config.data.path
+        is_local = path == "starter" or Path(path).expanduser().exists()
+        is_idle = self.report is None and self.data_error is None and not self._data_job.is_running
+        if self.may_look and is_local and is_idle and self._is_model_local() and not self.draft.issues:
+            self.check_data()
+
+    def _is_model_local(self) -> bool:
+        return self.facts is not None and self.facts.path is not None
+
     def cancel_check(self) -> None:
+        """Stop looking, and do not begin again by itself."""
+        self._was_cancelled = True
         self._data_job.stop()
 
     def _forget_report(self) -> None:
         self.report, self.rows, self.data_error = None, (), None
         if self._data_job.is_running:
+            self._is_outdated = True
             self._data_job.stop()
+        self._look_timer.start()
         self.data_changed.emit()
+
+    def _data_job_ended(self) -> None:
+        if self.report is None and self.data_error is None and not self._was_cancelled:
+            self._look_timer.start()
 
     def _take_data_event(self, event: Event) -> None:
         if isinstance(event, PhaseChanged):
@@ -243,8 +272,8 @@ class Workspace(QObject):
             self.data_progress = f"{event.phase.capitalize()}: {event.done:,}{of} {event.unit}"
         else:
             self.data_progress = ""
-            self.data_error = as_error(event)
-            if isinstance(event, RunFinished):
+            self.data_error = None if self._is_outdated else as_error(event)
+            if isinstance(event, RunFinished) and not self._is_outdated:
                 self.report, self.rows = event.result["report"], tuple(event.result["rows"])
             self._estimate()
         self.data_changed.emit()

@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 import pyqtgraph as pg
-from PySide6.QtCore import QPointF, Qt
+from PySide6.QtCore import QPointF, QSize, Qt
 from PySide6.QtGui import QColor
-from PySide6.QtWidgets import QSizePolicy, QWidget
+from PySide6.QtWidgets import QLabel, QSizePolicy, QWidget
 
 from app import theme
 from app.presenters.words import clock_text, number_text
-from app.widgets.kit import Card, emptied, label, row
+from app.widgets.kit import Card, column, emptied, label, row
 
 GIB = 1024**3
 POINTS_DRAWN = 4000
+LEGEND_WIDTH = 190
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Chart(Card):
         self.plot.setMenuEnabled(False)
         self.plot.hideButtons()
         self.plot.setMinimumHeight(84 if is_small else 150)
-        self.plot.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
+        self.plot.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Expanding)
+        self.plot.sizeHint = lambda: QSize(240, 120)
         self.plot.setAccessibleName(f"Chart: {title}")
         self.add(self.plot)
         self._data: dict[str, tuple[Any, Any]] = {}
@@ -149,7 +151,10 @@ class Chart(Card):
 
 
 class MemoryChart(Chart):
-    """Stacked parts over time, the predicted peak as a dashed line. Time is seconds since the first sample."""
+    """Stacked parts over time, the predicted peak as a dashed line, and the newest figures beside it as a legend.
+
+    Time is seconds since the first sample.
+    """
 
     def __init__(self, title: str, is_small: bool = False) -> None:
         super().__init__(title, (), is_small=is_small)
@@ -159,14 +164,23 @@ class MemoryChart(Chart):
         self._times: Any = np.zeros(0)
         self._peak = pg.InfiniteLine(angle=0, movable=False)
         self._peak.hide()
-        self.plot.addItem(self._peak, ignoreBounds=False)
-        self._chips = row(gap=10)
-        holder = QWidget()
-        holder.setLayout(self._chips)
-        self.add(holder)
+        self.plot.addItem(self._peak, ignoreBounds=True)
+        self._legend_box = column(gap=1)
+        self._figures: dict[str, QLabel] = {}
+        self._peak_text = label("", "small")
+        side = QWidget()
+        side.setFixedWidth(LEGEND_WIDTH)
+        side.setLayout(self._legend_box)
+        self.body.removeWidget(self.plot)
+        whole = row(self.plot, side, gap=10)
+        whole.setStretch(0, 1)
+        self.add(whole)
         self.plot.getPlotItem().getAxis("bottom").tickStrings = _time_ticks
         self.plot.setLimits(yMin=0)
         self.restyle()
+
+    def set_title(self, title: str) -> None:
+        self._title.setText(title)
 
     def show_stack(
         self,
@@ -182,14 +196,17 @@ class MemoryChart(Chart):
             self._rebuild(tuple(parts), titles)
         total = np.zeros_like(xs)
         for name, values in parts.items():
-            total = total + np.nan_to_num(np.array(values, dtype=float)) / GIB
+            ys = np.nan_to_num(np.array(values, dtype=float)) / GIB
+            total = total + ys
             self._stack[name] = (xs, total)
             self._areas[name].setData(*_thinned(xs, total))
+            self._figures[name].setText(f"\u25a0 {titles.get(name, name)} {ys[-1]:.2f}" if len(ys) else "")
         if predicted_bytes:
             self._peak.setPos(predicted_bytes / GIB)
         self._peak.setVisible(bool(predicted_bytes))
-        top = max(float(total.max()) if len(total) else 0.0, (predicted_bytes or 0) / GIB, 0.1)
-        self.plot.setYRange(0, 1.1 * top, padding=0)
+        self._peak_text.setText(f"- - predicted peak {predicted_bytes / GIB:.2f}" if predicted_bytes else "")
+        top = max(float(total.max()) if len(total) else 0.0, (predicted_bytes or 0) / GIB, 0.05)
+        self.plot.setYRange(0, 1.12 * top, padding=0)
 
     def restyle(self) -> None:
         super().restyle()
@@ -201,18 +218,21 @@ class MemoryChart(Chart):
     def _rebuild(self, names: tuple[str, ...], titles: Mapping[str, str]) -> None:
         for area in self._areas.values():
             self.plot.removeItem(area)
-        emptied(self._chips)
-        self._areas, self._stack, self._titles = {}, {}, dict(titles)
+        self._legend_box.removeWidget(self._peak_text)
+        emptied(self._legend_box)
+        self._areas, self._stack, self._figures, self._titles = {}, {}, {}, dict(titles)
         for depth, name in enumerate(names):
             area = pg.PlotCurveItem([], [], fillLevel=0)
             area.setZValue(-depth)
             _fill(area, name)
             self.plot.addItem(area)
             self._areas[name] = area
-            chip = label(f"\u25a0 {titles.get(name, name)}", "small")
-            chip.setStyleSheet(f"color: {theme.part_colour(name).name()}")
-            self._chips.addWidget(chip)
-        self._chips.addStretch(1)
+            self._figures[name] = label("", "small")
+            self._figures[name].setStyleSheet(f"color: {_legible(theme.part_colour(name)).name()}")
+        for name in reversed(names):
+            self._legend_box.addWidget(self._figures[name])
+        self._legend_box.insertWidget(0, self._peak_text)
+        self._legend_box.addStretch(1)
 
     def reading_at(self, x: float) -> str:
         if not len(self._times):
@@ -222,7 +242,7 @@ class MemoryChart(Chart):
         for name, (_, total) in self._stack.items():
             found.append(f"{self._titles.get(name, name).lower()} {total[index] - below:.2f}")
             below = float(total[index])
-        return f"{clock_text(float(self._times[index]))}: {below:.2f} GiB ({', '.join(found)})"
+        return f"{clock_text(float(self._times[index]))}: {below:.2f} GiB"
 
 
 def _thinned(xs: Any, ys: Any) -> tuple[Any, Any]:
@@ -245,6 +265,13 @@ def _fill(area: Any, name: str) -> None:
     soft.setAlphaF(0.55)
     # Taller areas lie behind lower ones, so each must hide what is behind it.
     area.setBrush(pg.mkBrush(_blend(soft, QColor(theme.tokens().panel))))
+
+
+def _legible(colour: QColor) -> QColor:
+    """The part's colour, lighter on a dark panel and darker on a light one where text needs it."""
+    if theme.tokens().is_dark:
+        return colour.lighter(150) if colour.lightnessF() < 0.45 else colour
+    return colour.darker(150) if colour.lightnessF() > 0.45 else colour
 
 
 def _blend(over: QColor, under: QColor) -> QColor:

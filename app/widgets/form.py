@@ -13,7 +13,7 @@ from app.theme import GAP
 from app.widgets.kit import button, column, label, set_role
 from qlora_engine.knobs import Knob
 
-EDITOR_WIDTH = 190
+EDITOR_WIDTH = 212
 
 
 class QuietCombo(QComboBox):
@@ -33,6 +33,7 @@ class KnobRow(QWidget):
         super().__init__()
         self.path, self.knob = path, knob
         self._is_painting = False
+        self._shown: object = None
         self._editor = self._make_editor()
         self._editor.setAccessibleName(knob.label)
         self._editor.setAccessibleDescription(knob.help)
@@ -43,21 +44,18 @@ class KnobRow(QWidget):
         )
         self._changed.setFixedWidth(18)
         self._changed.setSizePolicy(_kept(self._changed))
-        self._help = label(knob.help, "small", wraps=True)
+        self._help = label(knob.help.replace("`", ""), "small", wraps=True)
         self._problem = label("", "small", wraps=True, tone="bad")
         self._problem.hide()
         top = QHBoxLayout()
         top.setContentsMargins(0, 0, 0, 0)
         top.setSpacing(GAP)
-        top.addWidget(self._name, 1)
+        top.addWidget(self._name)
+        if knob.unit:
+            top.addWidget(label(knob.unit, "small"))
+        top.addStretch(1)
         top.addWidget(self._changed)
         top.addWidget(self._editor)
-        if knob.unit and not isinstance(self._editor, QCheckBox):
-            unit = label(knob.unit, "small")
-            unit.setFixedWidth(70)
-            top.addWidget(unit)
-        else:
-            top.addSpacing(70 + GAP)
         outer = QVBoxLayout(self)
         outer.setContentsMargins(0, 2, 0, 6)
         outer.setSpacing(1)
@@ -67,6 +65,9 @@ class KnobRow(QWidget):
 
     def show_value(self, value: Any, problem: str = "", is_changed: bool = False) -> None:
         """Paint without telling anybody; what the person is typing is left alone."""
+        if (value, problem, is_changed) == self._shown:
+            return
+        self._shown = (value, problem, is_changed)
         self._is_painting = True
         self._paint(value)
         self._is_painting = False
@@ -92,6 +93,7 @@ class KnobRow(QWidget):
             combo.activated.connect(lambda index: self._tell(combo.itemData(index)))
             combo.setFixedWidth(EDITOR_WIDTH)
             combo.view().setMinimumWidth(300)
+            combo.currentTextChanged.connect(combo.setToolTip)
             return combo
         edit = QLineEdit()
         edit.setFixedWidth(EDITOR_WIDTH)
@@ -101,6 +103,7 @@ class KnobRow(QWidget):
 
     def _tell(self, value: Any) -> None:
         if not self._is_painting:
+            self._shown = None
             self.edited.emit(self.path, value)
 
     def _paint(self, value: Any) -> None:

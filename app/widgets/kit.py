@@ -26,7 +26,9 @@ from app.theme import GAP, GAP_WIDE
 
 
 def set_role(widget: QWidget, **properties: str) -> None:
-    """Set style properties and have the style sheet looked at again."""
+    """Set style properties and have the style sheet looked at again; costs nothing when they are set already."""
+    if all((widget.property(name) or "") == value for name, value in properties.items()):
+        return
     for name, value in properties.items():
         widget.setProperty(name, value)
     widget.style().unpolish(widget)

@@ -11,8 +11,8 @@ from PySide6.QtWidgets import QSizePolicy, QToolTip, QWidget
 
 from app import theme
 
-NICE_STEPS = (1, 2, 5)
 LABEL_PADDING = 6
+LEGEND_ROW = 20
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ class MemoryBars(QWidget):
         self._capacity: Capacity | None = None
         self._height = bar_height
         self._hits: list[tuple[QRectF, Segment]] = []
-        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        policy = QSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        policy.setHeightForWidth(True)
+        self.setSizePolicy(policy)
         self.setMouseTracking(True)
 
     def show_bars(self, bars: Sequence[Bar], capacity: Capacity | None = None) -> None:
@@ -67,10 +69,39 @@ class MemoryBars(QWidget):
         self.update()
 
     def sizeHint(self) -> QSize:
-        return QSize(480, len(self._bars) * (self._height + 14) + 34)
+        return QSize(480, self._bars_height() + 40 + self._legend_height())
 
     def minimumSizeHint(self) -> QSize:
         return QSize(360, self.sizeHint().height())
+
+    def _bars_height(self) -> int:
+        return len(self._bars) * (self._height + 14)
+
+    def _legend_height(self) -> int:
+        return LEGEND_ROW * len(self._legend_rows(max(360, self.width()))) if self._bars else 0
+
+    def hasHeightForWidth(self) -> bool:
+        return True
+
+    def heightForWidth(self, width: int) -> int:
+        rows = len(self._legend_rows(width)) if self._bars else 0
+        return self._bars_height() + 40 + LEGEND_ROW * rows
+
+    def _legend_rows(self, width: float) -> list[list[tuple[float, Segment]]]:
+        """The parts of the chosen bar with their numbers, in rows of (x, part): what is too small for its label is
+        named here."""
+        chosen = next((bar for bar in self._bars if bar.is_chosen), None)
+        metrics = QFontMetricsF(theme.font(theme.SMALL))
+        rows: list[list[tuple[float, Segment]]] = [[]]
+        x = 0.0
+        for segment in chosen.segments if chosen is not None else ():
+            wide = metrics.horizontalAdvance(segment.text) + 34
+            if x + wide > width and rows[-1]:
+                rows.append([])
+                x = 0.0
+            rows[-1].append((x, segment))
+            x += wide
+        return rows
 
     @property
     def scale_bytes(self) -> float:
@@ -96,6 +127,27 @@ class MemoryBars(QWidget):
         self._paint_scale(painter, left, bottom, width, per_byte)
         if self._capacity is not None:
             self._paint_capacity(painter, left, bottom, width, per_byte)
+        self._paint_legend(painter, bottom + 42)
+
+    def _paint_legend(self, painter: QPainter, top: float) -> None:
+        painter.setFont(theme.font(theme.SMALL))
+        for index, found in enumerate(self._legend_rows(self.width())):
+            y = top + index * LEGEND_ROW
+            for x, segment in found:
+                square = QRectF(x, y + 3, 10, 10)
+                painter.fillRect(square, theme.part_colour(segment.name))
+                if segment.name in theme.HATCHED_PARTS:
+                    painter.fillRect(
+                        square, QBrush(QColor(theme.tokens().background), Qt.BrushStyle.BDiagPattern)
+                    )
+                painter.setPen(QColor(theme.tokens().quiet))
+                painter.drawText(QRectF(x + 15, y, 400, 16), Qt.AlignmentFlag.AlignVCenter, segment.text)
+                self._hits.append(
+                    (
+                        QRectF(x, y, 15 + QFontMetricsF(painter.font()).horizontalAdvance(segment.text), 16),
+                        segment,
+                    )
+                )
 
     def _paint_bar(self, painter: QPainter, bar: Bar, area: QRectF, per_byte: float) -> None:
         t = theme.tokens()

@@ -6,7 +6,7 @@ from functools import partial
 
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtGui import QKeySequence, QShortcut
-from PySide6.QtWidgets import QButtonGroup, QFrame, QSizePolicy, QToolButton, QVBoxLayout
+from PySide6.QtWidgets import QButtonGroup, QFrame, QPushButton, QSizePolicy, QVBoxLayout
 
 from app.widgets.kit import button, label
 
@@ -41,7 +41,7 @@ class Rail(QFrame):
         name.setContentsMargins(15, 0, 8, 14)
         layout.addWidget(name)
         self._group = QButtonGroup(self)
-        self.items: dict[str, QToolButton] = {}
+        self.items: dict[str, QPushButton] = {}
         for number, (page, title) in enumerate(PAGES, start=1):
             layout.addWidget(self._make(page, title, number))
         layout.addStretch(1)
@@ -61,8 +61,8 @@ class Rail(QFrame):
         words = MARK_WORDS.get(mark)
         self.items[page].setAccessibleName(f"{title}, {words}" if words else title)
 
-    def _make(self, page: str, title: str, number: int) -> QToolButton:
-        found = QToolButton()
+    def _make(self, page: str, title: str, number: int) -> QPushButton:
+        found = QPushButton()
         found.setText(title)
         found.setCheckable(True)
         found.setProperty("role", "nav")

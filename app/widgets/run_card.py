@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from PySide6.QtCore import Signal
-from PySide6.QtWidgets import QFrame, QProgressBar, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QFrame, QLabel, QProgressBar, QVBoxLayout, QWidget
 
 from app.presenters.runcard import RunCardState
 from app.theme import GAP, GAP_WIDE
@@ -55,6 +55,7 @@ class RunCard(QFrame):
         outer.addWidget(self.start)
         outer.addLayout(row(self.pause, self.stop))
         self._facts: tuple[tuple[str, ...], ...] = ()
+        self._cells: list[tuple[QWidget, QLabel, Elided]] = []
         self._problems: object = ()
 
     def show_state(self, state: RunCardState) -> None:
@@ -82,13 +83,20 @@ class RunCard(QFrame):
         self.progress.setValue(int(1000 * (state.share or 0)))
 
     def _show_facts(self) -> None:
-        emptied(self.facts)
-        for found in self._facts:
-            value = Elided(found[1])
-            value.setToolTip(found[2] if len(found) > 2 else found[1])
+        while len(self._cells) < len(self._facts):
+            name, value = label(role="small"), Elided()
             holder = QWidget()
-            holder.setLayout(column(label(found[0], "small"), value, gap=0))
+            holder.setLayout(column(name, value, gap=0))
             self.facts.addWidget(holder)
+            self._cells.append((holder, name, value))
+        for index, (holder, name, value) in enumerate(self._cells):
+            holder.setVisible(index < len(self._facts))
+            if index < len(self._facts):
+                found = self._facts[index]
+                name.setText(found[0])
+                if value.text() != found[1]:
+                    value.setText(found[1])
+                value.setToolTip(found[2] if len(found) > 2 else found[1])
 
     def _show_problems(self, state: RunCardState) -> None:
         emptied(self.problems)
