@@ -13,7 +13,7 @@ import psutil
 from qlora_engine.monitor import cgroup, proc
 
 TREE_SECONDS = 2.0
-"""How often the tree's members are looked up: finding children means reading every process of the machine."""
+"""How often the tree's members and control groups are looked up: finding children means reading every process."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Host:
         self._root = _process(pid)
         self._members: list[psutil.Process] = []
         self._listed_at = -TREE_SECONDS
+        self._group: cgroup.GroupMemory | str | None = None
         self._faults_before: tuple[float, dict[int, tuple[int, int]]] | None = None
         self.pids: frozenset[int] = frozenset()
         psutil.cpu_percent(None)
@@ -54,9 +55,10 @@ class Host:
         memory, swap = psutil.virtual_memory(), psutil.swap_memory()
         values: dict[str, Any] = {}
         no: dict[str, str] = {}
+        is_due = time.monotonic() - self._listed_at >= TREE_SECONDS
         self._tree(values, no)
         if sys.platform == "linux":
-            self._limits(values, no)
+            self._limits(values, no, is_due)
         else:
             no |= dict.fromkeys(("cgroup_limit_bytes", "cgroup_used_bytes"), "only Linux has control groups")
         return HostSample(
@@ -151,12 +153,18 @@ class Host:
         values["page_faults_per_second"] = (minor + major) / seconds
         values["major_page_faults_per_second"] = major / seconds
 
-    def _limits(self, values: dict[str, Any], no: dict[str, str]) -> None:
-        found = cgroup.memory_limit(self._root.pid if self._root else None)
-        if isinstance(found, str):
-            no |= dict.fromkeys(("cgroup_limit_bytes", "cgroup_used_bytes"), found)
-        else:
-            values |= {"cgroup_limit_bytes": found.limit_bytes, "cgroup_used_bytes": found.used_bytes}
+    def _limits(self, values: dict[str, Any], no: dict[str, str], is_due: bool) -> None:
+        if is_due or self._group is None:
+            self._group = cgroup.memory_limit(self._root.pid if self._root else None)
+        if isinstance(self._group, str):
+            no |= dict.fromkeys(("cgroup_limit_bytes", "cgroup_used_bytes"), self._group)
+            return
+        values |= {
+            "cgroup_limit_bytes": self._group.limit_bytes,
+            "cgroup_used_bytes": self._group.used_bytes,
+        }
+        if self._group.used_bytes is None:
+            no["cgroup_used_bytes"] = "the control group does not tell it"
 
 
 def _process(pid: int | None) -> psutil.Process | None:

@@ -3,6 +3,7 @@
  *
  * A handle is a number (start, device, MIG slice), never a pointer; one of an earlier start is counted as misuse. */
 
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -30,6 +31,21 @@ typedef struct { char name[64]; int error, delay_ms, device; volatile int hangs,
 uint fake_device_count = 1;
 Device fake_devices[DEVICES];
 volatile int fake_start = 0, fake_is_started = 0, fake_misuses = 0;
+
+/* For processes that no test can reach into: as many plain GPUs as FAKE_NVML_GPUS says. */
+__attribute__((constructor)) static void fill(void) {
+  const char *count = getenv("FAKE_NVML_GPUS");
+  fake_device_count = count ? (uint)atoi(count) : 1;
+  for (uint i = 0; i < DEVICES; i++) {
+    Device *d = &fake_devices[i];
+    d->total = 24ull << 30;
+    d->used = 6ull << 30;
+    strcpy(d->name, "NVIDIA stand-in");
+    strcpy(d->uuid, "GPU-0000-0");
+    d->uuid[9] = (char)('0' + i);
+    strcpy(d->bus, "00000000:01:00.0");
+  }
+}
 
 #define CALLS(X) X(nvmlInitWithFlags) X(nvmlShutdown) X(nvmlSystemGetDriverVersion) X(nvmlDeviceGetCount_v2) \
   X(nvmlDeviceGetHandleByIndex_v2) X(nvmlDeviceGetName) X(nvmlDeviceGetUUID) X(nvmlDeviceGetPciInfo_v3) \
