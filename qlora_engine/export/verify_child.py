@@ -78,8 +78,11 @@ def _expected(request: dict[str, Any], base: Path, prompts: list[torch.Tensor]) 
         model = model.merge_and_unload()
         for parameter in model.parameters():
             parameter.data = parameter.data.to(merge.DTYPES[request["dtype"]]).float()
+    ends = _ends(request)
     found = [
-        Expected(logits, model(prompt).logits[0].clone(), _greedy(model, prompt, request["greedy_tokens"]))
+        Expected(
+            logits, model(prompt).logits[0].clone(), _greedy(model, prompt, request["greedy_tokens"], ends)
+        )
         for prompt, logits in zip(prompts, exact, strict=True)
     ]
     del model
@@ -116,7 +119,9 @@ def _compare(
     tell: Any,
 ) -> None:
     found = [model(prompt).logits[0] for prompt in prompts]
-    answers = [_greedy(model, prompt, request["greedy_tokens"]) for prompt in prompts]
+    # A merged model has its end tokens inside and must stop by itself; an adapter has no place for them.
+    ends = None if request["kind"] == "merged" else _ends(request)
+    answers = [_greedy(model, prompt, request["greedy_tokens"], ends) for prompt in prompts]
     difference = max(_distance(a, b.stored) for a, b in zip(found, expected, strict=True))
     allowed = SAME[request["kind"]]
     stored = "" if request["kind"] == "adapter" else f" merged by PEFT and stored as {request['dtype']}"
@@ -180,10 +185,17 @@ def _check_surroundings(export: Path, base: Path, model: Any, request: dict[str,
     )
 
 
-def _greedy(model: Any, prompt: torch.Tensor, tokens: int) -> list[int]:
+def _ends(request: dict[str, Any]) -> list[int] | None:
+    """The end tokens the run was trained with."""
+    return list(request["quantizer"].get("end_token_ids") or []) or None
+
+
+def _greedy(model: Any, prompt: torch.Tensor, tokens: int, ends: list[int] | None) -> list[int]:
+    """The answer's tokens; `ends` None leaves stopping to the model's own generation config."""
+    chosen = {} if ends is None else {"eos_token_id": ends}
     output = model.generate(
         input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, do_sample=False,
-        temperature=None, top_p=None, top_k=None, pad_token_id=0,
+        temperature=None, top_p=None, top_k=None, pad_token_id=0, **chosen,
     )  # fmt: skip
     return [int(token) for token in output[0, prompt.shape[1] :]]
 

@@ -10,17 +10,19 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from qlora_engine.errors import EngineError
-from qlora_engine.runs.record import CHECKPOINT_MARK, RunFolder
+from qlora_engine.runs.record import CHECKPOINT_MARK, RunFolder, is_complete, write_aside
 from qlora_engine.training import optim
 
 ADAPTER_FILE = "adapter.safetensors"
@@ -28,6 +30,18 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 RNG_FILE = "rng.safetensors"
 STATE_FILE = "state.json"
 DISK_MARGIN_BYTES = 64 * 1024**2
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest good checkpoint (None: there is none), and the names of newer ones that are damaged."""
+
+    path: Path | None
+    damaged: tuple[str, ...]
+
+    @property
+    def step(self) -> int:
+        return step_of(self.path) if self.path else 0
 
 
 @dataclass
@@ -40,6 +54,7 @@ class TrainState:
     best_loss: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0
+    evaluated_step: int | None = None
     micro_batch: int = 1
     loss_before: float | None = None
     last_held_out_loss: float | None = None
@@ -70,22 +85,64 @@ def save(
         save_file(adapter, aside / ADAPTER_FILE)
         save_file(tensors, aside / OPTIMIZER_FILE)
         save_file(_rng_tensors(), aside / RNG_FILE)
-        _write_json(
-            aside / STATE_FILE,
-            {**_plain_state(state, optimizer, scheduler, numbers), "scaler": scaler.state_dict()},
-        )
+        _write_json(aside / STATE_FILE, _plain_state(state, optimizer, scheduler, numbers, scaler))
         _seal(aside)
         _swap_in(aside, final)
         _sync_folder(folder.checkpoints_dir)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise EngineError(
-            "disk.write",
-            f"the checkpoint of step {state.step} could not be written: {error.strerror or error}",
-            "make room on the disk, then resume from the last checkpoint",
-            is_input_error=False,
-        ) from error
+        raise _not_written(state.step, error) from error
     return final
+
+
+def rewrite_state(
+    checkpoint: Path, optimizer: torch.optim.Optimizer, scheduler: Any, state: TrainState, scaler: Any
+) -> None:
+    """Bring the loop's position up to date in a checkpoint of this very step, whose tensors are the same.
+
+    Raises:
+        EngineError: the disk is full or not writable; the checkpoint stands as it was.
+    """
+    _, numbers = optim.export_state(optimizer)
+    plain = _plain_state(state, optimizer, scheduler, numbers, scaler)
+    try:
+        write_aside(checkpoint / STATE_FILE, json.dumps(plain).encode())
+    except OSError as error:
+        raise _not_written(state.step, error) from error
+
+
+def find(folder: RunFolder) -> Found:
+    """The newest checkpoint whose every byte is as it was written, and the damaged ones that are newer."""
+    damaged: list[str] = []
+    for path in sorted(folder.checkpoints_dir.glob("step-*"), key=step_of, reverse=True):
+        if step_of(path) < 0:
+            continue
+        if is_complete(path) and is_intact(path):
+            return Found(path, tuple(damaged))
+        damaged.append(path.name)
+    return Found(None, tuple(damaged))
+
+
+def discard(folder: RunFolder, names: Iterable[str]) -> None:
+    """Delete damaged checkpoints, so that none is taken for the newest again."""
+    for name in names:
+        shutil.rmtree(folder.checkpoints_dir / name, ignore_errors=True)
+
+
+def is_intact(checkpoint: Path) -> bool:
+    """True when the files have the checksums of the checkpoint's mark and the loop's position can be read."""
+    try:
+        json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        mark = json.loads((checkpoint / CHECKPOINT_MARK).read_text(encoding="utf-8"))
+        return all(_crc32(checkpoint / name) == crc for name, crc in mark["crc32"].items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def step_of(checkpoint: Path) -> int:
+    """The N of `step-N`; -1 for another name."""
+    number = checkpoint.name.removeprefix("step-")
+    return int(number) if number.isdigit() else -1
 
 
 def load(
@@ -136,9 +193,8 @@ def load_adapter(checkpoint: Path, model: Any) -> None:
 
 def prune(folder: RunFolder, keep: int, best_step: int | None) -> None:
     """Delete all but the newest `keep` checkpoints and the best one, and what dead writers left behind."""
-    complete = folder.checkpoints()
-    protected = {path.name for path in complete[-keep:]} | {f"step-{best_step}"}
-    for path in complete:
+    protected = {path.name for path in folder.checkpoints()[-keep:]} | {f"step-{best_step}"}
+    for path in folder.checkpoints_dir.glob("step-*"):
         if path.name not in protected:
             shutil.rmtree(path, ignore_errors=True)
     for leftover in folder.checkpoints_dir.glob(".step-*.tmp"):
@@ -170,8 +226,22 @@ def require_disk(where: Path, needed_bytes: int, what: str) -> None:
         )
 
 
+def _not_written(step: int, error: Exception) -> EngineError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return EngineError(
+        "disk.write",
+        f"the checkpoint of step {step} could not be written: {reason}",
+        "make room on the disk, then resume from the last checkpoint",
+        is_input_error=False,
+    )
+
+
 def _plain_state(
-    state: TrainState, optimizer: torch.optim.Optimizer, scheduler: Any, numbers: Mapping[str, Any]
+    state: TrainState,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    numbers: Mapping[str, Any],
+    scaler: Any,
 ) -> dict[str, Any]:
     version, internal, gauss = random.getstate()
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
@@ -181,6 +251,7 @@ def _plain_state(
         "param_groups": groups,
         "scheduler": scheduler.state_dict(),
         "python_rng": [version, list(internal), gauss],
+        "scaler": scaler.state_dict(),
     }
 
 
@@ -205,18 +276,29 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _seal(folder: Path) -> None:
-    """Fsync every file and write the mark that names them with their sizes; without it nothing is a checkpoint."""
-    sizes = {}
+    """Fsync every file and write the mark that names them with sizes and checksums; without it nothing is a
+    checkpoint. The loop's position is not in it: `rewrite_state` replaces that file, as a whole or not at all."""
+    sizes, checksums = {}, {}
     for path in sorted(folder.iterdir()):
         _sync_file(path)
-        sizes[path.name] = path.stat().st_size
-    _write_json(folder / CHECKPOINT_MARK, {"files": sizes})
+        if path.name != STATE_FILE:
+            sizes[path.name] = path.stat().st_size
+            checksums[path.name] = _crc32(path)
+    _write_json(folder / CHECKPOINT_MARK, {"files": sizes, "crc32": checksums})
     _sync_file(folder / CHECKPOINT_MARK)
     _sync_folder(folder)
 
 
+def _crc32(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
 def _swap_in(aside: Path, final: Path) -> None:
-    """Rename `aside` to `final`; a checkpoint that stands there is moved away first and deleted after."""
+    """Rename `aside` to `final`; a damaged one that stands there is moved away first and deleted after."""
     replaced = final.with_name(f".{final.name}.replaced.tmp")
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():

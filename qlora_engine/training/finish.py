@@ -10,10 +10,10 @@ from typing import Any
 
 from qlora_engine import paths
 from qlora_engine.control import Control
-from qlora_engine.errors import Cancelled
 from qlora_engine.evaluate import generate
 from qlora_engine.events import Event, PhaseChanged, SampleAnswered
 from qlora_engine.training.checkpoint import TrainState
+from qlora_engine.training.steps import Interrupted
 
 
 def fixed_prompts(config: Any) -> tuple[str, ...]:
@@ -25,7 +25,11 @@ def fixed_prompts(config: Any) -> tuple[str, ...]:
 
 
 def answer_prompts(parts: Any, step: int, control: Control) -> Iterator[Event]:
-    """Answer each fixed prompt greedily; consumes no random numbers, so training is not touched."""
+    """Answer each fixed prompt greedily; consumes no random numbers, so training is not touched.
+
+    Raises:
+        Interrupted: asked to stop; a cut answer counts for nothing.
+    """
     prompts = fixed_prompts(parts.config)
     if not prompts:
         return
@@ -37,11 +41,28 @@ def answer_prompts(parts: Any, step: int, control: Control) -> Iterator[Event]:
         messages = [{"role": "user", "content": prompt}]
         if parts.config.data.system_prompt:
             messages.insert(0, {"role": "system", "content": parts.config.data.system_prompt})
-        try:
-            answer = generate.answer(parts.model, parts.tokenizer, messages, settings, control=control)
-        except Cancelled:
-            return
+        answer = generate.answer(
+            parts.model,
+            parts.tokenizer,
+            messages,
+            settings,
+            control=control,
+            chat_template=parts.config.data.chat_template,
+        )
+        if control.is_stop_requested:
+            raise Interrupted
         yield SampleAnswered(step, prompt, answer.text, answer.tokens, answer.seconds)
+
+
+def samples(parts: Any, step: int | None) -> list[dict[str, str | None]]:
+    """Each fixed prompt with its answer before training and that of `step`, as the run's own events tell them."""
+    told = [e for e in parts.folder.metrics() if isinstance(e, SampleAnswered)]
+    before = {e.prompt: e.answer for e in told if e.step == 0}
+    after = {e.prompt: e.answer for e in told if e.step == step}
+    return [
+        {"prompt": prompt, "before": before.get(prompt), "after": after.get(prompt)}
+        for prompt in fixed_prompts(parts.config)
+    ]
 
 
 def save_adapter(parts: Any) -> None:
@@ -55,17 +76,26 @@ def save_adapter(parts: Any) -> None:
     aside.rename(final)
 
 
+def kept_step(parts: Any, state: TrainState) -> int:
+    """The step whose adapter is the result."""
+    keeps_best = parts.config.training.keep_best and state.best_step is not None
+    return int(state.best_step or 0) if keeps_best else state.step
+
+
+def kept_loss(parts: Any, state: TrainState) -> float | None:
+    """The held-out loss of the adapter that is the result."""
+    return state.last_held_out_loss if kept_step(parts, state) == state.step else state.best_loss
+
+
 def closing_record(parts: Any, state: TrainState, peak_bytes: int | None) -> dict[str, Any]:
     """The keys of `run.json` that are known only at the end."""
-    kept = (
-        state.best_loss if parts.config.training.keep_best and state.best_step else state.last_held_out_loss
-    )
     return {
         "loss_before": state.loss_before,
-        "loss_after": kept,
+        "loss_after": kept_loss(parts, state),
         "best_step": state.best_step,
         "last_step": state.step,
         "tokens_seen": state.tokens_seen,
         "train_seconds": state.elapsed_seconds,
         "measured_peak_bytes": peak_bytes,
+        "samples": samples(parts, kept_step(parts, state)),
     }

@@ -5,11 +5,11 @@ prepare -> evaluate -> [train, evaluate, checkpoint]* -> keep the best -> save t
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
 from collections.abc import Generator, Iterator
-from pathlib import Path
 
 import torch
 
@@ -34,15 +34,16 @@ from qlora_engine.events import (
     StepFinished,
 )
 from qlora_engine.jobs import ResumeJob, TrainJob
-from qlora_engine.runs.record import LIVE_STATES, RunFolder
+from qlora_engine.runs.record import LIVE_STATES, RunFolder, is_complete
 from qlora_engine.training import checkpoint, finish, recovery
-from qlora_engine.training.checkpoint import TrainState
+from qlora_engine.training.checkpoint import Found, TrainState
 from qlora_engine.training.memory_trace import MemoryTrace
 from qlora_engine.training.pace import Pace
 from qlora_engine.training.setup import Parts, prepare_parts
 from qlora_engine.training.steps import Interrupted, StepResult, Watchdog, dry_step, optimizer_step, score
 
 log = logging.getLogger(__name__)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 RECORDED = (
     RunStarted, PlanMade, OptimizerBuilt, StepFinished, EvaluationFinished, SampleAnswered, CheckpointSaved, Noticed, Paused, Continued,
 )  # fmt: skip
@@ -51,7 +52,7 @@ RECORDED = (
 def train(job: TrainJob, control: Control) -> Iterator[Event]:
     """A new run. Raises EngineError or Cancelled; otherwise ends with RunFinished or RunStopped."""
     config = config_io.from_dict(job.config)
-    yield from _recorded(RunFolder.create(config), config, control, resume_from=None)
+    yield from _recorded(RunFolder.create(config), config, control, None)
 
 
 def resume(job: ResumeJob, control: Control) -> Iterator[Event]:
@@ -70,18 +71,19 @@ def resume(job: ResumeJob, control: Control) -> Iterator[Event]:
         raise EngineError(
             "run.finished", f"run {folder.run_id!r} is finished", "start a new run to train further"
         )
-    newest = checkpoint.newest(folder)
-    if newest is None:
+    found = checkpoint.find(folder)
+    if found.path is None:
+        damaged = f"; damaged: {', '.join(found.damaged)}" if found.damaged else ""
         raise EngineError(
             "run.no_checkpoint",
-            f"run {folder.run_id!r} has no checkpoint to go on from",
+            f"run {folder.run_id!r} has no checkpoint to go on from{damaged}",
             "start it again as a new run",
         )
-    yield from _recorded(folder, folder.job(), control, resume_from=newest)
+    yield from _recorded(folder, folder.job(), control, found)
 
 
 def _recorded(
-    folder: RunFolder, config: TrainingConfig, control: Control, resume_from: Path | None
+    folder: RunFolder, config: TrainingConfig, control: Control, resume_from: Found | None
 ) -> Iterator[Event]:
     """The run's events, written to its folder as they pass; its state on disk is right whatever happens."""
     folder.claim()
@@ -91,78 +93,106 @@ def _recorded(
                 folder.append(event)
             yield event
     except Cancelled:
-        folder.update(state="stopped", finished=time.time())
+        _end(folder, "stopped")
         is_resumable = checkpoint.newest(folder) is not None
         yield RunStopped("stopped by the user", is_resumable, {"run_dir": str(folder.path)})
     except EngineError as error:
-        folder.update(
-            state="failed",
-            finished=time.time(),
-            error={"code": error.code, "message": error.message, "hint": error.hint},
-        )
+        _end(folder, "failed", error.code, error.message, error.hint)
         raise
     except torch.OutOfMemoryError as error:
-        folder.update(
-            state="failed", finished=time.time(), error={"code": "memory.gpu", "message": str(error)[:300]}
-        )
+        _end(folder, "failed", "memory.gpu", str(error)[:300])
         raise EngineError(
             "memory.gpu",
             "the GPU is out of memory even at micro-batch 1",
             "shorten data.seq_len, lower lora.rank, or train fewer modules; the Memory page shows what each saves",
             is_input_error=False,
         ) from error
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            _end(folder, "crashed", "engine.bug", repr(error)[:300])
+            raise
+        failure = _disk_error(folder, error)
+        _end(folder, "failed", failure.code, failure.message, failure.hint)
+        raise failure from error
     except BaseException as error:
         # A reader that leaves after the terminal event closes this generator; the state is right already.
         if folder.record().get("state") in LIVE_STATES:
-            folder.update(
-                state="crashed",
-                finished=time.time(),
-                error={"code": "engine.bug", "message": repr(error)[:300]},
-            )
+            _end(folder, "crashed", "engine.bug", repr(error)[:300])
         raise
 
 
+def _end(folder: RunFolder, state: str, code: str = "", message: str = "", hint: str = "") -> None:
+    """Write how the run ended; on a full disk the old record stays, and its dead process says that it crashed."""
+    error = {"error": {"code": code, "message": message, "hint": hint}} if code else {}
+    try:
+        folder.update(state=state, finished=time.time(), **error)
+    except (OSError, EngineError) as problem:
+        log.warning("the record of run %s could not be written: %s", folder.run_id, problem)
+
+
+def _disk_error(folder: RunFolder, error: OSError) -> EngineError:
+    return EngineError(
+        "disk.write",
+        f"run {folder.run_id!r} could not write to its folder: {error.strerror or error}",
+        "make room on the disk, then resume from the last checkpoint",
+        is_input_error=False,
+    )
+
+
 def _run(
-    folder: RunFolder, config: TrainingConfig, control: Control, resume_from: Path | None
+    folder: RunFolder, config: TrainingConfig, control: Control, resume_from: Found | None
 ) -> Iterator[Event]:
-    from_step = int(resume_from.name.split("-")[1]) if resume_from else 0
+    from_step = resume_from.step if resume_from else 0
     yield RunStarted(
         folder.run_id, str(folder.path), os.getpid(), resume_from is not None, time.time(), from_step
     )
     parts = yield from prepare_parts(config, folder, control)
     state = TrainState(micro_batch=parts.micro_batch)
     if resume_from is not None:
-        state = checkpoint.load(resume_from, parts.model, parts.optimizer, parts.scheduler, parts.scaler)
-        yield Noticed(
-            "info", "run.resumed", f"Going on from step {state.step} of {parts.schedule.total_steps}"
-        )
+        state = yield from _restore(parts, resume_from)
     with MemoryTrace(parts) as trace:
         try:
             yield from recovery.with_smaller_batches(
                 lambda size: dry_step(parts, parts.data.train, size), state
             )
-            if resume_from is None:
-                yield from _evaluate(parts, state, control)
             yield from _loop(parts, state, control, trace)
             yield from _finish(parts, state, control, trace)
         except Interrupted:
             yield from _stop(parts, state, control, trace)
 
 
+def _restore(parts: Parts, found: Found) -> Generator[Event, None, TrainState]:
+    """Everything as it was when the checkpoint was written; a damaged newer one is said and passed over."""
+    assert found.path is not None
+    state = checkpoint.load(found.path, parts.model, parts.optimizer, parts.scheduler, parts.scaler)
+    parts.saved_step = state.step
+    if found.damaged:
+        yield Noticed(
+            "warning",
+            "checkpoint.damaged",
+            f"The checkpoint {', '.join(found.damaged)} is damaged or half-written; going on from {found.path.name}, the one before",
+        )
+        checkpoint.discard(parts.folder, found.damaged)
+    yield Noticed("info", "run.resumed", f"Going on from step {state.step} of {parts.schedule.total_steps}")
+    return state
+
+
 def _loop(parts: Parts, state: TrainState, control: Control, trace: MemoryTrace) -> Iterator[Event]:
+    if _is_evaluation_due(parts, state):
+        yield from _evaluate(parts, state, control)
     yield PhaseChanged("training", "Training")
     watchdog, pace = Watchdog(), Pace(parts.config.checkpoint)
     while state.step < parts.schedule.total_steps:
         yield from _wishes(parts, state, control)
         result = yield from _one_step(parts, state, control)
-        watchdog.check_adapters_move(parts.model, result.learning_rate)
+        watchdog.check_adapters_move(parts.model, result)
         pace.note(result.seconds)
         if pace.steps == 1:
             yield trace.optimizer_built()
         yield _step_event(parts, state, result, pace, trace)
         watchdog.look(result)
         yield from trace.new_samples()
-        if state.step % parts.schedule.eval_every == 0 and state.step < parts.schedule.total_steps:
+        if _is_evaluation_due(parts, state):
             yield from _evaluate(parts, state, control)
             if _is_exhausted(parts, state):
                 yield Noticed(
@@ -189,36 +219,52 @@ def _one_step(parts: Parts, state: TrainState, control: Control) -> Generator[Ev
     return result
 
 
+def _is_evaluation_due(parts: Parts, state: TrainState) -> bool:
+    """Before the first step and every `eval_every` steps; a resumed run catches up on one that was interrupted.
+    The last one belongs to `_finish`."""
+    if state.step >= parts.schedule.total_steps or state.evaluated_step == state.step:
+        return False
+    return state.step % parts.schedule.eval_every == 0
+
+
 def _evaluate(parts: Parts, state: TrainState, control: Control) -> Iterator[Event]:
-    """Held-out loss and the answers to the fixed prompts; the best is kept as a checkpoint."""
-    if parts.data.held_out:
-        yield PhaseChanged("evaluating", "Measuring the held-out loss")
-        rows = parts.data.held_out[: parts.config.training.eval_rows]
-        scored = yield from recovery.with_smaller_batches(
-            lambda size: score(parts, rows, size, control), state
-        )
-        is_best = state.best_loss is None or scored.loss < state.best_loss
-        _note_score(parts, state, scored.loss, is_best)
-        yield EvaluationFinished(
-            state.step, scored.loss, scored.trained_tokens, scored.seconds, is_best, time.time()
-        )
-        if is_best and parts.config.training.keep_best and state.step > 0:
-            yield _checkpoint(parts, state, "best")
+    """The answers to the fixed prompts and the held-out loss; the best is kept as a checkpoint.
+
+    Until the loss is known nothing counts, so that an interrupted evaluation is done again.
+    """
     yield from finish.answer_prompts(parts, state.step, control)
+    if not parts.data.held_out:
+        state.evaluated_step = state.step
+        return
+    yield PhaseChanged("evaluating", "Measuring the held-out loss")
+    rows = parts.data.held_out[: parts.config.training.eval_rows]
+    scored = yield from recovery.with_smaller_batches(lambda size: score(parts, rows, size, control), state)
+    is_best = _note_score(parts, state, scored.loss)
+    yield EvaluationFinished(
+        state.step, scored.loss, scored.trained_tokens, scored.seconds, is_best, time.time()
+    )
+    if is_best and parts.config.training.keep_best and state.step > 0:
+        yield _checkpoint(parts, state, "best")
 
 
-def _note_score(parts: Parts, state: TrainState, loss: float, is_best: bool) -> None:
+def _note_score(parts: Parts, state: TrainState, loss: float) -> bool:
+    """Remember a held-out loss; True when it is the lowest. The best is one of the trained steps, never the start:
+    a run whose every step is worse than its base still ends with its least bad one, and says so."""
+    is_again, state.evaluated_step = state.evaluated_step == state.step, state.step
     state.last_held_out_loss = loss
     if state.step == 0:
         state.loss_before = loss
-        parts.folder.update(loss_before=loss)
+        parts.folder.update(loss_before=loss, loss_after=loss)
+        return True
+    is_best = state.best_loss is None or loss < state.best_loss
     if is_best:
         state.best_loss, state.best_step, state.evaluations_without_gain = loss, state.step, 0
-    else:
+    elif not is_again:
         state.evaluations_without_gain += 1
     parts.folder.update(
         loss_after=loss, best_loss=state.best_loss, best_step=state.best_step, last_step=state.step
     )
+    return is_best
 
 
 def _is_exhausted(parts: Parts, state: TrainState) -> bool:
@@ -263,18 +309,12 @@ def _stop(parts: Parts, state: TrainState, control: Control, trace: MemoryTrace)
 
 
 def _finish(parts: Parts, state: TrainState, control: Control, trace: MemoryTrace) -> Iterator[Event]:
-    if state.step % parts.schedule.eval_every or state.step == parts.schedule.total_steps:
+    if state.evaluated_step != state.step:
         yield from _evaluate(parts, state, control)
     yield PhaseChanged("saving", "Saving the adapter")
     yield _checkpoint(parts, state, "finish")
-    if parts.config.training.keep_best and state.best_step and state.best_step != state.step:
-        checkpoint.load_adapter(parts.folder.checkpoints_dir / f"step-{state.best_step}", parts.model)
-        yield Noticed(
-            "info",
-            "training.best",
-            f"Kept the adapter of step {state.best_step}, whose held-out loss was the lowest",
-        )
-        parts.folder.update(loss_after=state.best_loss)
+    yield from _keep_best(parts, state)
+    yield from _warn_if_worse(parts, state)
     finish.save_adapter(parts)
     yield from trace.new_samples()
     record = finish.closing_record(parts, state, trace.peak_bytes())
@@ -289,9 +329,48 @@ def _finish(parts: Parts, state: TrainState, control: Control, trace: MemoryTrac
     )
 
 
+def _keep_best(parts: Parts, state: TrainState) -> Iterator[Event]:
+    if not parts.config.training.keep_best or state.best_step in (None, state.step):
+        return
+    best = parts.folder.checkpoints_dir / f"step-{state.best_step}"
+    if not (is_complete(best) and checkpoint.is_intact(best)):
+        yield Noticed(
+            "warning",
+            "checkpoint.damaged",
+            f"The best checkpoint, {best.name}, is damaged or gone; the result is the adapter of the last step",
+        )
+        state.best_step, state.best_loss = state.step, state.last_held_out_loss
+        return
+    checkpoint.load_adapter(best, parts.model)
+    yield Noticed(
+        "info",
+        "training.best",
+        f"Kept the adapter of step {state.best_step}, whose held-out loss was the lowest",
+    )
+    parts.folder.update(loss_after=state.best_loss)
+
+
+def _warn_if_worse(parts: Parts, state: TrainState) -> Iterator[Event]:
+    after = finish.kept_loss(parts, state)
+    if after is None or state.loss_before is None or after < state.loss_before:
+        return
+    yield Noticed(
+        "warning",
+        "training.worse",
+        f"The held-out loss did not fall: {state.loss_before:.4f} before training, {after:.4f} now",
+        "try a lower training.learning_rate or fewer training.epochs, and look at the rows on the Data page",
+    )
+
+
 def _checkpoint(parts: Parts, state: TrainState, reason: str) -> CheckpointSaved:
+    """Save; where this process has saved or loaded this very step before, only what an evaluation changes is new."""
     began = time.perf_counter()
-    path = checkpoint.save(parts.folder, parts.model, parts.optimizer, parts.scheduler, state, parts.scaler)
+    path = parts.folder.checkpoints_dir / f"step-{state.step}"
+    if parts.saved_step == state.step and is_complete(path):
+        checkpoint.rewrite_state(path, parts.optimizer, parts.scheduler, state, parts.scaler)
+    else:
+        checkpoint.save(parts.folder, parts.model, parts.optimizer, parts.scheduler, state, parts.scaler)
+    parts.saved_step = state.step
     checkpoint.prune(parts.folder, parts.config.checkpoint.keep, state.best_step)
     parts.folder.update(last_step=state.step, last_checkpoint=path.name)
     seconds = time.perf_counter() - began

@@ -61,6 +61,8 @@ class Parts:
     predicted_peak_bytes: int | None
     transient_peak_bytes: int | None = None
     """On the CPU: the most that was alive during the dry step beyond the model itself."""
+    saved_step: int | None = None
+    """The step of the checkpoint that this process wrote or loaded last."""
 
 
 def prepare_parts(

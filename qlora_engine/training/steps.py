@@ -27,7 +27,11 @@ class Interrupted(Exception):  # noqa: N818 - a wish, not an error
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step: `loss` per trained token, `grad_norm` before clipping, the rate that was applied."""
+    """One optimizer step: `loss` per trained token, `grad_norm` before clipping, the rate that was applied.
+
+    `is_applied` is False when the weights were left as they are because a number was not finite. `loss_scale` is what
+    fp16 multiplies the loss with, 1 in other types.
+    """
 
     loss: float
     learning_rate: float
@@ -35,6 +39,13 @@ class StepResult:
     tokens: int
     trained_tokens: int
     seconds: float
+    is_applied: bool = True
+    loss_scale: float = 1.0
+
+    @property
+    def is_searching_scale(self) -> bool:
+        """Gradients overflowed in fp16 only because the loss was scaled up too far; the next scale is smaller."""
+        return math.isfinite(self.loss) and not self.is_applied and self.loss_scale > 1.0
 
 
 @dataclass(frozen=True)
@@ -58,26 +69,15 @@ def optimizer_step(parts: Any, rows: Sequence[Any], micro_batch: int, control: C
     before = _rng_state()
     collated = [batches.collate(group, parts.pad_token_id) for group in in_groups(rows, micro_batch)]
     trained = sum(losses.trained_count(b.labels) for b in collated)
-    total = 0.0
+    scale = float(parts.scaler.get_scale())
+    rate = float(parts.optimizer.param_groups[0]["lr"])
     try:
-        for batch in collated:
-            if control.is_stop_requested:
-                raise Interrupted
-            summed = losses.summed_loss(parts.model, batch.to(parts.plan.name), kind=parts.loss_kind)
-            parts.scaler.scale(summed / trained).backward()
-            total += float(summed.detach())
+        total = _backward(parts, collated, trained, control)
+        norm, is_applied = _update(parts, total)
     except (Interrupted, torch.OutOfMemoryError):
         parts.optimizer.zero_grad(set_to_none=True)
         _restore_rng_state(before)
         raise
-    parts.scaler.unscale_(parts.optimizer)
-    norm = _clip(parts)
-    if math.isfinite(total) and math.isfinite(norm):
-        optim.step(parts.optimizer)
-    rate = float(parts.optimizer.param_groups[0]["lr"])
-    parts.scaler.update()
-    parts.scheduler.step()
-    parts.optimizer.zero_grad(set_to_none=True)
     return StepResult(
         loss=total / trained,
         learning_rate=rate,
@@ -85,7 +85,53 @@ def optimizer_step(parts: Any, rows: Sequence[Any], micro_batch: int, control: C
         tokens=sum(int(b.tokens) for b in collated),
         trained_tokens=trained,
         seconds=time.perf_counter() - began,
+        is_applied=is_applied,
+        loss_scale=scale,
     )
+
+
+def _backward(parts: Any, collated: Sequence[batches.Batch], trained: int, control: Control) -> float:
+    """Gradients of the mean loss over `trained` tokens; the summed loss."""
+    total = 0.0
+    for batch in collated:
+        if control.is_stop_requested:
+            raise Interrupted
+        summed = losses.summed_loss(parts.model, batch.to(parts.plan.name), kind=parts.loss_kind)
+        parts.scaler.scale(summed / trained).backward()
+        total += float(summed.detach())
+    return total
+
+
+def _update(parts: Any, total: float) -> tuple[float, bool]:
+    """Clip and step, unless a number is not finite; (gradient norm before clipping, whether the weights changed)."""
+    parts.scaler.unscale_(parts.optimizer)
+    try:
+        norm = _clip(parts)
+        is_applied = math.isfinite(total) and math.isfinite(norm)
+        if is_applied:
+            _step_whole(parts)
+    finally:
+        parts.scaler.update()
+    parts.scheduler.step()
+    parts.optimizer.zero_grad(set_to_none=True)
+    return norm, is_applied
+
+
+def _step_whole(parts: Any) -> None:
+    """The optimizer's step. Its first one makes the states, one parameter after the other: out of memory in the
+    middle of it takes back what was changed, so that the step can be tried again with a smaller micro-batch."""
+    if parts.optimizer.state:
+        optim.step(parts.optimizer)
+        return
+    trained = _trained(parts)
+    before = [p.detach().to("cpu", copy=True) for p in trained]
+    try:
+        optim.step(parts.optimizer)
+    except torch.OutOfMemoryError:
+        for parameter, values in zip(trained, before, strict=True):
+            parameter.data.copy_(values)
+        parts.optimizer.state.clear()
+        raise
 
 
 def score(
@@ -159,13 +205,13 @@ class Watchdog:
         Raises:
             EngineError: `BAD_STEPS_IN_A_ROW` bad steps, with the likely causes.
         """
-        is_bad = (
-            not math.isfinite(result.loss) or not math.isfinite(result.grad_norm) or result.grad_norm == 0
-        )
+        if result.is_searching_scale:
+            return
+        is_bad = not result.is_applied or result.grad_norm == 0
         self._bad_steps = self._bad_steps + 1 if is_bad else 0
         if self._bad_steps < BAD_STEPS_IN_A_ROW:
             return
-        if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
+        if not result.is_applied:
             raise EngineError(
                 "training.not_finite",
                 f"the loss was not a number for {BAD_STEPS_IN_A_ROW} steps (loss {result.loss}, gradient norm {result.grad_norm})",
@@ -179,13 +225,13 @@ class Watchdog:
             is_input_error=False,
         )
 
-    def check_adapters_move(self, model: Any, learning_rate: float) -> None:
+    def check_adapters_move(self, model: Any, result: StepResult) -> None:
         """After the first step with a rate above 0 some B matrix is non-zero (CORRECTNESS 13).
 
         Raises:
             EngineError: none is: gradients do not reach the adapters.
         """
-        if self._has_checked_adapters or learning_rate <= 0:
+        if self._has_checked_adapters or result.learning_rate <= 0 or not result.is_applied:
             return
         self._has_checked_adapters = True
         if not any(bool(p.any()) for name, p in model.named_parameters() if "lora_B" in name):
@@ -204,8 +250,11 @@ def in_groups(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 def _clip(parts: Any) -> float:
     limit = parts.config.training.max_grad_norm or math.inf
-    trained = [p for p in parts.model.parameters() if p.requires_grad]
-    return float(torch.nn.utils.clip_grad_norm_(trained, limit))
+    return float(torch.nn.utils.clip_grad_norm_(_trained(parts), limit))
+
+
+def _trained(parts: Any) -> list[torch.nn.Parameter]:
+    return [p for p in parts.model.parameters() if p.requires_grad]
 
 
 def _rng_state() -> tuple[torch.Tensor, list[torch.Tensor]]:
