@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 
@@ -77,6 +78,11 @@ def knob(
 
 def knobs_of(cls: type) -> dict[str, Knob]:
     """The knobs of a dataclass, in the order they were declared."""
+    return dict(_knobs_of(cls))
+
+
+@cache
+def _knobs_of(cls: type) -> dict[str, Knob]:
     hints = typing.get_type_hints(cls)
     found = {}
     for field in dataclasses.fields(cls):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import QTimer
-from PySide6.QtWidgets import QStackedWidget
+from PySide6.QtWidgets import QStackedWidget, QWidget
 
 from app.presenters.problems import PAGES
 from app.studio import Studio
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from app.controllers.tryit import TryController
 
 IDLE_MS = 30
+POLISHED_AT_ONCE = 60
 
 
 class Pages:
@@ -37,6 +39,8 @@ class Pages:
         self.current = ""
         self._has_charts = False
         self._are_charts_wanted = False
+        self._parts: Any = None
+        self._unpolished: list[QWidget] = []
 
     def show(self, page: str, detail: str = "") -> None:
         """Bring a page to the front; `detail` is an option to focus, or `live` on the Train page."""
@@ -69,10 +73,21 @@ class Pages:
         """Make the next page that is missing, then let the event loop breathe; the charts come last."""
         missing = next((page for page in PAGES if page not in self.screens), None)
         if missing is not None:
-            self._ensure(missing)
+            screen = self._ensure(missing)
+            self._unpolished.extend(screen.findChildren(QWidget))
+            QTimer.singleShot(IDLE_MS, self.build_one_more)
+        elif self._unpolished:
+            self._polish_some()
             QTimer.singleShot(IDLE_MS, self.build_one_more)
         else:
             self._want_charts()
+
+    def _polish_some(self) -> None:
+        """Apply the style sheet to hidden pages ahead of time, so that showing one is quick."""
+        some, self._unpolished = self._unpolished[:POLISHED_AT_ONCE], self._unpolished[POLISHED_AT_ONCE:]
+        for widget in some:
+            with contextlib.suppress(RuntimeError):  # replaced meanwhile
+                widget.ensurePolished()
 
     def restyle(self) -> None:
         """After a change of theme: what paints itself takes the new colours."""
@@ -103,8 +118,18 @@ class Pages:
             self._studio.background.submit("charts", _import_charts, lambda _: self._charts_arrived())
 
     def _charts_arrived(self) -> None:
-        self._has_charts = True
-        self._place_charts()
+        """Each chart is made in a turn of its own, so that the event loop is never held up for long."""
+        from app.screens.train_charts import ChartParts
+
+        self._parts = ChartParts()
+        self._make_next_chart()
+
+    def _make_next_chart(self) -> None:
+        if self._parts.make_next():
+            QTimer.singleShot(IDLE_MS, self._make_next_chart)
+        else:
+            self._has_charts = True
+            self._place_charts()
 
     def _place_charts(self) -> None:
         train = self.screens.get("train")
@@ -112,13 +137,10 @@ class Pages:
             from app.screens.train_charts import TrainCharts
 
             controller: TrainController = self.controllers["train"]
-            controller.set_charts(TrainCharts())
+            controller.set_charts(TrainCharts(self._parts))
         runs = self.screens.get("runs")
         if runs is not None and runs.chart is None:
-            from app.screens.train_charts import LOSS
-            from app.widgets.charts import Chart
-
-            self.controllers["runs"].set_chart(Chart("Loss per trained token", LOSS))
+            self.controllers["runs"].set_chart(self._parts.charts["history"])
 
     # ------------------------------------------------------------ one maker per page
 

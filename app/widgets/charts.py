@@ -49,9 +49,9 @@ class Chart(Card):
         self.plot = pg.PlotWidget()
         self.plot.setMenuEnabled(False)
         self.plot.hideButtons()
-        self.plot.setMinimumHeight(84 if is_small else 150)
+        self.plot.setMinimumHeight(56 if is_small else 96)
         self.plot.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Expanding)
-        self.plot.sizeHint = lambda: QSize(240, 120)
+        self.plot.sizeHint = lambda: QSize(240, 60 if is_small else 110)
         self.plot.setAccessibleName(f"Chart: {title}")
         self.add(self.plot)
         self._data: dict[str, tuple[Any, Any]] = {}
