@@ -11,15 +11,16 @@ KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
 
 def bytes_text(count: float | None) -> str:
-    """`18.24 GiB`, `336.0 MiB`, `12 KiB`, `0 B`."""
+    """`18.24 GiB`, `336 MiB`, `12.0 KiB`, `0 B`."""
     if count is None:
         return UNKNOWN
     size = abs(count)
-    if size >= GIB:
-        return f"{count / GIB:.2f} GiB" if size < 100 * GIB else f"{count / GIB:.0f} GiB"
-    if size >= MIB:
-        return f"{count / MIB:.1f} MiB" if size < 100 * MIB else f"{count / MIB:.0f} MiB"
-    return f"{count / KIB:.0f} KiB" if size >= KIB else f"{count:.0f} B"
+    for name, unit in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if size >= unit:
+            whole = size / unit
+            decimals = 2 if whole < 10 or (unit == GIB and whole < 100) else 1 if whole < 100 else 0
+            return f"{count / unit:.{decimals}f} {name}"
+    return f"{count:.0f} B"
 
 
 def gib_text(count: float | None) -> str:

@@ -1,0 +1,102 @@
+"""A window on a home of its own, with engines that do what the test says."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PySide6.QtWidgets import QApplication
+from pytestqt.qtbot import QtBot
+
+from app import theme
+from app.services.settings import SettingsFile
+from app.studio import Studio
+from app.window import MainWindow
+from qlora_engine.control import STOP_SAVE
+from qlora_engine.events import TERMINAL, Event, RunStopped
+from qlora_engine.jobs import Job
+
+
+class ScriptedEngine:
+    """Gives out the events that the test puts in; notes what it was told."""
+
+    made: list[ScriptedEngine] = []  # noqa: RUF012 - all of one test, cleared by the fixture
+
+    def __init__(self) -> None:
+        self.job: Job | None = None
+        self.commands: list[Mapping[str, Any]] = []
+        self.stops: list[str] = []
+        self._events: queue.Queue[Event] = queue.Queue()
+        ScriptedEngine.made.append(self)
+
+    def run(self, job: Job) -> Iterator[Event]:
+        self.job = job
+        while True:
+            event = self._events.get(timeout=30)
+            yield event
+            if isinstance(event, TERMINAL):
+                return
+
+    def send(self, command: Mapping[str, Any]) -> None:
+        self.commands.append(command)
+
+    def request_stop(self, mode: str = STOP_SAVE) -> None:
+        self.stops.append(mode)
+        self.tell(RunStopped("stopped by the user", mode == STOP_SAVE, {"step": 7}))
+
+    def tell(self, *events: Event) -> None:
+        for event in events:
+            self._events.put(event)
+
+
+def engine_of(kind: type[Job]) -> ScriptedEngine:
+    """The newest engine that was given such a job."""
+    return next(engine for engine in reversed(ScriptedEngine.made) if isinstance(engine.job, kind))
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("QLORA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub" / "hub"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def qapp(qapp: QApplication) -> QApplication:
+    theme.load_fonts()
+    theme.apply(qapp, "dark")
+    return qapp
+
+
+MakeWindow = Callable[..., MainWindow]
+
+
+@pytest.fixture
+def make_window(qtbot: QtBot) -> Iterator[MakeWindow]:
+    """Makes windows whose engines are scripted; all are ended after the test."""
+    ScriptedEngine.made.clear()
+    studios: list[Studio] = []
+
+    def make(*, loads: bool = False, **settings: Any) -> MainWindow:
+        file = SettingsFile()
+        if settings:
+            file.change(**settings)
+        studio = Studio(file, ScriptedEngine)
+        studios.append(studio)
+        window = MainWindow(studio)
+        qtbot.addWidget(window)
+        window.show()
+        if loads:
+            window.load()
+        else:
+            studio.workspace.load()
+            qtbot.waitUntil(lambda: studio.workspace.own is not None, timeout=20_000)
+        return window
+
+    yield make
+    for studio in studios:
+        studio.close()

@@ -1,0 +1,349 @@
+"""What the screens are told: events and clicks in, ready strings out. No window."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from app.presenters import memory as memory_presenter
+from app.presenters.conversation import Conversation
+from app.presenters.data import data_state
+from app.presenters.draft import restored, starter_draft
+from app.presenters.export import ExportFold, default_target
+from app.presenters.memory import Capacity, memory_state
+from app.presenters.memory_series import memory_stack
+from app.presenters.model import model_state
+from app.presenters.problems import marks, problems_of
+from app.presenters.run_fold import RunFold
+from app.presenters.runcard import planned_steps, run_card
+from app.presenters.runs import interrupted_run, runs_state
+from app.presenters.strip import strip_state
+from qlora_engine import config_io
+from qlora_engine import events as ev
+from qlora_engine.config import TrainingConfig
+from qlora_engine.errors import EngineError
+from qlora_engine.memory import explain
+from qlora_engine.models import catalog
+from qlora_engine.runs.record import RunSummary
+from tests.app import events_of_a_run as told
+
+GIB = 1024**3
+
+
+def folded(*events: ev.Event) -> RunFold:
+    run = RunFold()
+    run.begin()
+    for event in events:
+        run.fold(event)
+    return run
+
+
+# ---------------------------------------------------------------- a run
+
+
+def test_a_run_is_folded_into_numbers_a_person_reads() -> None:
+    numbers = folded(*told.whole_run(40)).numbers()
+    assert numbers.step_text == "40 / 40"
+    assert numbers.held_out_text == "0.9396"
+    assert numbers.held_out_note == "-70 % since the start (3.168)"
+    assert numbers.speed_text == "252 tokens/s"
+    assert numbers.peak_text == "584 MiB"
+    assert numbers.peak_note == "predicted 700 MiB"
+
+
+def test_before_the_first_step_numbers_are_unknown_not_zero() -> None:
+    numbers = folded(told.started(), told.plan(60)).numbers()
+    assert (numbers.step_text, numbers.loss_text, numbers.speed_text) == ("0 / 60", "n/a", "n/a")
+
+
+def test_every_curve_holds_every_point() -> None:
+    run = folded(*told.whole_run(60))
+    assert {name: len(series) for name, series in run.series.items()} == {
+        "loss": 60, "smooth": 60, "held_out": 4, "rate": 60, "grad": 60, "speed": 60,
+    }  # fmt: skip
+
+
+def test_the_smoothed_loss_begins_at_the_first_loss_and_lags_later() -> None:
+    run = folded(told.step(1, loss=4.0), told.step(2, loss=2.0))
+    first, second = run.series["smooth"].y
+    assert first == pytest.approx(4.0)
+    assert 2.0 < second < 4.0
+
+
+def test_states_follow_the_events() -> None:
+    run = RunFold()
+    seen = [run.state]
+    run.begin()
+    for event in (told.started(), ev.Paused(3), ev.Continued(3), told.finished()):
+        seen.append(run.state)
+        run.fold(event)
+    assert [*seen, run.state] == ["idle", "starting", "running", "paused", "running", "finished"]
+
+
+def test_a_stop_in_progress_is_not_painted_over_by_phases() -> None:
+    run = folded(told.started(), told.step(1))
+    run.asked_to_stop()
+    run.fold(ev.PhaseChanged("saving", "Saving a checkpoint"))
+    assert (run.state, run.phase_text) == ("stopping", "Stopping after this micro-batch")
+
+
+def test_the_log_tells_in_words_what_happened() -> None:
+    run = folded(
+        *told.whole_run(20),
+        ev.Noticed("warning", "memory.smaller", "Out of memory: micro-batch 4 -> 2", "went on"),
+    )
+    texts = [line.text for line in run.log]
+    assert "Model loaded: NF4 with double quantization, computing in float32" in texts
+    assert "Checkpoint at step 20 saved (26.7 MiB)" in texts
+    assert run.log[-1].tone == "warning"
+
+
+def test_the_log_and_the_samples_are_bounded() -> None:
+    run = folded(*(told.evaluation(n, 1.0) for n in range(2000)), *(told.memory(n) for n in range(25_000)))
+    assert len(run.log) == 500
+    assert len(run.memory) == 20_000
+
+
+def test_the_memory_stack_has_every_part_at_every_time_and_nothing_below_zero() -> None:
+    run = folded(told.memory(0), told.memory(1), told.memory(2))
+    stack = memory_stack(run.memory, is_run=True)
+    assert stack.times == (0.0, 1.0, 2.0)
+    assert list(stack.parts) == ["quantized_weights", "adapters", "activations"]
+    assert all(len(values) == 3 and min(values) > 0 for values in stack.parts.values())
+
+
+# ---------------------------------------------------------------- the job being edited
+
+
+def test_a_newcomer_finds_the_starter_without_problems() -> None:
+    draft = starter_draft(is_cpu=True)
+    assert (draft.config.model.name, draft.config.data.path) == ("starter", "starter")
+    assert draft.issues == ()
+    assert draft.changes == {}
+    assert draft.config.training.optimizer == "adamw_torch_fused"
+
+
+def test_an_edit_is_a_change_and_reset_takes_it_back() -> None:
+    draft = starter_draft(is_cpu=True).edited("lora.rank", 32)
+    assert draft.changes == {"lora.rank": (8, 32)}
+    assert draft.reset("lora.rank").changes == {}
+
+
+def test_a_wrong_value_is_a_problem_on_the_page_where_it_is_mended() -> None:
+    draft = starter_draft(is_cpu=True).edited("lora.rank", 0).edited("data.seq_len", 2)
+    problems = problems_of(draft, None, None)
+    assert [(p.page, p.path) for p in problems] == [("data", "data.seq_len"), ("train", "lora.rank")]
+    assert problems[1].text == "Rank must be at least 1, not 0"
+    assert marks(problems) == {"data", "train"}
+
+
+def test_a_kept_job_comes_back_as_it_was() -> None:
+    draft = starter_draft(is_cpu=True).edited("lora.rank", 32)
+    back = restored(config_io.to_dict(draft.config), draft.preset, is_cpu=True)
+    assert back == draft
+
+
+def test_a_kept_job_that_no_longer_fits_is_let_go() -> None:
+    assert restored({"schema_version": 1, "lora": {"rnak": 3}}, "quick-look", is_cpu=True) is None
+
+
+@pytest.mark.parametrize("preset", [preset.name for preset in config_io.presets()])
+def test_a_preset_keeps_model_data_and_output(preset: str) -> None:
+    draft = starter_draft(is_cpu=False).edited("model.name", "org/model").edited("output.name", "mine")
+    chosen = draft.with_preset(preset, 7_000_000_000)
+    assert (chosen.config.model.name, chosen.config.output.name) == ("org/model", "mine")
+    assert chosen.changes == {}
+
+
+def test_the_optimizer_follows_the_device_only_while_nobody_chose_one() -> None:
+    draft = starter_draft(is_cpu=False)
+    assert draft.on_device(is_cpu=True).config.training.optimizer == "adamw_torch_fused"
+    chosen = draft.edited("training.optimizer", "lion_8bit")
+    assert chosen.on_device(is_cpu=True).config.training.optimizer == "lion_8bit"
+
+
+# ---------------------------------------------------------------- pages
+
+
+def comparison(name: str = "llama-7b", **edits: object) -> explain.Comparison:
+    draft = starter_draft(is_cpu=False)
+    for path, value in edits.items():
+        draft = draft.edited(path.replace("__", "."), value)
+    return explain.compare(catalog.facts(name, None, True), draft.config, seq_len=512, micro_batch=1)
+
+
+def test_the_memory_verdict_says_numbers_and_the_cheapest_change() -> None:
+    found = comparison("llama-65b")
+    small = Capacity("RTX 4090", 24 * GIB, int(23.3 * GIB))
+    state = memory_state(found, small, is_double=True, gpu=None)
+    assert state.verdict.startswith("Does not fit: ")
+    assert "23.3 GiB usable on RTX 4090" in state.verdict
+    assert state.verdict_tone == "bad"
+    large = memory_state(found, Capacity("H100", 80 * GIB, 79 * GIB), is_double=True, gpu=None)
+    assert large.verdict.startswith("Fits: ")
+
+
+def test_the_saving_of_double_quantization_is_computed() -> None:
+    state = memory_state(comparison("llama-65b"), None, is_double=True, gpu=None)
+    assert "0.373 bits per quantized parameter" in state.saving
+    assert "2.8" in state.saving.split("saves ")[1][:4]
+
+
+def test_both_bars_have_the_same_parts_and_only_constants_and_temporaries_differ() -> None:
+    state = memory_state(comparison(), None, is_double=True, gpu=None)
+    with_dq, without = state.bars[0].parts, state.bars[1].parts
+    differing = {a[0] for a, b in zip(with_dq, without, strict=True) if a[2] != b[2]}
+    assert "quantization_constants" in differing
+    assert differing <= {"quantization_constants", "step_temporary", "allocator_rounding"}
+
+
+def test_parts_too_small_for_gib_are_told_in_mib() -> None:
+    state = memory_state(
+        comparison("starter" if catalog.starter_gguf() else "llama-7b"), None, is_double=True, gpu=None
+    )
+    constants = next(part for part in state.bars[0].parts if part[0] == "quantization_constants")
+    assert "iB" in constants[1]
+
+
+def test_the_run_card_counts_steps_as_the_run_will() -> None:
+    draft = starter_draft(is_cpu=True).edited("training.max_steps", None).edited("training.epochs", 2.0)
+    batch = draft.config.training.effective_batch
+    assert planned_steps(draft, {"train_rows": 10 * batch + 1}) == 22
+    assert planned_steps(draft, None) is None
+
+
+def test_the_run_card_blocks_start_while_something_is_wrong() -> None:
+    draft = starter_draft(is_cpu=True).edited("lora.rank", 0)
+    problems = problems_of(draft, None, EngineError("data.empty", "the file is empty", "choose another file"))
+    state = run_card(draft, None, None, "n/a", problems, RunFold())
+    assert (state.headline, state.can_start) == ("2 to fix", False)
+    assert run_card(starter_draft(is_cpu=True), None, None, "n/a", (), RunFold()).can_start
+
+
+def test_the_run_card_of_a_running_run_pauses_and_stops() -> None:
+    run = folded(*told.whole_run(10))
+    state = run_card(starter_draft(is_cpu=True), None, None, "n/a", (), run)
+    assert (state.can_start, state.can_pause, state.can_stop, state.share) == (False, True, True, 1.0)
+    run.fold(ev.Paused(10))
+    assert run_card(starter_draft(is_cpu=True), None, None, "", (), run).pause_text == "Continue"
+
+
+def test_a_model_that_must_be_fetched_says_so() -> None:
+    facts = catalog.facts("llama-7b", None, True)
+    state = model_state("llama-7b", (), facts, None)
+    assert state.prepare_text == "Download now"
+    assert "not on this disk" in state.notice
+
+
+def test_a_model_that_cannot_be_read_is_a_sentence_with_a_next_step() -> None:
+    state = model_state(
+        "/nowhere", (), None, EngineError("model.missing", "there is no folder /nowhere", "choose another")
+    )
+    assert (state.notice, state.notice_hint, state.notice_tone) == (
+        "There is no folder /nowhere",
+        "Choose another",
+        "bad",
+    )
+
+
+def test_data_that_was_not_looked_at_is_not_called_fine() -> None:
+    state = data_state(TrainingConfig().data, None, (), None)
+    assert state.notice == "Not looked at yet."
+    assert not state.has_report
+
+
+def summary(run_id: str, state: str, *, is_resumable: bool = False, created: float = 1.0) -> RunSummary:
+    from pathlib import Path
+
+    return RunSummary(
+        run_id, Path("/runs") / run_id, state, "starter", "starter", created, created + 90, 40, 60, 3.168, 0.94,
+        700 * 1024**2, 584 * 1024**2, is_resumable,
+    )  # fmt: skip
+
+
+def test_only_a_newest_run_that_broke_off_is_offered_for_resuming() -> None:
+    broken = summary("b", "crashed", is_resumable=True)
+    assert interrupted_run([broken, summary("a", "finished")]) is broken
+    assert interrupted_run([summary("c", "finished"), broken]) is None
+    assert interrupted_run([summary("d", "stopped", is_resumable=True)]) is None
+    assert interrupted_run([]) is None
+
+
+def test_the_history_tells_losses_and_keeps_unknown_unknown() -> None:
+    state = runs_state([summary("a", "finished"), replace(summary("b", "failed"), loss_after=None)], "b")
+    assert state.lines[0].cells[3] == "3.168 \u2192 0.9400"
+    assert state.lines[1].cells[3] == "3.168 \u2192 n/a"
+    assert state.chosen is state.lines[1]
+
+
+def test_the_strip_says_once_that_there_is_no_gpu_and_shows_the_host() -> None:
+    state = strip_state(told.memory(0).sample, RunFold(), 2 * GIB)
+    assert state.device_text == "CPU run: no NVIDIA GPU"
+    assert state.device_tip == "no NVIDIA driver is installed"
+    assert state.memory_text == "host 4.0 / 24.0 GiB"
+    assert state.tick_share == pytest.approx(2 / 24)
+
+
+def test_the_strip_shows_a_gpu_with_what_is_known_of_it() -> None:
+    gpu = {
+        "index": 0, "name": "RTX 4090", "total_bytes": 24 * GIB, "used_bytes": 18 * GIB, "own_bytes": 17 * GIB,
+        "temperature_celsius": 61, "power_watts": None, "utilisation_ratio": 0.97, "unavailable": {"power_watts": "not supported"},
+    }  # fmt: skip
+    state = strip_state({**told.memory(0).sample, "gpus": [gpu]}, RunFold(), None)
+    assert state.device_text == "GPU 0 RTX 4090"
+    assert state.memory_text == "18.0 / 24.0 GiB"
+    assert state.sensors_text == "97 % \u00b7 61 \u00b0C"
+    assert "power_watts: not supported" in state.device_tip
+
+
+# ---------------------------------------------------------------- chat and export
+
+
+def test_each_side_of_a_conversation_remembers_its_own_answers() -> None:
+    chat = Conversation()
+    chat.begin()
+    chat.fold(ev.SessionReady({"sides": ["base", "tuned"]}))
+    first = chat.ask("Hello", chat.sides)
+    chat.fold(ev.TokenStreamed(first, "base", "Hi"))
+    assert chat.state == "answering"
+    for side, text in (("base", "Hi."), ("tuned", "Yo.")):
+        chat.fold(ev.AnswerFinished(first, side, text, 2, 0.5, True))
+    assert chat.state == "ready"
+    chat.ask("And now?", chat.sides)
+    assert [m["content"] for m in chat.messages("base", "Be short")] == [
+        "Be short",
+        "Hello",
+        "Hi.",
+        "And now?",
+    ]
+    assert [m["content"] for m in chat.messages("tuned")] == ["Hello", "Yo.", "And now?"]
+
+
+def test_an_answer_that_was_cut_says_so() -> None:
+    chat = Conversation()
+    chat.begin()
+    chat.fold(ev.SessionReady({}))
+    request = chat.ask("Hello", ("tuned",))
+    chat.fold(ev.AnswerFinished(request, "tuned", "a a a", 128, 4.0, False))
+    assert chat.exchanges[0].notes["tuned"] == "128 tokens in 4 s, cut"
+
+
+def test_an_export_with_a_failed_check_is_not_called_proven() -> None:
+    fold = ExportFold()
+    fold.begin()
+    fold.fold(ev.CheckFinished("logits equal base + adapter", False, "largest difference 0.4"))
+    fold.fold(ev.RunFinished({"path": "/out", "bytes": 100, "is_proven": False}))
+    assert fold.checks[0].mark == "\u2717"
+    assert "a check failed" in fold.outcome_text
+    assert fold.outcome_tone == "warning"
+
+
+def test_an_export_never_offers_a_folder_that_exists() -> None:
+    first = default_target("demo", "merged")
+    first.mkdir(parents=True)
+    assert default_target("demo", "merged").name == "demo-merged-2"
+
+
+def test_the_captions_cover_every_side() -> None:
+    assert set(memory_presenter.CAPTIONS) == set(explain.SIDE_TITLES)
