@@ -205,7 +205,9 @@ def died(exit_code: int | None, log_tail: str) -> RunFailed:
         )
     if exit_code is not None and exit_code < 0:
         name = _signal_name(-exit_code)
-        hint = "the system may have run out of memory; resume from the last checkpoint"
+        is_memory = name == "SIGKILL"
+        cause = "the system may have run out of memory" if is_memory else "a library crashed, which is a bug"
+        hint = f"{cause}; resume from the last checkpoint"
         return RunFailed(
             "engine.killed", f"The engine was ended by the system ({name})", hint, exit_code, log_tail
         )

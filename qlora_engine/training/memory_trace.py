@@ -34,6 +34,7 @@ class MemoryTrace:
         self._model_parts = model_parts(parts.model)
         self._report: tuple[int, paging.PagingReport] | None = None
         self._stepped_at = time.time()
+        self._gradient_bytes = 0
         self._was_restored = paging.state_count(parts.optimizer) > 0
         self._new: deque[dict[str, Any]] = deque(maxlen=KEPT_FOR_EVENTS)
         self._gpu_uuid = _gpu_uuid(parts.plan.index) if self._is_cuda else None
@@ -92,7 +93,12 @@ class MemoryTrace:
             self._new.append(sample)
 
     def _after_step(self, *_: object) -> None:
+        """On the training thread, where alone `.grad` may be read: backward replaces it without the GIL, and a reader on
+        another thread would hold freed memory."""
         self._stepped_at, self._was_restored = time.time(), False
+        if not self._gradient_bytes:
+            trained = [p for group in self._parts.optimizer.param_groups for p in group["params"]]
+            self._gradient_bytes = sum(p.grad.nbytes for p in trained if p.grad is not None)
 
     def _optimizer(self) -> paging.PagingReport:
         """Counted anew only when states came or went: a report of a large model takes milliseconds."""
@@ -136,9 +142,8 @@ class MemoryTrace:
     def _named_parts(self) -> dict[str, Any]:
         """Bytes by part, under the estimate's names. `activations` are what a step on the longest rows had alive at its
         peak beyond the gradients, temporaries included; on CUDA torch's allocator tells them."""
-        trained = [p for group in self._parts.optimizer.param_groups for p in group["params"]]
-        gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
-        named = {**self._model_parts, "gradients": gradients, "optimizer": self._optimizer().state_bytes}
+        optimizer = self._optimizer().state_bytes
+        named = {**self._model_parts, "gradients": self._gradient_bytes, "optimizer": optimizer}
         peak = self._parts.transient_peak_bytes
         if peak is not None:
             named["activations"] = max(

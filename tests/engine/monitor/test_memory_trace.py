@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,10 @@ NAMED = {f"{name}_bytes" for name in bands.HOST_PARTS if name != "rest"}
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], RunFolder]:
     """A whole run of six steps on the CPU, sampled at 20 Hz: its events and its folder."""
-    folder = tmp_path_factory.mktemp("run")
+    return run_in(tmp_path_factory.mktemp("run"))
+
+
+def run_in(folder: Path) -> tuple[list[Any], RunFolder]:
     model = tiny.make_tiny("llama", folder / "model", tie_word_embeddings=True)
     data = tiny.write_rows(folder / "rows.jsonl", tiny.instruction_rows(24))
     config = TrainingConfig()
@@ -62,9 +66,24 @@ def test_every_sample_of_a_cpu_run_is_complete(run: tuple[list[Any], RunFolder])
         assert sum(p.bytes_ for p in bands.run_parts(sample)) == sample["host"]["process_resident_bytes"]
     last = found.samples[-1]
     assert set(last["parts"]) == NAMED
-    assert all(last["parts"][name] > 0 for name in NAMED - {"gradients_bytes"})
+    assert all(last["parts"][name] > 0 for name in NAMED)
     assert last["paged"]["why_not_paged"].startswith("on the CPU")
     assert next(p.name for p in bands.run_parts(last)) == "quantized_weights"
+
+
+def test_gradients_are_read_by_the_training_thread_alone(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Backward replaces `.grad` without the GIL: a reader on the sampler's thread ended the engine with a SIGSEGV."""
+    readers: set[int] = set()
+    original = torch.nn.Parameter.grad
+
+    def noted(self: torch.nn.Parameter) -> torch.Tensor | None:
+        readers.add(threading.get_ident())
+        return original.__get__(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Parameter, "grad", property(noted, original.__set__), raising=False)
+        run_in(tmp_path_factory.mktemp("threads"))
+    assert readers == {threading.get_ident()}
 
 
 def test_what_is_told_is_on_disk(run: tuple[list[Any], RunFolder]) -> None:
