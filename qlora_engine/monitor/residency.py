@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qlora_engine.monitor.gpu import NO_DRIVER_ANSWER, NOT_READ_YET
+
 MIB = 1024**2
 GIB = 1024**3
 PRESSURE_FREE_BYTES = GIB
@@ -23,6 +25,8 @@ FLOOR_BYTES = 64 * MIB
 """Least uncertainty: kernels loaded late and the driver's own tables come and go by tens of MiB."""
 JITTER_BYTES = 8 * MIB
 """Smaller changes of an estimate are not called movement."""
+PASSING = (NOT_READ_YET, NO_DRIVER_ANSWER)
+"""Reasons that may be gone in the next sample."""
 ACCOUNTED, ESTIMATED = "accounted", "estimated"
 
 
@@ -137,6 +141,8 @@ class ResidencyMeter:
         is_under_other_number = gpu.get("own_bytes") is None and listed is not None
         if used is None or reserved is None or is_under_other_number:
             return None if listed is None else Difference(listed, gpu.get("unaccounted_spread_bytes") or 0)
+        if gpu.get("others_bytes") is None and _why(gpu, "others_bytes") in PASSING:
+            return None  # counting others as nothing now and as something later would look like movement
         before, self._reserved_before = self._reserved_before, reserved
         spread = 0 if before is None else abs(reserved - before)
         return Difference(used - reserved - (gpu.get("others_bytes") or 0), spread)
@@ -188,7 +194,7 @@ def _platform() -> str:
 
 
 def _why(gpu: Mapping[str, Any], name: str) -> str:
-    return str((gpu.get("unavailable") or {}).get(name, "not read yet"))
+    return str((gpu.get("unavailable") or {}).get(name, NOT_READ_YET))
 
 
 def _unknown(reason: str) -> Residency:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -341,3 +343,12 @@ def test_a_bug_in_a_question_is_logged_and_the_rest_goes_on(
     watch = watching()
     until(lambda: bool(watch.samples()) and the(watch).used_bytes == 6 * GIB)
     until(lambda: "watching the GPU failed" in caplog.text)
+
+
+@pytest.mark.parametrize("module", ["attach", "parts", "words", "trace", "sampler"])
+def test_watching_needs_neither_torch_nor_numpy(module: str) -> None:
+    script = f"import sys, qlora_engine.monitor.{module}; print({{'torch', 'numpy', 'PySide6'}} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "set()"

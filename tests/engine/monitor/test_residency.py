@@ -93,6 +93,19 @@ def test_other_programs_are_told_apart() -> None:
     assert abs(found["on_cpu_bytes"] - card.truth) <= found["uncertainty_bytes"]
 
 
+@pytest.mark.parametrize("reason", ["not read yet", "the driver is not answering"])
+def test_a_process_list_that_is_late_is_no_baseline(reason: str) -> None:
+    card = Card(
+        others_bytes=None, own_bytes=None, unaccounted_bytes=None, unavailable={"others_bytes": reason}
+    )
+    card.look(10 * GIB, 0, others=3 * GIB)
+    card.changes = {}
+    card.look(20 * GIB, 2 * GIB, others=3 * GIB)
+    found = card.look(20 * GIB, 2 * GIB, others=3 * GIB)
+    assert found["on_cpu_bytes"] is None
+    assert "before the optimizer's first step" in found["residency_reason"]
+
+
 def test_a_checkpoint_moves_pages_and_is_measured() -> None:
     card = Card()
     card.look(10 * GIB, 0)
@@ -148,7 +161,12 @@ def test_what_cannot_be_known_says_why(changes: dict[str, Any], reason: str) -> 
     "hidden",
     [
         {"own_bytes": 0, "others_bytes": 0, "unaccounted_bytes": 15 * GIB},  # a container: an empty list
-        {"own_bytes": None, "others_bytes": None, "unaccounted_bytes": None},  # MIG: no memory by process
+        {  # MIG: no memory by process
+            "own_bytes": None,
+            "others_bytes": None,
+            "unaccounted_bytes": None,
+            "unavailable": {"others_bytes": "the driver does not tell memory by process here"},
+        },
     ],
 )
 def test_where_the_driver_does_not_list_us_torch_tells_our_part(hidden: dict[str, Any]) -> None:
