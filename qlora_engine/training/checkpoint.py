@@ -180,12 +180,13 @@ def load_adapter(checkpoint: Path, model: Any) -> None:
         EngineError: a weight is missing or has another shape.
     """
     weights = load_file(checkpoint / ADAPTER_FILE)
-    expected = set(get_peft_model_state_dict(model))
-    if expected != set(weights):
-        missing = sorted(expected ^ set(weights))[:3]
+    expected = {name: tensor.shape for name, tensor in get_peft_model_state_dict(model).items()}
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    if expected != found:
+        other = sorted(name for name in expected | found if expected.get(name) != found.get(name))
         raise EngineError(
             "checkpoint.mismatch",
-            f"the adapter in {checkpoint.name} has other weights than this run: {', '.join(missing)}",
+            f"the adapter in {checkpoint.name} has other weights than this run: {other[0]} and {len(other) - 1} more",
             "resume with the settings the run was started with",
         )
     set_peft_model_state_dict(model, weights)
