@@ -14,7 +14,7 @@ from qlora_engine.config import TrainingConfig, with_value
 from qlora_engine.memory import activations, gpus, static
 from qlora_engine.memory.activations import Shape
 from qlora_engine.memory.optimizer_state import StateBytes, state_bytes
-from qlora_engine.memory.static import adapter_tensors, constants_bytes, target_linears
+from qlora_engine.memory.static import adapter_tensors, constants_bytes
 from qlora_engine.models.spec import ModelFacts
 
 GIB = 1024**3
@@ -197,11 +197,24 @@ def _variant(
     facts: ModelFacts, config: TrainingConfig, seq_len: int, micro_batch: int, device: str, upcast: bool, side: str
 ) -> Variant:  # fmt: skip
     element = 2 if device == "cuda" else 4
-    shape = Shape(micro_batch, seq_len, element, 4 if config.lora.dtype == "fp32" else 2)
-    kept, temporary = _moving(facts, config, shape, side == "double_quant")
-    parts, numbers = _static_parts(facts, config, device, 4 if upcast else element, side)
-    parts["activations"], parts["step_temporary"] = kept, temporary
-    return _with_totals(parts, device, numbers)
+    stream = 4 if upcast else element
+    shape = Shape(
+        micro_batch=micro_batch,
+        seq_len=seq_len,
+        element_bytes=element,
+        stream_bytes=stream,
+        adapter_bytes=4 if config.lora.dtype == "fp32" else 2,
+        is_cuda=device == "cuda",
+        is_double_quant=side == "double_quant",
+        is_packed=config.data.packing,
+    )
+    found = activations.moving(facts, config, shape)
+    parts, numbers = _static_parts(facts, config, device, stream, side)
+    parts["activations"], parts["step_temporary"] = found.activations, found.step_temporary
+    if side != "full_16bit":
+        parts["gradients"] = found.gradients
+    numbers["activations"] = dict(activations.numbers(facts, config, shape))
+    return _with_totals(parts, device, numbers, peak_operation=found.operation)
 
 
 def _with_totals(
@@ -267,17 +280,6 @@ def _full_parts(facts: ModelFacts) -> tuple[dict[str, int], dict[str, dict[str, 
         optimizer_resident=8 * facts.parameters,
     )
     return parts, {"unquantized_weights": {"parameters": facts.parameters, "bytes each": 2}}
-
-
-def _moving(facts: ModelFacts, config: TrainingConfig, shape: Shape, is_double: bool) -> tuple[int, int]:
-    """(kept activations, largest temporary): the peak is in the loss or in a block's backward pass."""
-    targets = target_linears(facts, config.lora.targets)
-    layer = activations.kept_per_layer(facts, targets, shape, config.lora.rank)
-    backward = activations.backward_temporary(facts, shape, is_double_quant=is_double)
-    loss = activations.loss_temporary(facts, shape, config.training.loss)
-    if config.training.gradient_checkpointing:
-        return activations.kept_at_boundaries(facts, shape), max(layer + backward, loss)
-    return facts.layers * layer, max(backward, loss)
 
 
 def _settings(

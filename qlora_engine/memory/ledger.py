@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import bitsandbytes  # noqa: F401 - defines the operations that the rules are for
@@ -219,6 +219,23 @@ class Ledger(TorchDispatchMode):
             del rows
         return args[0]
 
+    def grouped_mm(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Rows (T, K) times the experts (E, K, N); on the CPU torch falls back to one product after another."""
+        if args[0].dtype == torch.bfloat16 or args[0].dim() != 2 or args[1].dim() != 3:
+            return NotImplemented
+        with self:
+            return torch.empty(
+                (args[0].shape[0], args[1].shape[-1]), dtype=args[0].dtype, device=args[0].device
+            )
+
+    def dropout_mask(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """CUDA's fused dropout keeps a mask of one byte per element (aten/native/cuda/Dropout.cu), the CPU one as wide as
+        its input."""
+        number = self._numbers.get(_key(args[0]), -1)
+        if self._device == "cuda" and number >= 0:
+            self.storages[number] = replace(self.storages[number], bytes_=args[0].numel())
+        return NotImplemented
+
     def decide(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A question about values: transformers asks whether no rows are packed."""
         return not self._is_packed if args[0].dtype == torch.bool else NotImplemented
@@ -243,6 +260,8 @@ _RULES: dict[Any, Rule] = {
     BNB.optimizer_update_32bit.default: Ledger.optimizer_on_cpu,
     ATEN.logsumexp.default: Ledger.logsumexp,
     ATEN._scaled_dot_product_flash_attention_for_cpu_backward.default: Ledger.flash_backward,
+    ATEN.bernoulli_.float: Ledger.dropout_mask,
+    ATEN._grouped_mm.default: Ledger.grouped_mm,
     ATEN.index.Tensor: Ledger.chosen_rows,
     ATEN.index_put_.default: Ledger.put_rows,
     ATEN._index_put_impl_.default: Ledger.put_rows,

@@ -36,7 +36,7 @@ from qlora_engine.models.spec import ModelFacts
 from qlora_engine.training import loss as losses
 from qlora_engine.training import optim
 
-SCHEMA = 1
+SCHEMA = 2
 SIDES = {"double_quant": True, "single_quant": False}
 MOVING = ("activations", "step_temporary", "gradients")
 Report = Callable[[int, int], None]
@@ -122,18 +122,25 @@ def trace(
     """The peak on both sides. `is_whole`: run all layers instead of extrapolating."""
     config = symbolic.full_config(question.facts)
     kinds = symbolic.layer_kinds(config)
-    distinct = tuple(dict.fromkeys(kinds))
+    distinct = _base(kinds, is_checkpointed=question.config.training.gradient_checkpointing)
     if is_whole or len(kinds) <= len(distinct) + 1:
         plans = [kinds]
     else:
-        plans = [distinct, *(_with_one_more(distinct, kind) for kind in distinct)]
+        plans = [distinct, *(_with_one_more(distinct, kind) for kind in dict.fromkeys(kinds))]
     profiles = []
     for index, plan in enumerate(plans):
         if report is not None:
             report(index, len(plans))
         profiles.append(_profiles(question, symbolic.with_layers(config, plan), check))
-    more = [kinds.count(kind) - 1 for kind in distinct]
+    more = [kinds.count(kind) - distinct.count(kind) for kind in dict.fromkeys(kinds)]
     return {side: _outcome([p[side] for p in profiles], more) for side in SIDES}
+
+
+def _base(kinds: Sequence[str], *, is_checkpointed: bool) -> tuple[str, ...]:
+    """One layer of each kind. Without checkpointing the first layer keeps less than the others, since nothing before it
+    is trained: then it comes on top."""
+    distinct = tuple(dict.fromkeys(kinds))
+    return distinct if is_checkpointed else (distinct[0], *distinct)
 
 
 def _with_one_more(distinct: Sequence[str], kind: str) -> tuple[str, ...]:
