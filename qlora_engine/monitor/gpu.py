@@ -176,6 +176,9 @@ class GpuWatch:
         return self._problem or self.nvml.why_not
 
     def _repeat(self, job: Callable[[], float | None], period: float) -> None:
+        if job != self._find_devices_and_memory:  # which finds whom to ask
+            while not self.has_answered.wait(0.05) and not self._stop.is_set():
+                pass
         due = time.monotonic()
         while not self._stop.is_set():
             try:

@@ -322,6 +322,17 @@ def test_how_often_each_question_is_asked(
     assert processes <= 2  # an empty list is one call
 
 
+def test_everything_is_known_within_a_second_of_the_start(
+    driver: FakeDriver, watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But PCIe rates, which are differences of two readings."""
+    for name, seconds in REAL.items():
+        monkeypatch.setattr(gpu_module, name, seconds)
+    driver.slow("nvmlInitWithFlags", 0.1)
+    watch = watching(hz=4.0)
+    until(lambda: bool(watch.samples()) and set(the(watch).unavailable) <= set(FIELDS["pcie"]), 1.5)
+
+
 def test_every_field_belongs_to_a_question() -> None:
     fixed = {"index", "mig_index", "name", "uuid", "pci_bus_id", "driver_version", "unavailable"}
     asked = {name for names in FIELDS.values() for name in names}
