@@ -175,13 +175,15 @@ def _forward(block: Block, shape: Shape, meter: Meter, *, is_masked: bool) -> No
 def _mlp_forward(block: Block, out: Linear, shape: Shape, meter: Meter) -> None:
     t, c = shape.tokens, shape.element_bytes
     normed = meter.hold(block.hidden * shape.stream_bytes * t)
-    for linear in block.mlp_in:
+    inner = block.inner * c * t
+    for index, linear in enumerate(block.mlp_in):
+        meter.live += inner if index else 0  # the activation of the gate stands beside the second projection
         _group((linear,), shape, meter)
         meter.hold(linear.out * c * t)
+        meter.live -= inner if index else 0
     meter.drop(normed)
     if not block.is_parallel:
         meter.hold(_shared_input(block.mlp_in, shape))
-    inner = block.inner * c * t
     meter.hold(inner * (block.activation_steps if block.is_gated else block.activation_steps - 1))
     product = meter.hold(inner)
     _group((out,), shape, meter)
@@ -255,21 +257,19 @@ def _backward(block: Block, shape: Shape, *, is_masked: bool) -> int:
     meter = Meter()
     if block.mlp_out is not None:
         _linear_backward(block.mlp_out, shape, meter)
-        meter.drop(block.mlp_out.kept(shape) * t + _shared_input((block.mlp_out,), shape))
+        meter.drop(_shared_input((block.mlp_out,), shape))
         meter.hold(2 * i * c * t if block.is_gated else i * c * t)
         meter.drop(i * c * t)
     for linear in reversed(block.mlp_in):
         _linear_backward(linear, shape, meter)
-        meter.drop(linear.kept(shape) * t + linear.out * c * t)
+        meter.drop(linear.out * c * t)
     meter.hold(4 * h * FP32 * t)
     meter.drop(4 * h * FP32 * t + h * s * t)
     _linear_backward(block.attention_out, shape, meter)
-    meter.drop(block.attention_out.kept(shape) * t)
     meter.touch(_attention_backward(block, shape, is_masked=is_masked))
     meter.hold((block.query + 2 * block.key) * c * t)
     for linear in reversed(block.attention_in):
         _linear_backward(linear, shape, meter)
-        meter.drop(linear.kept(shape) * t)
     return meter.peak
 
 
@@ -278,6 +278,8 @@ def _linear_backward(linear: Linear, shape: Shape, meter: Meter) -> None:
     t, c, a = shape.tokens, shape.element_bytes, shape.adapter_bytes
     if linear.rank:
         meter.touch((2 * linear.out * a if a != c else linear.out * a) * t)
+        meter.touch(linear.in_ * a * t)
+        meter.drop(linear.kept(shape) * t)
         meter.touch((linear.in_ * a + linear.in_ * c) * t)
     meter.hold(linear.in_ * c * t)
     meter.touch(_dequantized(linear, shape) + linear.in_ * c * t)

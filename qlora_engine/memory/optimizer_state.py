@@ -27,11 +27,17 @@ class StateBytes:
         return self.resident + self.pageable
 
 
-def state_bytes(optimizer: str, tensors: Iterable[tuple[int, int]], *, can_page: bool) -> StateBytes:
+def state_bytes(
+    optimizer: str, tensors: Iterable[tuple[int, int]], *, can_page: bool, element_bytes: int = FP32
+) -> StateBytes:
     """State of `optimizer` over `tensors` given as (elements, how many of it). `can_page`: on a CUDA device.
 
-    torch's fused AdamW keeps two fp32 moments in the parameters' own type, which is fp32 for fp32 adapters.
+    torch's AdamW keeps its moments in the parameters' own type, of `element_bytes`, and a step count per tensor.
     """
+    if optimizer == "adamw_torch_fused":
+        return StateBytes(
+            sum(count * (2 * elements * element_bytes + FP32) for elements, count in tensors), 0, 0
+        )
     states = 1 if optimizer.startswith("lion") else 2
     is_8bit = optimizer.endswith("8bit")
     is_paged = optimizer.startswith("paged") and can_page

@@ -74,3 +74,32 @@ def adapter_tensors(facts: ModelFacts, config: TrainingConfig) -> list[tuple[int
         if config.lora.dora:
             tensors.append((linear.out_features, linear.count))
     return tensors
+
+
+GRANULE = 512
+"""The CUDA caching allocator rounds every block up to this (c10/cuda/CUDACachingAllocator, kMinBlockSize)."""
+
+
+def rounding_bytes(facts: ModelFacts, config: TrainingConfig, element: int, *, side: str) -> int:
+    """What rounding up every tensor that stays costs."""
+    total = 0
+    for linear in facts.linears:
+        total += linear.count * sum(_excess(size) for size in _tensor_sizes(linear, element, side))
+    total += sum(t.count * _excess(t.elements // t.count * element) for t in facts.unquantized)
+    adapter = FP32 if config.lora.dtype == "fp32" else 2
+    return total + sum(count * _excess(size * adapter) for size, count in adapter_tensors(facts, config))
+
+
+def _tensor_sizes(linear: LinearFact, element: int, side: str) -> tuple[int, ...]:
+    weights = linear.in_features * linear.out_features
+    if side not in ("double_quant", "single_quant") or not linear.is_quantized:
+        return (weights * element,)
+    blocks = -(-weights // BLOCK)
+    if side == "single_quant":
+        return (-(-weights // 2), FP32 * blocks, CODE_BYTES)
+    nested = FP32 * -(-blocks // NESTED_BLOCK)
+    return (-(-weights // 2), blocks, CODE_BYTES, nested, NESTED_CODE_BYTES, OFFSET_BYTES)
+
+
+def _excess(size: int) -> int:
+    return -size % GRANULE
