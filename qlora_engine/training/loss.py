@@ -149,10 +149,18 @@ def logit_shape(config: Any) -> tuple[float | None, float]:
 
 
 def is_chunkable(model: Any, batch: Any) -> bool:
-    """True when head(hidden) reproduces the model's own logits on `batch`: no family-specific step is missing."""
-    with torch.no_grad():
-        full = float(summed_loss(model, batch, kind="full"))
-        chunked = float(summed_loss(model, batch, kind="chunked"))
+    """True when head(hidden) reproduces the model's own logits on `batch`: no family-specific step is missing.
+
+    Without dropout, which would make two passes differ and draw random numbers.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            full = float(summed_loss(model, batch, kind="full"))
+            chunked = float(summed_loss(model, batch, kind="chunked"))
+    finally:
+        model.train(was_training)
     tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 2e-2
     return abs(full - chunked) <= tolerance * max(1.0, abs(full))
 

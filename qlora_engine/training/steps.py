@@ -103,7 +103,10 @@ def _backward(parts: Any, collated: Sequence[batches.Batch], trained: int, contr
 
 
 def _update(parts: Any, total: float) -> tuple[float, bool]:
-    """Clip and step, unless a number is not finite; (gradient norm before clipping, whether the weights changed)."""
+    """Clip and step, unless a number is not finite; (gradient norm before clipping, whether the weights changed).
+
+    The schedule counts the steps that were applied, as transformers' does.
+    """
     parts.scaler.unscale_(parts.optimizer)
     try:
         norm = _clip(parts)
@@ -112,7 +115,8 @@ def _update(parts: Any, total: float) -> tuple[float, bool]:
             _step_whole(parts)
     finally:
         parts.scaler.update()
-    parts.scheduler.step()
+    if is_applied:
+        parts.scheduler.step()
     parts.optimizer.zero_grad(set_to_none=True)
     return norm, is_applied
 

@@ -128,3 +128,12 @@ def test_a_head_that_does_something_else_is_noticed() -> None:
     assert loss.is_chunkable(model, batch)
     model.lm_head.register_forward_hook(lambda module, inputs, output: output * 1.5)
     assert not loss.is_chunkable(model, batch)
+
+
+def test_dropout_does_not_make_the_head_look_different() -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, attention_dropout=0.5)).train()
+    before = torch.get_rng_state()
+    assert loss.is_chunkable(model, make_batch())
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), before)
