@@ -110,6 +110,10 @@ def number(value: float | None, digits: int = 4) -> str:
     return NOT_AVAILABLE if value is None else f"{value:.{digits}g}"
 
 
+def loss(value: float | None) -> str:
+    return NOT_AVAILABLE if value is None else f"{value:.4f}"
+
+
 def duration(seconds: float | None) -> str:
     if seconds is None:
         return NOT_AVAILABLE

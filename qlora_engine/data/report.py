@@ -231,7 +231,7 @@ def report_job(job: DataReportJob, control: Control) -> Iterator[Event]:
         )  # fmt: skip
         return found, tokenizer
 
-    yield PhaseChanged("tokenizing", f"Reading {config.data.path}")
+    yield PhaseChanged("tokenizing", f"Reading the dataset {config.data.path}")
     found, tokenizer = yield from events_while(ready)
     rows = shown_rows(found.train, tokenizer, job.show_rows)
     yield RunFinished({"report": found.report.to_json(), "rows": rows})

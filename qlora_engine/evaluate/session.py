@@ -102,7 +102,7 @@ def load_chat_model(origin: Origin, control: Control) -> Generator[Event, None, 
     config = origin.config
     plan = plan_device(config.model, config.quantization.compute_dtype)
     base = yield from _ready_base(origin, control)
-    yield PhaseChanged("loading", f"Loading {config.model.name} in 4 bits on {plan.name}")
+    yield PhaseChanged("loading", f"Loading {config.model.name} in 4 bits on {plan.title}")
     control.check()
 
     def work(emit: Emit) -> loading.LoadedModel:
@@ -162,7 +162,7 @@ def _ready_base(origin: Origin, control: Control) -> Generator[Event, None, Path
         export_source.check_base(record, base)
         return base
     settings = origin.config.model
-    yield PhaseChanged("preparing", f"Looking for {settings.name}")
+    yield PhaseChanged("preparing", f"Looking for the model {settings.name}")
 
     def work(emit: Emit) -> Path:
         def report(phase: str, done: int, total: int | None, unit: str) -> None:

@@ -225,8 +225,8 @@ class RunFolder:
             run_id=self.run_id,
             path=self.path,
             state=state,
-            model=str((record.get("model") or {}).get("name", "n/a")),
-            data=str((record.get("data") or {}).get("path", "n/a")),
+            model=str((record.get("model") or {}).get("name") or self._asked_for("model", "name")),
+            data=str((record.get("data") or {}).get("path") or self._asked_for("data", "path")),
             created_unix=record.get("created"),
             finished_unix=record.get("finished"),
             last_step=record.get("last_step"),
@@ -238,6 +238,13 @@ class RunFolder:
             is_resumable=state in RESUMABLE_STATES and bool(checkpoints),
             notices=tuple(notices),
         )
+
+    def _asked_for(self, table: str, name: str) -> str:
+        """What the job file says, for a run that failed before its record could."""
+        try:
+            return str(getattr(getattr(self.job(), table), name))
+        except EngineError:
+            return "n/a"
 
     def delete(self) -> None:
         """Remove the folder and everything in it.

@@ -254,7 +254,7 @@ def _note_score(parts: Parts, state: TrainState, loss: float) -> bool:
     state.last_held_out_loss = loss
     if state.step == 0:
         state.loss_before = loss
-        parts.folder.update(loss_before=loss, loss_after=loss)
+        parts.folder.update(loss_before=loss)
         return True
     is_best = state.best_loss is None or loss < state.best_loss
     if is_best:

@@ -14,7 +14,8 @@ import click
 
 from qlora_engine.cli import driving, output, progress
 from qlora_engine.client import Engine
-from qlora_engine.events import TERMINAL, AnswerFinished, Event, SessionReady, TokenStreamed
+from qlora_engine.errors import EngineError
+from qlora_engine.events import TERMINAL, AnswerFinished, Event, Noticed, SessionReady, TokenStreamed
 from qlora_engine.jobs import ChatJob
 
 Messages = list[dict[str, str]]
@@ -50,8 +51,12 @@ def chat(
     if as_json and prompt is None:
         raise click.UsageError("--json needs --prompt: a conversation is not one document")
     settings = {"max_new_tokens": max_tokens, "do_sample": temperature > 0, "temperature": temperature or 1.0}
-    session = Session(compare=compare, system=system, settings=settings, is_quiet=as_json)
+    session = Session(
+        compare=compare, system=system, settings=settings, is_quiet=as_json, is_single=prompt is not None
+    )
     hold(ChatJob(source, settings), session, once(prompt) if prompt is not None else from_keyboard)
+    if prompt is not None and session.problem is not None:
+        raise session.problem
     if as_json:
         output.print_json({"source": source, "prompt": prompt, "answers": session.answers})
 
@@ -64,9 +69,12 @@ class Session:
     system: str | None
     settings: dict[str, Any]
     is_quiet: bool
+    is_single: bool
     sides: tuple[str, ...] = ("tuned",)
     histories: dict[str, Messages] = field(default_factory=dict)
     answers: list[dict[str, Any]] = field(default_factory=list)
+    problem: EngineError | None = None
+    """Why a question could not be answered; the newest reason."""
     awaited: int = 0
     requests: int = 0
 
@@ -80,6 +88,7 @@ class Session:
 
     def ask(self, engine: Engine, prompt: str) -> None:
         """Send the prompt to each side with that side's own history."""
+        self.problem = None
         for side in self.sides:
             self.histories[side].append({"role": "user", "content": prompt})
             self.requests += 1
@@ -96,6 +105,9 @@ class Session:
 
     def hear(self, event: AnswerFinished) -> None:
         self.awaited -= 1
+        if self.problem is not None and not event.tokens:
+            self.histories[event.side].pop()  # so that the next question does not fail for the same reason
+            return
         self.histories[event.side].append({"role": "assistant", "content": event.text})
         answer = {
             "side": event.side,
@@ -138,8 +150,12 @@ def _converse(
         match event:
             case SessionReady():
                 session.begin(dict(event.facts))
+                screen.greet()
             case TokenStreamed():
                 screen.stream(event)
+            case Noticed():
+                session.problem = EngineError(event.code, event.message, event.hint)
+                screen.notice(event)
             case AnswerFinished():
                 session.hear(event)
                 screen.finish(event)
@@ -166,6 +182,11 @@ class Printer:
         self._session = session
         self._speaking = ""
 
+    def greet(self) -> None:
+        """How to leave, for a person at a keyboard."""
+        if sys.stdin.isatty() and not self._session.is_single:
+            output.note("Type a question. Ctrl+C cuts an answer short, /quit ends.")
+
     def stream(self, event: TokenStreamed) -> None:
         if self._session.is_quiet:
             return
@@ -176,10 +197,17 @@ class Printer:
         output.write_piece(event.text)
 
     def finish(self, event: AnswerFinished) -> None:
-        if self._session.is_quiet:
+        if self._session.is_quiet or (self._session.problem and not event.tokens):
             return
+        if self._session.compare and not self._speaking:
+            output.write_piece(f"[{event.side}] ")
         self._speaking = ""
-        output.say("" if event.is_complete else "  [cut]")
+        output.say("" if event.is_complete else f"  [cut after {event.tokens} tokens]")
+
+    def notice(self, event: Noticed) -> None:
+        """Said in a conversation; with `--prompt` it is the error that the command ends with."""
+        if not self._session.is_single:
+            output.note(f"{event.message}; {event.hint}")
 
 
 def once(prompt: str) -> NextPrompt:

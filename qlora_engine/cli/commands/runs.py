@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from qlora_engine.runs.record import RunFolder, RunSummary
 
 
+REASONS_SHOWN = 3
+
+
 @click.command()
 @click.option("--dir", "runs_dir", type=click.Path(path_type=Path), help="Another runs folder.")
 @output.json_option
@@ -40,6 +43,17 @@ def runs(runs_dir: Path | None, as_json: bool) -> None:
     for summary in found:
         for notice in summary.notices:
             output.note(f"{summary.run_id}: {notice}")
+    _print_reasons([summary for summary in found if summary.state == "failed"][:REASONS_SHOWN])
+
+
+def _print_reasons(failed: list[RunSummary]) -> None:
+    """Why the newest failed ones failed."""
+    from qlora_engine.runs.record import RunFolder
+
+    for summary in failed:
+        error = RunFolder(summary.path).record().get("error") or {}
+        if error.get("message"):
+            output.say(f"{summary.run_id} failed: {error['message']}")
 
 
 def _row(summary: RunSummary) -> tuple[str, ...]:
@@ -50,8 +64,8 @@ def _row(summary: RunSummary) -> tuple[str, ...]:
         state,
         summary.model,
         steps,
-        output.number(summary.loss_before),
-        output.number(summary.loss_after),
+        output.loss(summary.loss_before),
+        output.loss(summary.loss_after),
         output.size(summary.measured_peak_bytes),
         output.moment(summary.created_unix),
     )
@@ -116,8 +130,8 @@ def _print_figures(sides: list[dict[str, Any]]) -> None:
     rows = [
         ("state", *(side["state"] for side in sides)),
         ("steps", *(str(side["last_step"] or output.NOT_AVAILABLE) for side in sides)),
-        ("held-out loss before", *(output.number(side["loss_before"]) for side in sides)),
-        ("held-out loss after", *(output.number(side["loss_after"]) for side in sides)),
+        ("held-out loss before", *(output.loss(side["loss_before"]) for side in sides)),
+        ("held-out loss after", *(output.loss(side["loss_after"]) for side in sides)),
         ("training time", *(output.duration(side["seconds"]) for side in sides)),
         ("peak predicted", *(output.size(side["predicted_peak_bytes"]) for side in sides)),
         ("peak measured", *(output.size(side["measured_peak_bytes"]) for side in sides)),
@@ -133,5 +147,5 @@ def _print_curves(sides: list[dict[str, Any]]) -> None:
         return
     shown = common[:: max(1, len(common) // 12)]
     output.say()
-    rows = [(str(step), *(output.number(curve[step]) for curve in curves)) for step in shown]
+    rows = [(str(step), *(output.loss(curve[step]) for curve in curves)) for step in shown]
     output.table(("step", *(f"loss {side['run_id']}" for side in sides)), rows)

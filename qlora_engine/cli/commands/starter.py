@@ -10,7 +10,7 @@ import click
 from qlora_engine.cli import driving, output, progress
 from qlora_engine.cli.commands.export import export_run
 from qlora_engine.cli.commands.job import set_option
-from qlora_engine.cli.commands.train import ON_STOP, Outcome, loss_line, print_outcome, run_name
+from qlora_engine.cli.commands.train import ON_STOP, Outcome, last_words, loss_line, print_outcome, run_name
 from qlora_engine.events import Event, RunStarted, SampleAnswered
 from qlora_engine.jobs import TrainJob
 
@@ -62,7 +62,8 @@ def train_and_listen(job: TrainJob, *, is_quiet: bool) -> tuple[Outcome, list[di
                 samples.append({"step": event.step, "prompt": event.prompt, "answer": event.answer})
             shown.show(event)
 
-        outcome.end = driving.run_job(job, listen, on_stop=ON_STOP)
+        with last_words(outcome):
+            outcome.end = driving.run_job(job, listen, on_stop=ON_STOP)
     return outcome, samples
 
 

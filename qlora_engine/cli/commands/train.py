@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,8 @@ class Outcome:
         kept = ("run_id", "loss_before", "loss_after", "best_step", "last_step", "measured_peak_bytes")
         result = dict(self.end.result) if self.end else {}
         shown = {key: record[key] for key in kept if key in record}
+        if isinstance(self.end, RunStopped):
+            shown["is_resumable"] = self.end.is_resumable
         return {"state": self.state, "run_dir": self.run_dir, **shown, **result}
 
     def _record(self) -> dict[str, Any]:
@@ -85,8 +89,33 @@ def follow(job: Job, events: bool, is_quiet: bool) -> Outcome:
                 output.say(encode(event))
             shown.show(event)
 
-        outcome.end = driving.run_job(job, listen, on_stop=ON_STOP)
+        with last_words(outcome):
+            outcome.end = driving.run_job(job, listen, on_stop=ON_STOP)
     return outcome
+
+
+@contextlib.contextmanager
+def last_words(outcome: Outcome) -> Iterator[None]:
+    """When the person will not wait for the end: what is lost, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if outcome.run_dir is not None:
+            output.note(_after_quitting(outcome.run_dir))
+        raise
+
+
+def _after_quitting(run_dir: Path) -> str:
+    from qlora_engine.runs.record import RunFolder
+
+    folder = RunFolder(run_dir)
+    newest = [path.name.removeprefix("step-") for path in folder.checkpoints()][-1:]
+    if not newest:
+        return f"Ended at once, before the first checkpoint: nothing of run {run_name(run_dir)} can be gone on with."
+    return (
+        f"Ended at once; what was trained after step {newest[0]} is lost. "
+        f"Go on with: {output.program()} resume {run_name(run_dir)}"
+    )
 
 
 def print_outcome(outcome: Outcome, events: bool, as_json: bool) -> None:
@@ -101,7 +130,9 @@ def print_outcome(outcome: Outcome, events: bool, as_json: bool) -> None:
     output.say(f"{'Finished' if outcome.state == 'finished' else 'Stopped'}: run {run}")
     for line in _lines(document):
         output.say(line)
-    if outcome.state == "stopped" and isinstance(outcome.end, RunStopped) and outcome.end.is_resumable:
+    if isinstance(outcome.end, RunStopped) and not outcome.end.is_resumable:
+        output.say("Nothing was trained yet, so there is nothing to go on with.")
+    if isinstance(outcome.end, RunStopped) and outcome.end.is_resumable:
         output.say(f"Go on with: {output.program()} resume {run}")
 
 

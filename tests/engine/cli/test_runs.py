@@ -77,6 +77,14 @@ def test_runs_are_listed(qlora: Any) -> None:
     assert (listed["run_id"], listed["loss_after"]) == ("first", 1.0)
 
 
+def test_a_failed_run_says_what_it_was_and_why(qlora: Any) -> None:
+    config = with_value(with_value(TrainingConfig(), "output.name", "bad"), "model.name", "/no/model")
+    RunFolder.create(config).update(state="failed", error={"message": "there is no folder /no/model"})
+    text = qlora("runs").out
+    assert "/no/model" in text.splitlines()[1]
+    assert "bad failed: there is no folder /no/model" in text
+
+
 def test_a_run_whose_process_is_gone_is_not_running(qlora: Any) -> None:
     write_run("dead", 4, [2.0]).update(state="running", pid=2**22 - 3, pid_started=0.0)
     assert qlora("runs", "--json").document["runs"][0]["state"] == "crashed"

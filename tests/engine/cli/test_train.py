@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -15,7 +16,10 @@ from typing import Any
 import pytest
 
 from qlora_engine import events
+from qlora_engine.cli.commands.train import Outcome, last_words
+from qlora_engine.config import TrainingConfig, with_value
 from qlora_engine.events import RunFinished, RunStarted, RunStopped, StepFinished
+from qlora_engine.runs.record import CHECKPOINT_MARK, RunFolder
 
 WriteJob = Callable[..., Path]
 
@@ -180,6 +184,42 @@ def test_a_finished_run_answers_and_exports(qlora: Any, write_job: WriteJob, tmp
         assert all(check["passed"] is not False for check in result.document["checks"])
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+def test_a_question_too_long_for_the_model_is_refused(qlora: Any, tiny_model: Path) -> None:
+    for more in ((), ("--json",)):
+        result = qlora("chat", tiny_model, "--prompt", "word " * 400, *more)
+        assert (result.code, result.out) == (2, "")
+        assert "the model sees at most 256; hint: start a new conversation" in result.error
+
+
+def test_a_conversation_goes_on_from_line_to_line(
+    qlora: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "sys.stdin", io.StringIO("hello\n\n" + "word " * 400 + "\nand now\n/quit\nnever asked\n")
+    )
+    result = qlora("chat", tiny_model, "--max-tokens", 4)
+    assert result.code == 0, result.err
+    assert result.err.count("the model sees at most 256") == 1
+    assert "start a new conversation" in result.err
+
+
+def test_quitting_at_once_says_what_is_lost(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = RunFolder.create(with_value(TrainingConfig(), "output.name", "one"))
+    outcome = Outcome()
+    outcome.run_dir = folder.path
+    with pytest.raises(KeyboardInterrupt), last_words(outcome):
+        raise KeyboardInterrupt
+    assert "before the first checkpoint" in capsys.readouterr().err
+    for step in (5, 12):
+        (folder.checkpoints_dir / f"step-{step}").mkdir()
+        (folder.checkpoints_dir / f"step-{step}" / CHECKPOINT_MARK).write_text(
+            '{"files": {}}', encoding="utf-8"
+        )
+    with pytest.raises(KeyboardInterrupt), last_words(outcome):
+        raise KeyboardInterrupt
+    assert "after step 12 is lost. Go on with: qlora resume one" in capsys.readouterr().err
 
 
 def test_a_conversation_needs_a_prompt_for_json(qlora: Any, tiny_model: Path) -> None:
