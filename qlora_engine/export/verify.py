@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,12 +53,14 @@ def prove(
     try:
         child.stdin.write(json.dumps(request))
         child.stdin.close()
+        threading.Thread(target=_end_when_stopped, args=(child, control), daemon=True).start()
         for line in child.stdout:
             control.check()
             check = _check(line)
             if check is not None:
                 checks.append(check)
                 yield check
+        control.check()
         errors = child.stderr.read()
         if child.wait() != 0:
             last = errors.strip().splitlines()[-1] if errors.strip() else f"exit code {child.returncode}"
@@ -68,6 +72,15 @@ def prove(
         child.stdout.close()
         child.stderr.close()
     return checks
+
+
+def _end_when_stopped(child: subprocess.Popen[str], control: Control) -> None:
+    """A check can take long; whoever asked to stop need not wait for its end."""
+    while child.poll() is None:
+        if control.is_stop_requested:
+            child.kill()
+            return
+        time.sleep(0.1)
 
 
 def child_command() -> list[str]:

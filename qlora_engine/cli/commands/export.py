@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from qlora_engine.cli import driving, output, progress
+from qlora_engine.errors import EngineError
 from qlora_engine.events import RunFinished
 from qlora_engine.export.source import FORMATS
 from qlora_engine.jobs import ExportJob
@@ -26,6 +27,7 @@ def export(run: str, format_: str, out: Path, verify: bool, as_json: bool) -> No
         output.print_json(result)
     else:
         output.say(f"Wrote {result['path']} ({output.size(result.get('bytes'))}){_proof(result)}")
+    require_proof(result)
 
 
 def export_run(
@@ -45,6 +47,22 @@ def export_run(
     if not isinstance(end, RunFinished):
         raise click.Abort
     return {"run": folder.run_id, "format": format_, **end.result}
+
+
+def require_proof(result: dict[str, Any]) -> None:
+    """Let an export pass that was proven, or not checked.
+
+    Raises:
+        EngineError: a check found that it is not the trained model.
+    """
+    failed = [check["name"] for check in result.get("checks") or () if check["passed"] is False]
+    if failed:
+        raise EngineError(
+            "export.not_proven",
+            f"{result['path']} was written, but it is not the trained model: failed: {', '.join(failed)}",
+            f"do not use it; {Path(result['path']) / 'proof.json'} has the numbers",
+            is_input_error=False,
+        )
 
 
 def _proof(result: dict[str, Any]) -> str:

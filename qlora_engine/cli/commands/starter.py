@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from qlora_engine.cli import driving, output, progress
-from qlora_engine.cli.commands.export import export_run
+from qlora_engine.cli.commands.export import export_run, require_proof
 from qlora_engine.cli.commands.job import set_option
 from qlora_engine.cli.commands.train import ON_STOP, Outcome, last_words, loss_line, print_outcome, run_name
 from qlora_engine.events import Event, RunStarted, SampleAnswered
@@ -72,6 +72,7 @@ def _export_merged(document: dict[str, Any], out: Path | None, is_quiet: bool) -
 
     target = out or paths.home() / "exports" / f"{document['run_id']}-merged"
     result = export_run(str(document["run_dir"]), "merged", target, {"verify": True}, is_quiet=is_quiet)
+    require_proof(result)
     return str(result["path"])
 
 

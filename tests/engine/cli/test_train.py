@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from qlora_engine import events
+from qlora_engine.cli.commands import export
 from qlora_engine.cli.commands.train import Outcome, last_words
 from qlora_engine.config import TrainingConfig, with_value
 from qlora_engine.events import RunFinished, RunStarted, RunStopped, StepFinished
@@ -184,6 +185,20 @@ def test_a_finished_run_answers_and_exports(qlora: Any, write_job: WriteJob, tmp
         assert all(check["passed"] is not False for check in result.document["checks"])
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_an_export_that_is_not_the_trained_model_fails(
+    more: tuple[str, ...], qlora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RunFolder.create(with_value(TrainingConfig(), "output.name", "one"))
+    checks = [{"name": "loads", "passed": True}, {"name": "logits equal", "passed": False}]
+    end = RunFinished({"path": "/out", "bytes": 3, "is_proven": False, "checks": checks})
+    monkeypatch.setattr(export.driving, "run_job", lambda *_, **__: end)
+    result = qlora("export", "one", "--as", "merged", "--out", tmp_path / "out", *more)
+    assert result.code == 1
+    assert "not the trained model: failed: logits equal; hint: do not use it" in result.error
+    assert "proven" not in result.out.replace("is_proven", "")
 
 
 def test_a_question_too_long_for_the_model_is_refused(qlora: Any, tiny_model: Path) -> None:
