@@ -33,7 +33,13 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="package")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny("llama", tmp_path_factory.mktemp("models") / "tiny")
+    """One layer: most tests look at everything around it."""
+    return make_tiny("llama", tmp_path_factory.mktemp("models") / "tiny", num_hidden_layers=1)
+
+
+@pytest.fixture(scope="package")
+def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny("llama", tmp_path_factory.mktemp("models") / "two")
 
 
 @pytest.fixture(scope="package")

@@ -114,11 +114,11 @@ def test_the_curve_is_that_of_a_plain_loop(make_config: MakeConfig, effective: i
     assert min(wanted) < 0.99 * wanted[0]  # it learns, so that an update that went wrong would be seen
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", "gemma2"])
-def test_the_curve_is_that_of_a_plain_loop_for_other_families(
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2"])
+def test_the_curve_is_that_of_a_plain_loop_for_two_layers_of_several_families(
     make_config: MakeConfig, tmp_path: Path, architecture: str
 ) -> None:
-    model = make_tiny(architecture, tmp_path / architecture)
+    model = make_tiny(architecture, tmp_path / architecture)  # two layers, checkpointed
     config = curve_config(make_config, 4, 2, model=model)
     assert largest_difference(our_curve(config), plain_curve(config, torch.optim.AdamW)) < ALLOWED
 
@@ -147,4 +147,4 @@ def test_a_mean_of_means_would_be_noticed(make_config: MakeConfig) -> None:
     """The rows differ in length, so the older way to accumulate gives another curve."""
     config = curve_config(make_config, 4, 1)
     wrong = plain_curve(config, torch.optim.AdamW, mean_of_means=True)
-    assert largest_difference(our_curve(config), wrong) > 100 * ALLOWED
+    assert largest_difference(our_curve(config), wrong) > 20 * ALLOWED
