@@ -177,10 +177,10 @@ def _mlp_forward(block: Block, out: Linear, shape: Shape, meter: Meter) -> None:
     normed = meter.hold(block.hidden * shape.stream_bytes * t)
     inner = block.inner * c * t
     for index, linear in enumerate(block.mlp_in):
-        meter.live += inner if index else 0  # the activation of the gate stands beside the second projection
+        gate = meter.hold(inner if index else 0)  # its activation stands beside the second projection
         _group((linear,), shape, meter)
         meter.hold(linear.out * c * t)
-        meter.live -= inner if index else 0
+        meter.drop(gate)
     meter.drop(normed)
     if not block.is_parallel:
         meter.hold(_shared_input(block.mlp_in, shape))
@@ -201,8 +201,6 @@ def _group(linears: tuple[Linear, ...], shape: Shape, meter: Meter) -> None:
         if linear.rank:
             meter.hold(linear.kept(shape) * t)
             meter.touch(out * c + 2 * out * a)
-        else:
-            meter.touch(2 * out * c)
 
 
 def _dequantized(linear: Linear, shape: Shape) -> int:
@@ -251,26 +249,40 @@ def _experts_kept(block: Block, shape: Shape) -> int:
 
 
 def _backward(block: Block, shape: Shape, *, is_masked: bool) -> int:
-    """The most that a block's backward pass holds beyond what was kept; negative terms are kept tensors let go."""
+    """The most that a block's backward pass holds beyond what was kept; what was kept is let go on the way."""
     t, c, s = shape.tokens, shape.element_bytes, shape.stream_bytes
-    h, i = block.hidden, block.inner
     meter = Meter()
     if block.mlp_out is not None:
-        _linear_backward(block.mlp_out, shape, meter)
-        meter.drop(_shared_input((block.mlp_out,), shape))
-        meter.hold(2 * i * c * t if block.is_gated else i * c * t)
-        meter.drop(i * c * t)
-    for linear in reversed(block.mlp_in):
-        _linear_backward(linear, shape, meter)
-        meter.drop(linear.out * c * t)
-    meter.hold(4 * h * FP32 * t)
-    meter.drop(4 * h * FP32 * t + h * s * t)
+        _mlp_backward(block, block.mlp_out, shape, meter)
+    meter.touch(4 * block.hidden * FP32 * t)
+    meter.drop(block.outer_norms * block.norm_copies * _norm_kept(block, block.hidden, shape) // 2)
+    meter.hold(block.hidden * s * t)
     _linear_backward(block.attention_out, shape, meter)
     meter.touch(_attention_backward(block, shape, is_masked=is_masked))
-    meter.hold((block.query + 2 * block.key) * c * t)
+    meter.drop(_attention_kept(block, shape, is_masked=is_masked) - (block.query + 2 * block.key) * c * t)
     for linear in reversed(block.attention_in):
         _linear_backward(linear, shape, meter)
+        meter.drop(linear.out * c * t)
     return meter.peak
+
+
+def _mlp_backward(block: Block, out: Linear, shape: Shape, meter: Meter) -> None:
+    t, c = shape.tokens, shape.element_bytes
+    inner = block.inner * c * t
+    _linear_backward(out, shape, meter)
+    meter.drop(_shared_input((out,), shape) if not block.is_relu else 0)
+    if block.is_gated:
+        meter.hold(2 * inner)
+        meter.drop(3 * inner)  # the product's gradient, and the two factors that were kept
+    else:
+        meter.hold(inner)
+        meter.drop(inner * block.activation_steps)
+    for index, linear in enumerate(reversed(block.mlp_in)):
+        if index and block.is_gated:
+            meter.hold(inner)
+            meter.drop(2 * inner)
+        _linear_backward(linear, shape, meter)
+        meter.drop(linear.out * c * t)
 
 
 def _linear_backward(linear: Linear, shape: Shape, meter: Meter) -> None:
@@ -280,16 +292,16 @@ def _linear_backward(linear: Linear, shape: Shape, meter: Meter) -> None:
         meter.touch((2 * linear.out * a if a != c else linear.out * a) * t)
         meter.touch(linear.in_ * a * t)
         meter.drop(linear.kept(shape) * t)
-        meter.touch((linear.in_ * a + linear.in_ * c) * t)
+        meter.touch(linear.in_ * (a + c if a != c else a) * t)
     meter.hold(linear.in_ * c * t)
-    meter.touch(_dequantized(linear, shape) + linear.in_ * c * t)
+    meter.touch(_dequantized(linear, shape) + (linear.in_ * c * t if linear.rank else 0))
 
 
 def _attention_backward(block: Block, shape: Shape, *, is_masked: bool) -> int:
     """Gradients of queries, keys and values. On CUDA flash attention sums the first in fp32 and spreads the others."""
     t, c = shape.tokens, shape.element_bytes
     if block.is_eager:
-        return block.heads * shape.seq_len * t * (2 * FP32 + 2 * c)
+        return block.heads * shape.seq_len * t * (2 * FP32 - (c if c != FP32 else 0))
     inner = block.query * FP32 * t if shape.is_cuda else 0
     if (shape.is_cuda or is_masked) and block.key != block.query:
         inner += 2 * block.query * c * t

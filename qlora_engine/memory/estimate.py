@@ -6,13 +6,14 @@ and `device_bytes` low / likely / high (with reserve, context and workspace: wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qlora_engine.config import TrainingConfig, with_value
+from qlora_engine.config import TrainingConfig
 from qlora_engine.memory import activations, gpus, static
 from qlora_engine.memory.activations import Shape
+from qlora_engine.memory.moments import peaks
 from qlora_engine.memory.optimizer_state import StateBytes, state_bytes
 from qlora_engine.memory.static import adapter_tensors, constants_bytes
 from qlora_engine.models.spec import ModelFacts
@@ -21,7 +22,7 @@ GIB = 1024**3
 MIB = 1024**2
 CONTEXT_BYTES = (350 * MIB, 550 * MIB, 1400 * MIB)
 """CUDA context and cuBLAS workspace: low, likely, high (FACTS: 0.14-1.4 GB by GPU and driver)."""
-RESERVE_SHARE = (0.03, 0.15, 0.30)
+RESERVE_SHARE = (0.03, 0.18, 0.30)
 """Reserved but not allocated, as a share of what comes and goes in a step; what stays does not fragment. The likely
 value is fitted, the only number here that is: on published peaks of Llama 3.1 8B at four lengths (see the tests)."""
 FULL_TUNING_BYTES = 12
@@ -57,6 +58,8 @@ class Variant:
     """For each part, what its formula was computed from."""
     reserved_bytes: int = 0
     """What the allocator is likely to have reserved at the peak."""
+    moments: Mapping[str, int] = field(default_factory=dict)
+    """Other peaks: loading, evaluating, generating, saving, resuming, host_loading."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -65,6 +68,8 @@ class Variant:
             "device_bytes": {"low": self.device_low, "likely": self.device_likely, "high": self.device_high},
             "peak_operation": self.peak_operation,
             "parts": dict(self.parts),
+            "reserved_bytes": self.reserved_bytes,
+            "moments": dict(self.moments),
         }
 
 
@@ -84,6 +89,8 @@ class Advice:
     saves_bytes: int
     path: str
     value: Any
+    device_likely: int = 0
+    """What the device will show after it."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,8 @@ def estimate(
 
     On `cuda` what is not quantized is 16-bit and the optimizer pages; on `cpu` everything is fp32 and nothing pages.
     """
+    from qlora_engine.memory import advise
+
     sides = {
         name: _variant(facts, config, seq_len, micro_batch, device, upcast_unquantized, name)
         for name in SIDES
@@ -150,7 +159,7 @@ def estimate(
         lora_16bit=sides["lora_16bit"].peak_bytes,
         full_16bit=sides["full_16bit"].peak_bytes,
         fits=_fits(double, single),
-        advice=tuple(_advice(facts, config, seq_len, micro_batch, device, chosen)) if wants_advice else (),
+        advice=advise.changes(facts, config, now=chosen, seq_len=seq_len, micro_batch=micro_batch, device=device, upcast_unquantized=upcast_unquantized) if wants_advice else (),
         sides=sides,
     )  # fmt: skip
 
@@ -161,15 +170,30 @@ def rehearsed(
     """`base` with the moving parts of a rehearsed step: activations, step_temporary and gradients by side."""
     sides = dict(base.sides)
     for side, parts in moving.items():
-        sides[side] = _with_totals(
-            {**base.sides[side].parts, **parts},
+        before = base.sides[side]
+        found = _with_totals(
+            {**before.parts, **parts},
             str(base.settings["device"]),
-            base.sides[side].numbers,
+            before.numbers,
             source="rehearsal",
             peak_operation=operations[side],
         )
+        sides[side] = replace(found, moments=before.moments)
     double, single = sides["double_quant"], sides["single_quant"]
     return replace(base, sides=sides, double_quant=double, single_quant=single, fits=_fits(double, single))
+
+
+def variant_of(
+    facts: ModelFacts,
+    config: TrainingConfig,
+    *,
+    seq_len: int,
+    micro_batch: int,
+    device: str = "cuda",
+    upcast_unquantized: bool = False,
+) -> Variant:
+    """The side that `config` asks for, alone: what searches and advice compare."""
+    return _variant(facts, config, seq_len, micro_batch, device, upcast_unquantized, side_of(config))
 
 
 def recommend_micro_batch(
@@ -224,7 +248,9 @@ def _variant(
     if side != "full_16bit":
         parts["gradients"] = found.gradients
     numbers["activations"] = dict(activations.numbers(facts, config, shape))
-    return _with_totals(parts, device, numbers, peak_operation=found.operation)
+    whole = _with_totals(parts, device, numbers, peak_operation=found.operation)
+    moments = peaks(facts, config, shape, whole.parts, config.training.sample_tokens)
+    return replace(whole, moments=moments)
 
 
 def _with_totals(
@@ -308,42 +334,3 @@ def _settings(
         "upcast_unquantized": upcast,
         "device": device,
     }
-
-
-def _advice(
-    facts: ModelFacts, config: TrainingConfig, seq_len: int, micro_batch: int, device: str, now: Variant
-) -> Iterator[Advice]:
-    """What each cheaper setting would save, most first."""
-    found = []
-    for change, path, value, rows, length in _alternatives(config, seq_len, micro_batch):
-        changed = with_value(config, path, value)
-        variant = _variant(facts, changed, length, rows, device, False, side_of(changed))
-        saved = now.peak_bytes - variant.peak_bytes
-        if saved > 0:
-            found.append(Advice(change, saved, path, value))
-    yield from sorted(found, key=lambda advice: -advice.saves_bytes)
-
-
-def _alternatives(
-    config: TrainingConfig, seq_len: int, micro_batch: int
-) -> Iterator[tuple[str, str, Any, int, int]]:
-    """(words, option, value, micro-batch, sequence length) of each cheaper setting."""
-    if micro_batch > 1:
-        half = micro_batch // 2
-        yield f"micro-batch {micro_batch} -> {half}", "training.micro_batch", half, half, seq_len
-    if not config.training.gradient_checkpointing:
-        yield "turn gradient checkpointing on", "training.gradient_checkpointing", True, micro_batch, seq_len
-    if not config.quantization.double_quant:
-        yield "turn double quantization on", "quantization.double_quant", True, micro_batch, seq_len
-    if config.training.loss == "full":
-        yield "compute the loss in chunks", "training.loss", "chunked", micro_batch, seq_len
-    if not config.training.optimizer.endswith("8bit"):
-        yield "use the paged 8-bit optimizer", "training.optimizer", "paged_adamw_8bit", micro_batch, seq_len
-    if seq_len >= 256:
-        half = seq_len // 2
-        yield f"sequence length {seq_len} -> {half}", "data.seq_len", half, micro_batch, half
-    if config.lora.rank >= 16:
-        half = config.lora.rank // 2
-        yield f"rank {config.lora.rank} -> {half}", "lora.rank", half, micro_batch, seq_len
-    if config.lora.targets == "all-linear":
-        yield "adapt the attention layers only", "lora.targets", "attention", micro_batch, seq_len

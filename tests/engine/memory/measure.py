@@ -49,12 +49,16 @@ def measured_step(folder: Path, config: TrainingConfig, seq_len: int, micro_batc
     _step(model, optimizer, trained, batch, config, micro_batches)
     state = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
     static = tracker.model_bytes(model) + tracker.tensor_bytes(state)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as prof:
         _step(model, optimizer, trained, batch, config, micro_batches)
     return Measured(static, static + _highest(prof.profiler.kineto_results.events()))
 
 
-def _step(model: Any, optimizer: Any, trained: list[Any], batch: Batch, config: TrainingConfig, count: int) -> None:
+def _step(
+    model: Any, optimizer: Any, trained: list[Any], batch: Batch, config: TrainingConfig, count: int
+) -> None:
     for _ in range(count):
         summed = loss.summed_loss(model, batch, kind=config.training.loss)
         (summed / batch.tokens).backward()
@@ -67,7 +71,9 @@ def _step(model: Any, optimizer: Any, trained: list[Any], batch: Batch, config: 
 
 def _highest(events: Iterable[Any]) -> int:
     """The highest sum of allocated minus freed bytes, in the order of time."""
-    memory = sorted((e.start_ns(), index, e.nbytes()) for index, e in enumerate(events) if e.name() == "[memory]")
+    memory = sorted(
+        (e.start_ns(), index, e.nbytes()) for index, e in enumerate(events) if e.name() == "[memory]"
+    )
     live = highest = 0
     for _, _, size in memory:
         live += size

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from qlora_engine.models import catalog, known
@@ -89,13 +87,6 @@ PUBLISHED = {
     "glm-4-9b": 9_399_951_360,
 }
 """Parameters as the publishers' weights have them; Gemma 3 from 4B without its eyes."""
-
-
-@pytest.fixture(autouse=True)
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QLORA_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def test_every_known_model_is_checked() -> None:
