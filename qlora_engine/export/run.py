@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from qlora_engine.bridge import Emit, events_while
 from qlora_engine.control import Control
-from qlora_engine.data.templates import choose
+from qlora_engine.data.templates import Template, choose
 from qlora_engine.errors import EngineError, did_you_mean
 from qlora_engine.events import CheckFinished, Event, PhaseChanged, Progressed, RunFinished
 from qlora_engine.export import merge, verify
@@ -56,9 +57,10 @@ def export_job(job: ExportJob, control: Control) -> Iterator[Event]:
         if out.is_dir():
             out.rmdir()
         aside.rename(out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise EngineError(
-            "disk.write", f"the export could not be written: {error.strerror or error}", "make room, or choose another folder",
+            "disk.write", f"the export could not be written: {reason}", "make room, or choose another folder",
             is_input_error=False,
         ) from error  # fmt: skip
     finally:
@@ -127,14 +129,22 @@ def _write_surroundings(source: Source, aside: Path, dtype: str) -> None:
     config["dtype"] = loading_dtype_name(dtype)
     config.pop("torch_dtype", None)
     (aside / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    generation = _read_json(source.base_path / "generation_config.json")
-    ends = (source.record.get("load_report") or {}).get("end_token_ids") or []
-    if ends:
-        generation["eos_token_id"] = list(ends) if len(ends) > 1 else ends[0]
-    (aside / "generation_config.json").write_text(json.dumps(generation, indent=2), encoding="utf-8")
     tokenizer = loading.load_tokenizer(source.base_path)
-    tokenizer.chat_template = choose(tokenizer, source.config.data.chat_template).jinja
+    template = choose(tokenizer, source.config.data.chat_template)
+    generation = _read_json(source.base_path / "generation_config.json")
+    ends = end_ids(source.record.get("load_report") or {}, tokenizer, template)
+    if ends:
+        generation["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    (aside / "generation_config.json").write_text(json.dumps(generation, indent=2), encoding="utf-8")
+    tokenizer.chat_template = template.jinja
     tokenizer.save_pretrained(aside)
+
+
+def end_ids(load_report: Mapping[str, Any], tokenizer: Any, template: Template) -> list[int]:
+    """The model's end tokens and those the run's template ends an answer with (CORRECTNESS 15)."""
+    vocabulary = tokenizer.get_vocab()
+    written = (vocabulary[token] for token in template.end_tokens if token in vocabulary)
+    return sorted({*(load_report.get("end_token_ids") or ()), *written})
 
 
 def loading_dtype_name(dtype: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Generator, Mapping
@@ -22,11 +23,9 @@ PROMPTS = ("What is the capital of France?", "Write one short sentence about the
 GREEDY_TOKENS = 24
 
 
-def prove(
-    source: Source, export: Path, kind: str, details: Mapping[str, Any], control: Control
-) -> Generator[Event, None, list[CheckFinished]]:
-    """Yield one CheckFinished per step and return them all. A child that dies fails the step it died in."""
-    request = {
+def request_of(source: Source, export: Path, kind: str, details: Mapping[str, Any]) -> dict[str, Any]:
+    """What the child is told: where everything is, and how the run was quantized and stored."""
+    return {
         "export": str(export),
         "kind": kind,
         "base": str(source.base_path),
@@ -38,18 +37,25 @@ def prove(
         "quantizer": dict(source.record.get("load_report") or {}),
         "chat_template": source.config.data.chat_template,
     }
+
+
+def prove(
+    source: Source, export: Path, kind: str, details: Mapping[str, Any], control: Control
+) -> Generator[Event, None, list[CheckFinished]]:
+    """Yield one CheckFinished per step and return them all. A child that dies fails the step it died in."""
+    request = request_of(source, export, kind, details)
     checks: list[CheckFinished] = []
+    errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below
     child = subprocess.Popen(
         child_command(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=errors,  # a file: a full pipe would block the child
         text=True,
         encoding="utf-8",
     )
     assert child.stdin is not None
     assert child.stdout is not None
-    assert child.stderr is not None
     try:
         child.stdin.write(json.dumps(request))
         child.stdin.close()
@@ -61,16 +67,17 @@ def prove(
                 checks.append(check)
                 yield check
         control.check()
-        errors = child.stderr.read()
         if child.wait() != 0:
-            last = errors.strip().splitlines()[-1] if errors.strip() else f"exit code {child.returncode}"
+            errors.seek(0)
+            said = errors.read().strip().splitlines()
+            last = said[-1] if said else f"exit code {child.returncode}"
             checks.append(CheckFinished("the proof ran to its end", False, last[:300]))
             yield checks[-1]
     finally:
         child.kill()
         child.wait()
         child.stdout.close()
-        child.stderr.close()
+        errors.close()
     return checks
 
 

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qlora_engine.data.templates import choose, render
 from qlora_engine.export import merge
+from qlora_engine.export.run import end_ids
 from qlora_engine.models import loading, spec
 from qlora_engine.models.quiet import quiet
 
@@ -57,6 +58,7 @@ def check(request: dict[str, Any], tell: Any) -> None:
     """All checks in order; each later one relies on the earlier."""
     export, base = Path(request["export"]), Path(request["base"])
     tokenizer = loading.load_tokenizer(base)
+    request["ends"] = end_ids(request["quantizer"], tokenizer, choose(tokenizer, request["chat_template"]))
     prompts = [_prompt(tokenizer, text, request["chat_template"]) for text in request["prompts"]]
     expected = _expected(request, base, prompts)
     model = _load(export, base, request["kind"])
@@ -174,8 +176,7 @@ def _check_surroundings(export: Path, base: Path, model: Any, request: dict[str,
     )
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
-    known = request["quantizer"].get("end_token_ids") or []
-    tell("stops on its end tokens", set(known) <= set(ends), f"generation config ends on {ends}")
+    tell("stops on its end tokens", set(request["ends"]) <= set(ends), f"generation config ends on {ends}")
     is_tied = (
         model.get_input_embeddings().weight.data_ptr() == model.get_output_embeddings().weight.data_ptr()
     )
@@ -187,7 +188,7 @@ def _check_surroundings(export: Path, base: Path, model: Any, request: dict[str,
 
 def _ends(request: dict[str, Any]) -> list[int] | None:
     """The end tokens the run was trained with."""
-    return list(request["quantizer"].get("end_token_ids") or []) or None
+    return list(request["ends"]) or None
 
 
 def _greedy(model: Any, prompt: torch.Tensor, tokens: int, ends: list[int] | None) -> list[int]:

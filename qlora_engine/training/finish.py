@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from typing import Any
 
 from qlora_engine import paths
 from qlora_engine.control import Control
+from qlora_engine.data.templates import choose
 from qlora_engine.evaluate import generate
 from qlora_engine.events import Event, PhaseChanged, SampleAnswered
 from qlora_engine.training.checkpoint import TrainState
@@ -66,12 +68,14 @@ def samples(parts: Any, step: int | None) -> list[dict[str, str | None]]:
 
 
 def save_adapter(parts: Any) -> None:
-    """`adapter/` in PEFT's layout with the tokenizer, written aside and renamed."""
+    """`adapter/` in PEFT's layout with the tokenizer and the template it was trained with, written aside and renamed."""
     final = parts.folder.adapter_dir
     aside = final.with_name(f".adapter.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     parts.model.save_pretrained(aside, save_embedding_layers=False)
-    parts.tokenizer.save_pretrained(aside)
+    tokenizer = copy.deepcopy(parts.tokenizer)
+    tokenizer.chat_template = choose(tokenizer, parts.config.data.chat_template).jinja
+    tokenizer.save_pretrained(aside)
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
 
