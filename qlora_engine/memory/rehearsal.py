@@ -36,7 +36,7 @@ from qlora_engine.models.spec import ModelFacts
 from qlora_engine.training import loss as losses
 from qlora_engine.training import optim
 
-SCHEMA = 3
+SCHEMA = 4
 SIDES = {"double_quant": True, "single_quant": False}
 MOVING = ("activations", "step_temporary", "gradients")
 Report = Callable[[int, int], None]

@@ -192,10 +192,14 @@ def _double_quantized(module: torch.nn.Linear, quant_type: str, dtype: torch.dty
 
 
 def _upcast(model: Any) -> None:
-    """As PEFT's k-bit preparation does it: whatever is not quantized goes to fp32."""
-    for parameter in model.parameters():
-        if not isinstance(parameter, Params4bit):
-            parameter.data = parameter.data.to(torch.float32)
+    """As PEFT's k-bit preparation does it: whatever is not quantized goes to fp32. Biases of 4-bit layers do not stay:
+    bitsandbytes casts them back at the first forward."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not isinstance(parameter, Params4bit) and not (
+                isinstance(module, Linear4bit) and name == "bias"
+            ):
+                parameter.data = parameter.data.to(torch.float32)
 
 
 def _stored(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
