@@ -10,6 +10,7 @@ from qlora_engine import paths
 SAVE, DISCARD, KEEP, CLOSE_ANYWAY = "save", "discard", "keep", "close"
 HELP_PAGES = (
     ("start", "First steps"),
+    ("qlora", "What QLoRA is"),
     ("model", "Model"),
     ("data", "Data"),
     ("memory", "Memory"),
@@ -17,6 +18,8 @@ HELP_PAGES = (
     ("try", "Try it"),
     ("export", "Export"),
     ("runs", "Runs"),
+    ("trouble", "When it does not work"),
+    ("glossary", "Glossary"),
     ("options", "All options"),
 )
 

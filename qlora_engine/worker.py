@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import TextIO
 
 from qlora_engine import events, jobs
@@ -37,6 +38,8 @@ def main() -> int:
     job = jobs.decode(line)
     threading.Thread(target=_listen, args=(control,), name="commands", daemon=True).start()
     for event in jobs.carry_out(job, control):
+        if isinstance(event, events.RunStarted):
+            _log_into(Path(event.run_dir) / "log.txt")
         _deliver(out, event, control)
     _exit_now(out)
     return 0
@@ -47,6 +50,19 @@ def _take_stdout() -> TextIO:
     private = os.dup(1)
     os.dup2(2, 1)
     return os.fdopen(private, "w", encoding="utf-8", newline="\n", buffering=1)
+
+
+def _log_into(file: Path) -> None:
+    """From here on everything printed, by Python, libraries or C, is kept with the run, whoever else may die."""
+    try:
+        log = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError:
+        logging.getLogger(__name__).warning("%s cannot be written", file)
+        return
+    sys.stderr.flush()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
 
 
 def _listen(control: Control) -> None:

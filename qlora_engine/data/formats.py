@@ -34,7 +34,8 @@ FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
     "text": {"text": ("text", "content", "document")},
 }
 OPTIONAL_FIELDS = {"input"}
-OASST_TURN = re.compile(r"^###\s*(Human|Assistant|User)\s*:", re.MULTILINE)
+OASST_TURN = re.compile(r"(?<!#)###\s*(Human|Assistant|User)\s*:")
+"""A turn begins anywhere: the dataset of the paper's Guanaco models writes most answers on the question's own line."""
 SAMPLE_ROWS = 50
 
 

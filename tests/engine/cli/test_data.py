@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,19 @@ def test_an_empty_mapping_is_refused(qlora: Any, good_rows: Path) -> None:
 def test_the_mask_reads_without_colour(states: tuple[str, ...], text: str) -> None:
     tokens = [{"text": letter, "state": state} for letter, state in zip("abc", states, strict=True)]
     assert rendered(tokens) == text
+
+
+def test_openassistant_turns_may_share_a_line(qlora: Any, tiny_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "guanaco.jsonl"
+    row = {
+        "text": "### Human: Who was it?### Assistant: Ada. #### Human: is no turn### Human: When?### Assistant: 1843."
+    }
+    file.write_text((json.dumps(row) + "\n") * 4, encoding="utf-8")
+    document = qlora("data", file, "--model", tiny_model, "--show-mask", 1, "--json").document
+    assert document["report"]["format"] == "oasst"
+    states = {}
+    for token in document["rows"][0]["tokens"]:
+        states[token["state"]] = states.get(token["state"], "") + token["text"]
+    assert "Ada. #### Human: is no turn" in states["trained"]
+    assert "1843." in states["trained"]
+    assert "When?" in states["masked"]

@@ -138,6 +138,7 @@ def test_ctrl_c_saves_and_resume_finishes(qlora: Any, write_job: WriteJob, home:
     (listed,) = qlora("runs", "--json").document["runs"]
     assert (listed["state"], listed["is_resumable"]) == ("stopped", True)
     assert listed["last_step"] >= 3
+    assert "checkpoint step-" in (home / "runs" / "long" / "log.txt").read_text(encoding="utf-8")
     with program("resume", "long", "--events", home=home) as child:
         started = read_until(child, RunStarted)
         assert isinstance(started, RunStarted)
