@@ -130,6 +130,9 @@ def print_outcome(outcome: Outcome, events: bool, as_json: bool) -> None:
     output.say(f"{'Finished' if outcome.state == 'finished' else 'Stopped'}: run {run}")
     for line in _lines(document):
         output.say(line)
+    if outcome.state == "finished":
+        output.say(f"Talk to it: {output.program()} chat {run} --compare")
+        output.say(f"Export it:  {output.program()} export {run} --as merged --out FOLDER")
     if isinstance(outcome.end, RunStopped) and not outcome.end.is_resumable:
         output.say("Nothing was trained yet, so there is nothing to go on with.")
     if isinstance(outcome.end, RunStopped) and outcome.end.is_resumable:

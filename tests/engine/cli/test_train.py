@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,6 +72,10 @@ def test_train_tells_a_person_how_it_went(qlora: Any, write_job: WriteJob) -> No
     assert "Finished: run " in result.out
     assert "Held-out loss: " in result.out
     assert "Adapter: " in result.out
+    assert (
+        f"qlora export {RunFolder(Path(re.findall(r'Adapter: (.+)/adapter', result.out)[0])).run_id}"
+        in result.out
+    )
     assert "Loaded as NF4 with double quantization" in result.err
     assert "step 4/4" in result.err
 
