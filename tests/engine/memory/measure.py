@@ -39,7 +39,19 @@ def build(folder: Path, config: TrainingConfig) -> Any:
 
 
 def measured_step(folder: Path, config: TrainingConfig, seq_len: int, micro_batch: int) -> Measured:
-    """The peak of the second step: by then the optimizer has its state."""
+    """The peak of the second step: by then the optimizer has its state.
+
+    One thread: steps this small only wait for a second one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _measured(folder, config, seq_len, micro_batch)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measured(folder: Path, config: TrainingConfig, seq_len: int, micro_batch: int) -> Measured:
     model = build(folder, config)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = optim.build(config.training, trained)

@@ -47,12 +47,12 @@ def error(name: str, seq_len: int, rows: int, device: str, changes: dict[str, An
 
 
 def test_the_grid() -> None:
-    """40 settings here; `make bench-memory` takes 240 and prints them."""
+    """24 settings here; `make bench-memory` takes 240 and prints them."""
     rng = random.Random(20240514)
-    errors = {str(one): error(*one) for one in (drawn(rng) for _ in range(40))}
+    errors = {str(one): error(*one) for one in (drawn(rng) for _ in range(24))}
     worst = max(errors, key=lambda one: abs(errors[one]))
     assert abs(errors[worst]) < 0.05, (worst, errors[worst])
-    assert sum(abs(value) > 0.03 for value in errors.values()) <= 2
+    assert sum(abs(value) > 0.03 for value in errors.values()) <= 1
 
 
 @pytest.mark.parametrize(
