@@ -13,6 +13,7 @@ from PySide6.QtGui import QIcon
 from PySide6.QtWidgets import QApplication
 
 from app import theme
+from app.services.collector import Collector
 from qlora_engine import paths
 
 if TYPE_CHECKING:
@@ -23,10 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Open the window and stay until it is closed; the exit code."""
     app = make_application(list(sys.argv if arguments is None else arguments))
     keep_log()
+    collector = Collector()
     window = make_window(app)
     window.show()
     QTimer.singleShot(0, window.load)
-    return app.exec()
+    code = app.exec()
+    collector.stop()
+    return code
 
 
 def make_application(arguments: list[str]) -> QApplication:

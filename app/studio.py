@@ -46,6 +46,8 @@ class Studio:
         """End everything; a job that does not listen is killed."""
         self.workspace.save_now()
         self.machine.stop()
+        for service in (self.workspace, self.trainer, self.history, self.machine):
+            service.blockSignals(True)
         for job in self.jobs.values():
             job.shut_down()
         self.background.close()

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from PySide6.QtCore import QTimer
+from PySide6.QtCore import QObject, QTimer
 from PySide6.QtWidgets import QStackedWidget, QWidget
 
 from app.presenters.problems import PAGES
@@ -22,8 +22,8 @@ IDLE_MS = 30
 POLISHED_AT_ONCE = 60
 
 
-class Pages:
-    """Screens with their controllers, by name."""
+class Pages(QObject):
+    """Screens with their controllers, by name. Ends with the stack that shows them."""
 
     def __init__(
         self,
@@ -33,6 +33,9 @@ class Pages:
         go_to: Callable[[str], None],
         resume: Callable[[RunSummary], None],
     ) -> None:
+        super().__init__(stack)
+        self._idle = QTimer(self, singleShot=True, interval=IDLE_MS)
+        self._idle.timeout.connect(self._next_turn)
         self._studio, self._stack, self._go_to, self._resume = studio, stack, go_to, resume
         self.screens: dict[str, Any] = {}
         self.controllers: dict[str, Any] = {}
@@ -75,12 +78,18 @@ class Pages:
         if missing is not None:
             screen = self._ensure(missing)
             self._unpolished.extend(screen.findChildren(QWidget))
-            QTimer.singleShot(IDLE_MS, self.build_one_more)
+            self._idle.start()
         elif self._unpolished:
             self._polish_some()
-            QTimer.singleShot(IDLE_MS, self.build_one_more)
+            self._idle.start()
         else:
             self._want_charts()
+
+    def _next_turn(self) -> None:
+        if self._parts is not None:
+            self._make_next_chart()
+        else:
+            self.build_one_more()
 
     def _polish_some(self) -> None:
         """Apply the style sheet to hidden pages ahead of time, so that showing one is quick."""
@@ -126,7 +135,7 @@ class Pages:
 
     def _make_next_chart(self) -> None:
         if self._parts.make_next():
-            QTimer.singleShot(IDLE_MS, self._make_next_chart)
+            self._idle.start()
         else:
             self._has_charts = True
             self._place_charts()

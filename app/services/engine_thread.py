@@ -66,6 +66,7 @@ class JobRunner(QObject):
         self.make_engine = make_engine
         self._thread: EngineThread | None = None
         self._last: Event | None = None
+        self._is_shut_down = False
 
     @property
     def is_running(self) -> bool:
@@ -76,8 +77,8 @@ class JobRunner(QObject):
         return self._thread.engine if self._thread is not None else None
 
     def start(self, job: Job) -> None:
-        """Begin; does nothing while another job runs."""
-        if self._thread is not None:
+        """Begin; does nothing while another job runs, or after `shut_down`."""
+        if self._thread is not None or self._is_shut_down:
             return
         self._last = None
         self._thread = EngineThread(job, self.make_engine(), self)
@@ -94,7 +95,9 @@ class JobRunner(QObject):
             self._thread.engine.request_stop(mode)
 
     def shut_down(self, wait_ms: int = 5000) -> None:
-        """End what runs, now: a job that does not listen is killed."""
+        """End what runs, now, for good and without another word: a job that does not listen is killed."""
+        self._is_shut_down = True
+        self.blockSignals(True)
         thread = self._thread
         if thread is None:
             return

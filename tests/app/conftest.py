@@ -12,6 +12,7 @@ from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
 from app import theme
+from app.services.collector import Collector
 from app.services.settings import SettingsFile
 from app.studio import Studio
 from app.window import MainWindow
@@ -52,8 +53,14 @@ class ScriptedEngine:
             self._events.put(event)
 
 
-def engine_of(kind: type[Job]) -> ScriptedEngine:
-    """The newest engine that was given such a job."""
+def has_engine(kind: type[Job]) -> bool:
+    """True once an engine was given such a job."""
+    return any(isinstance(engine.job, kind) for engine in ScriptedEngine.made)
+
+
+def engine_of(qtbot: QtBot, kind: type[Job]) -> ScriptedEngine:
+    """The newest engine that was given such a job; waits for the engine's thread to begin."""
+    qtbot.waitUntil(lambda: has_engine(kind), timeout=10_000)
     return next(engine for engine in reversed(ScriptedEngine.made) if isinstance(engine.job, kind))
 
 
@@ -66,10 +73,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def qapp(qapp: QApplication) -> QApplication:
+def qapp(qapp: QApplication) -> Iterator[QApplication]:
     theme.load_fonts()
     theme.apply(qapp, "dark")
-    return qapp
+    collector = Collector()
+    yield qapp
+    collector.stop()
 
 
 MakeWindow = Callable[..., MainWindow]

@@ -1,0 +1,136 @@
+"""The QThread that hosts an engine: signals, endings, and the PySide defect that aborted the interpreter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PySide6.QtCore import QThread
+from pytestqt.qtbot import QtBot
+
+from app.services.engine_thread import EngineThread, JobRunner, engine_factory
+from qlora_engine import events as ev
+from qlora_engine.client import InlineEngine, ProcessEngine
+from qlora_engine.jobs import Job, TrainJob
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB = TrainJob({"script": "none"})
+
+
+class ListEngine:
+    """Gives out a list, then perhaps raises."""
+
+    def __init__(self, told: list[ev.Event], error: Exception | None = None) -> None:
+        self.told, self.error, self.thread_name = told, error, ""
+
+    def run(self, job: Job) -> Iterator[ev.Event]:
+        self.thread_name = threading.current_thread().name
+        yield from self.told
+        if self.error is not None:
+            raise self.error
+
+    def send(self, command: Mapping[str, Any]) -> None:
+        """Nothing to tell."""
+
+    def request_stop(self, mode: str = "save") -> None:
+        """Ends by itself."""
+
+
+def run_to_end(qtbot: QtBot, engine: ListEngine) -> list[ev.Event]:
+    runner = JobRunner(lambda: engine)
+    heard: list[ev.Event] = []
+    runner.event_arrived.connect(heard.append)
+    with qtbot.waitSignal(runner.ended, timeout=20_000):
+        runner.start(JOB)
+    assert not runner.is_running
+    return heard
+
+
+def test_every_event_arrives_once_and_in_order(qtbot: QtBot) -> None:
+    steps: list[ev.Event] = [ev.Progressed("training", n, 3000, "steps") for n in range(3000)]
+    told = [*steps, ev.RunFinished({})]
+    assert run_to_end(qtbot, ListEngine(told)) == told
+
+
+def test_the_engine_runs_in_a_thread_that_is_not_the_windows(qtbot: QtBot) -> None:
+    engine = ListEngine([ev.RunFinished({})])
+    run_to_end(qtbot, engine)
+    assert engine.thread_name != threading.main_thread().name
+
+
+def test_an_engine_that_raises_ends_as_a_failed_run(qtbot: QtBot) -> None:
+    heard = run_to_end(qtbot, ListEngine([ev.Paused(1)], RuntimeError("boom")))
+    assert isinstance(heard[-1], ev.RunFailed)
+    assert "boom" in heard[-1].message
+
+
+def test_an_engine_that_ends_without_a_word_ends_as_a_failed_run(qtbot: QtBot) -> None:
+    heard = run_to_end(qtbot, ListEngine([ev.Paused(1)]))
+    assert [type(event) for event in heard] == [ev.Paused, ev.RunFailed]
+
+
+def test_a_runner_can_be_used_again_and_refuses_a_second_job_meanwhile(qtbot: QtBot) -> None:
+    made: list[ListEngine] = []
+
+    def make() -> ListEngine:
+        made.append(ListEngine([ev.RunFinished({})]))
+        return made[-1]
+
+    runner = JobRunner(make)
+    for _ in range(2):
+        with qtbot.waitSignal(runner.ended, timeout=20_000):
+            runner.start(JOB)
+            runner.start(JOB)
+    assert len(made) == 2
+
+
+def test_the_setting_chooses_the_engine() -> None:
+    assert engine_factory("process") is ProcessEngine
+    assert engine_factory("inline") is InlineEngine
+
+
+def test_it_is_a_qthread() -> None:
+    assert issubclass(EngineThread, QThread)
+
+
+EMITS = """
+import sys
+from PySide6.QtCore import QCoreApplication, QObject, Signal
+class Source(QObject):
+    told = Signal(object)
+app = QCoreApplication([])
+source, heard = Source(), []
+source.told.connect(heard.append)
+before = sys.getrefcount(True)
+for number in range(5000):
+    source.told.emit(number)
+print(len(heard), before - sys.getrefcount(True))
+"""
+
+
+def test_emitting_signals_does_not_eat_references() -> None:
+    """PySide 6.12.0 on CPython 3.11 lost one reference to True per emit and aborted after about 570."""
+    done = subprocess.run(
+        [sys.executable, "-c", EMITS], capture_output=True, text=True, cwd=ROOT, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    count, lost = map(int, done.stdout.split())
+    assert count == 5000
+    assert abs(lost) < 50
+
+
+@pytest.mark.parametrize("version", ["6.12.0"])
+def test_the_broken_version_is_excluded_by_the_requirements(version: str) -> None:
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pins = [Requirement(text) for text in project["dependencies"]]
+    pin = next(found for found in pins if found.name == "PySide6-Essentials")
+    assert version not in pin.specifier

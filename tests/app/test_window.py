@@ -1,0 +1,357 @@
+"""The window as a person uses it, with engines that do what the test says."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from PySide6.QtCore import Qt, QTimer
+from PySide6.QtWidgets import QApplication, QMessageBox
+from pytestqt.qtbot import QtBot
+
+from app import dialogs
+from app.presenters.problems import PAGES
+from app.window import FOLD_BELOW, MainWindow
+from qlora_engine import config_io
+from qlora_engine import events as ev
+from qlora_engine.config import TrainingConfig
+from qlora_engine.jobs import ChatJob, DataReportJob, ExportJob, ResumeJob, TrainJob
+from qlora_engine.runs.record import RunFolder
+from tests.app import events_of_a_run as told
+from tests.app.conftest import MakeWindow, engine_of
+
+LEFT = Qt.MouseButton.LeftButton
+
+
+def answer_with(caption: str) -> QTimer:
+    """Presses a button of the next question, as soon as it is open."""
+    timer = QTimer(interval=50)
+
+    def look() -> None:
+        box = QApplication.activeModalWidget()
+        if isinstance(box, QMessageBox) and box.isVisible():
+            timer.stop()
+            next(b for b in box.buttons() if b.text() == caption).click()
+
+    timer.timeout.connect(look)
+    timer.start()
+    return timer
+
+
+def start(qtbot: QtBot, window: MainWindow) -> None:
+    qtbot.waitUntil(window.card.start.isEnabled, timeout=10_000)
+    qtbot.mouseClick(window.card.start, LEFT)
+    qtbot.waitUntil(lambda: window.studio.trainer.run.state == "starting")
+
+
+def state_of(window: MainWindow) -> str:
+    return window.studio.trainer.run.state
+
+
+def test_every_page_is_reachable_by_click_and_by_key(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    for page in PAGES:
+        qtbot.mouseClick(window.rail.items[page], LEFT)
+        assert window.pages.current == page
+        assert window.stack.currentWidget() is window.pages.screens[page]
+    for number, page in enumerate(PAGES, start=1):
+        qtbot.keyClick(window, Qt.Key(Qt.Key.Key_0 + number), Qt.KeyboardModifier.ControlModifier)
+        assert window.pages.current == page
+
+
+def test_a_run_from_start_to_end_is_painted(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    start(qtbot, window)
+    assert window.pages.current == "train"
+    engine = engine_of(qtbot, TrainJob)
+    assert isinstance(engine.job, TrainJob)
+    assert engine.job.config["model"]["name"] == "starter"
+    engine.tell(*told.whole_run(40))
+    screen = window.pages.screens["train"]
+    qtbot.waitUntil(lambda: screen.numbers["Step"].value.text() == "40 / 40", timeout=10_000)
+    qtbot.waitUntil(lambda: screen.charts is not None, timeout=20_000)
+    qtbot.waitUntil(lambda: len(screen.charts.loss._data["loss"][0]) == 40)
+    assert "Checkpoint at step 40 saved" in screen.log.toPlainText()
+    assert not window.card.start.isVisible()
+    engine.tell(told.finished())
+    qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
+    assert window.banner.text.startswith("Finished. Held-out loss 0.9396")
+    assert window.card.start.isVisible()
+
+
+def test_pause_continue_and_wishes_reach_the_engine(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    start(qtbot, window)
+    engine = engine_of(qtbot, TrainJob)
+    engine.tell(told.started(), told.step(1))
+    qtbot.waitUntil(lambda: window.card.pause.isEnabled())
+    qtbot.mouseClick(window.card.pause, LEFT)
+    engine.tell(ev.Paused(1))
+    qtbot.waitUntil(lambda: window.card.pause.text() == "Continue")
+    qtbot.mouseClick(window.card.pause, LEFT)
+    engine.tell(ev.Continued(1))
+    qtbot.waitUntil(lambda: state_of(window) == "running")
+    screen = window.pages.screens["train"]
+    qtbot.waitUntil(screen.evaluate.isEnabled)
+    qtbot.mouseClick(screen.evaluate, LEFT)
+    assert [c["command"] for c in engine.commands] == ["pause", "continue", "evaluate"]
+    engine.tell(told.finished())
+    qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
+
+
+@pytest.mark.parametrize(
+    ("answer", "stops"),
+    [("Stop and save", ["save"]), ("Stop without saving", ["discard"]), ("Keep training", [])],
+)
+def test_stop_asks_three_ways(qtbot: QtBot, make_window: MakeWindow, answer: str, stops: list[str]) -> None:
+    window = make_window()
+    start(qtbot, window)
+    engine = engine_of(qtbot, TrainJob)
+    engine.tell(told.started(), told.step(7))
+    qtbot.waitUntil(lambda: window.studio.trainer.run.last_step is not None)
+    timer = answer_with(answer)
+    qtbot.mouseClick(window.card.stop, LEFT)
+    assert not timer.isActive()
+    assert engine.stops == stops
+    if stops:
+        qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
+        assert "Stopped" in window.banner.text
+        assert ("and saved" in window.banner.text) == (stops == ["save"])
+    else:
+        assert state_of(window) == "running"
+        engine.tell(told.finished())
+        qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
+
+
+def test_closing_in_mid_run_asks_and_saves_before_it_goes(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    start(qtbot, window)
+    engine = engine_of(qtbot, TrainJob)
+    engine.tell(told.started(), told.step(7))
+    qtbot.waitUntil(lambda: state_of(window) == "running")
+    timer = answer_with("Keep training")
+    assert not window.close()
+    assert not timer.isActive()
+    assert window.isVisible()
+    assert engine.stops == []
+    timer = answer_with("Save and close")
+    window.close()
+    assert not timer.isActive()
+    qtbot.waitUntil(lambda: not window.isVisible(), timeout=10_000)
+    assert engine.stops[0] == "save"
+
+
+def test_a_failed_run_says_what_and_what_next(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    start(qtbot, window)
+    engine_of(qtbot, TrainJob).tell(
+        ev.RunFailed("memory.gpu", "The GPU is out of memory", "use a shorter sequence length")
+    )
+    qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
+    assert "The GPU is out of memory" in window.banner.text
+    assert window.card.start.isVisible()
+    assert window.card.start.isEnabled()
+
+
+def test_a_wrong_setting_blocks_start_and_leads_to_its_field(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    window.go_to("train")
+    field = window.pages.screens["train"].forms[0].rows["lora.rank"]
+    field._editor.setText("0")
+    field._editor.editingFinished.emit()
+    assert not window.card.start.isEnabled()
+    assert window.card.headline.text() == "1 to fix"
+    assert field._problem.text() == "Must be at least 1, not 0"
+    assert window.rail.items["train"].accessibleName() == "Train, needs attention"
+    window.go_to("model")
+    window.card.problem_chosen.emit("train", "lora.rank")
+    assert window.pages.current == "train"
+    field._editor.setText("eight")
+    field._editor.editingFinished.emit()
+    assert "whole number" in field._problem.text()
+    field._editor.setText("16")
+    field._editor.editingFinished.emit()
+    assert window.card.start.isEnabled()
+
+
+def test_every_editor_gives_back_what_it_is_given() -> None:
+    from app.widgets.form import parsed, shown
+    from qlora_engine.config import all_knobs, get_value
+
+    for path, knob in all_knobs().items():
+        for config in (TrainingConfig(), *(config_io.load_preset(p.name) for p in config_io.presets())):
+            value = get_value(config, path)
+            if isinstance(value, bool) or knob.choices:
+                continue
+            assert parsed(knob, shown(value)) == value, path
+
+
+def test_settings_are_kept_for_the_next_start(qtbot: QtBot, make_window: MakeWindow) -> None:
+    first = make_window()
+    first.studio.workspace.edit("lora.rank", 24)
+    first.studio.close()
+    second = make_window()
+    assert second.studio.workspace.config.lora.rank == 24
+
+
+def test_a_broken_settings_file_is_no_reason_not_to_start(home: Path, make_window: MakeWindow) -> None:
+    home.mkdir(parents=True)
+    (home / "window.json").write_text("{ this is no JSON", encoding="utf-8")
+    assert make_window().studio.workspace.config.model.name == "starter"
+
+
+def interrupted(home: Path, step: int = 40) -> RunFolder:
+    """A run whose engine was killed: it says running, its process is gone, its checkpoint is whole."""
+    folder = RunFolder.create(TrainingConfig())
+    checkpoint = folder.checkpoints_dir / f"step-{step}"
+    checkpoint.mkdir()
+    (checkpoint / "checkpoint.json").write_text('{"files": {}}', encoding="utf-8")
+    folder.update(state="running", pid=2**22 + 1, pid_started=1.0, last_step=step, plan={"total_steps": 60})
+    return folder
+
+
+def test_a_run_that_broke_off_is_offered_at_the_next_start(
+    qtbot: QtBot, home: Path, make_window: MakeWindow
+) -> None:
+    folder = interrupted(home)
+    window = make_window(loads=True)
+    qtbot.waitUntil(lambda: "broke off at step 40 of 60" in window.banner.text, timeout=20_000)
+    resume = next(b for b in window.banner.findChildren(type(window.card.start)) if b.text() == "Resume")
+    qtbot.mouseClick(resume, LEFT)
+    engine = engine_of(qtbot, ResumeJob)
+    assert engine.job == ResumeJob(str(folder.path))
+    assert window.banner.text == ""
+    engine.tell(told.finished())
+    qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
+
+
+def test_a_chat_streams_both_sides(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    window.go_to("try")
+    screen = window.pages.screens["try"]
+    qtbot.mouseClick(screen.load, LEFT)
+    engine = engine_of(qtbot, ChatJob)
+    engine.tell(ev.PhaseChanged("loading", "Loading"), ev.SessionReady({"sides": ["base", "tuned"]}))
+    qtbot.waitUntil(screen.send.isEnabled)
+    qtbot.keyClicks(screen.prompt, "Hello")
+    qtbot.keyClick(screen.prompt, Qt.Key.Key_Return)
+    assert [c["sides"] for c in engine.commands] == [["base"], ["tuned"]]
+    assert screen.interrupt.isEnabled()
+    engine.tell(
+        ev.TokenStreamed(1, "base", "<b>Hi"), ev.AnswerFinished(1, "base", "<b>Hi", 2, 0.4, True),
+        ev.AnswerFinished(1, "tuned", "Yo", 1, 0.2, True),
+    )  # fmt: skip
+    qtbot.waitUntil(screen.send.isEnabled)
+    assert "<b>Hi" in screen.views["base"].toPlainText()
+    assert "Yo" in screen.views["tuned"].toPlainText()
+    qtbot.mouseClick(screen.close_button, LEFT)
+    qtbot.waitUntil(lambda: not window.studio.jobs["chat"].is_running)
+
+
+def test_an_export_shows_each_step_of_its_proof(qtbot: QtBot, home: Path, make_window: MakeWindow) -> None:
+    folder = RunFolder.create(TrainingConfig())
+    folder.adapter_dir.mkdir()
+    (folder.adapter_dir / "adapter_model.safetensors").write_bytes(b"x")
+    folder.update(state="finished", loss_before=3.1, loss_after=0.5)
+    window = make_window(loads=True)
+    window.go_to("export")
+    screen = window.pages.screens["export"]
+    qtbot.waitUntil(screen.export.isEnabled, timeout=20_000)
+    qtbot.mouseClick(screen.export, LEFT)
+    engine = engine_of(qtbot, ExportJob)
+    assert isinstance(engine.job, ExportJob)
+    assert (engine.job.run_dir, engine.job.format) == (str(folder.path), "merged")
+    assert engine.job.options == {"verify": True, "dtype": "bf16"}
+    engine.tell(
+        ev.PhaseChanged("exporting", "Writing"), ev.Progressed("exporting", 5, 10, "tensors"),
+        ev.CheckFinished("loads with plain transformers", True, "LlamaForCausalLM"),
+        ev.RunFinished({"path": "/out", "bytes": 2**28, "is_proven": True}),
+    )  # fmt: skip
+    qtbot.waitUntil(lambda: not window.studio.jobs["export"].is_running)
+    assert screen.outcome.text() == "Written and proven: 256 MiB in /out"
+    assert screen.checks.count() == 1
+
+
+def test_the_data_report_is_forgotten_when_the_data_changes(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    work = window.studio.workspace
+    work.check_data()
+    engine = engine_of(qtbot, DataReportJob)
+    report = {"seq_len": 80, "train_rows": 360, "held_out_rows": 40, "rows_dropped": 0, "drops": [], "notices": [],
+              "train_tokens": 22719, "trained_tokens": 7948, "truncated_rows": 0, "is_automatic_length": True,
+              "length_p50": 62, "length_p95": 71, "length_max": 75, "format": "alpaca", "format_reason": "columns",
+              "columns": {}, "template": "own", "template_reason": "it has one", "origin": "starter", "sha256": "ab" * 32}  # fmt: skip
+    engine.tell(ev.RunFinished({"report": report, "rows": []}))
+    qtbot.waitUntil(lambda: work.report is not None)
+    assert work.seq_len == 80
+    work.choose_data("/somewhere/else.jsonl")
+    assert work.report is None
+    assert work.seq_len == 512
+
+
+def test_the_memory_follows_every_setting_at_once(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    work = window.studio.workspace
+    window.go_to("memory")
+    before = work.own.bar("double_quant").device_likely if work.own else 0
+    with qtbot.waitSignal(work.estimate_changed, timeout=5000):
+        work.edit("data.seq_len", 2048)
+    assert work.own is not None
+    assert work.own.bar("double_quant").device_likely > 2 * before
+    with qtbot.waitSignal(work.estimate_changed, timeout=5000):
+        work.choose_gpu("RTX 4090")
+    assert "RTX 4090" in window.pages.screens["memory"].verdict.text()
+
+
+def test_a_narrow_window_folds_the_run_card_into_a_button(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    window.resize(FOLD_BELOW - 100, 700)
+    qtbot.waitUntil(lambda: not window.card.isVisible())
+    assert window.card_button.isVisible()
+    qtbot.mouseClick(window.card_button, LEFT)
+    assert window.card.isVisible()
+    window.resize(FOLD_BELOW + 100, 800)
+    qtbot.waitUntil(lambda: window.card.isVisible() and not window.card_button.isVisible())
+
+
+def test_the_theme_changes_everywhere_and_is_kept(qtbot: QtBot, make_window: MakeWindow) -> None:
+    from app import theme
+
+    window = make_window(theme="dark")
+    window.rail.theme_asked.emit()
+    try:
+        assert not theme.tokens().is_dark
+        assert window.studio.settings.value.theme == "light"
+    finally:
+        window.rail.theme_asked.emit()
+    assert theme.tokens().is_dark
+
+
+def test_help_opens_at_the_page_one_is_on(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    dialog = dialogs.show_help(window, "memory")
+    qtbot.addWidget(dialog)
+    tabs = dialog.findChildren(dialogs.QTabWidget)[0]
+    assert tabs.tabText(tabs.currentIndex()) == "Memory"
+    assert tabs.count() == len(dialogs.HELP_PAGES)
+
+
+def test_a_storm_of_events_does_not_hold_up_the_window(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    start(qtbot, window)
+    engine = engine_of(qtbot, TrainJob)
+    engine.tell(told.started(), told.plan(5000))
+    engine.tell(*(told.step(number, 5000) for number in range(1, 5001)))
+    longest, last = 0.0, time.perf_counter()
+
+    def all_there() -> bool:
+        nonlocal longest, last
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+        return len(window.studio.trainer.run.series["loss"]) == 5000
+
+    qtbot.waitUntil(all_there, timeout=30_000)
+    assert longest < 2.0
+    engine.tell(told.finished())
+    qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
