@@ -43,8 +43,8 @@ DARK = Tokens(
     good="#3DBB7C", warning="#E0A63A", bad="#F06A6A",
 )  # fmt: skip
 LIGHT = Tokens(
-    False, "#F6F7F9", "#FFFFFF", "#EEF1F5", "#DADFE6", "#1A1D23", "#5A6472", "#1F6FEB", "#FFFFFF", "#E3EDFD",
-    good="#1D7F50", warning="#946200", bad="#C23636",
+    False, "#F6F7F9", "#FFFFFF", "#EEF1F5", "#DADFE6", "#1A1D23", "#5A6472", "#1A60CF", "#FFFFFF", "#E3EDFD",
+    good="#197446", warning="#8A5B00", bad="#BC3030",
 )  # fmt: skip
 
 # Okabe and Ito's colour-blind-safe set: the same part has the same colour in every picture.

@@ -37,7 +37,7 @@ class ChartParts:
             ),
             "memory": lambda: MemoryChart("Memory, GiB"),
             "paged": lambda: MemoryChart("Paged optimizer memory, GiB", is_small=True),
-            "history": lambda: Chart("Loss per trained token", LOSS),
+            "history": lambda: Chart("Loss", LOSS),
         }
 
     def make_next(self) -> bool:

@@ -12,7 +12,7 @@ from PySide6.QtWidgets import QCheckBox, QHBoxLayout, QLineEdit, QPlainTextEdit,
 from app.presenters.conversation import SIDE_TITLES, SIDES, Conversation
 from app.theme import GAP, GAP_WIDE
 from app.widgets.form import QuietCombo
-from app.widgets.kit import Card, button, column, emptied, label, row
+from app.widgets.kit import Card, ElidedButton, button, column, emptied, label, row
 from app.widgets.page import Page
 from app.widgets.transcript import Transcript, Turn
 
@@ -116,7 +116,9 @@ class TryScreen(Page):
     def set_suggestions(self, prompts: Sequence[str]) -> None:
         emptied(self.suggestions)
         for prompt in prompts:
-            self.suggestions.addWidget(button(prompt, partial(self.prompt.setPlainText, prompt)))
+            found = ElidedButton(prompt)
+            found.clicked.connect(partial(self._suggest, prompt))
+            self.suggestions.addWidget(found)
         self.suggestions.addStretch(1)
 
     def show_state(self, chat: Conversation, *, has_sources: bool, blocked_text: str = "") -> None:
@@ -169,6 +171,10 @@ class TryScreen(Page):
         if text and self.send.isEnabled():
             self.prompt.clear()
             self.asked.emit(text)
+
+    def _suggest(self, prompt: str, *_: object) -> None:
+        self.prompt.setPlainText(prompt)
+        self.prompt.setFocus()
 
     def _show_strength(self, value: int) -> None:
         strength = value / STRENGTH_STEPS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from PySide6.QtCore import QSize, Qt, Signal
-from PySide6.QtGui import QFontMetrics, QPainter, QPaintEvent
+from PySide6.QtGui import QFontMetrics, QPainter, QPaintEvent, QResizeEvent
 from PySide6.QtWidgets import (
     QBoxLayout,
     QButtonGroup,
@@ -23,6 +23,9 @@ from PySide6.QtWidgets import (
 )
 
 from app.theme import GAP, GAP_WIDE
+
+BUTTON_PADDING = 32
+"""Pixels beside a button's caption: padding and border of the style sheet."""
 
 
 def set_role(widget: QWidget, **properties: str) -> None:
@@ -162,6 +165,31 @@ class Elided(QLabel):
         painter.setPen(self.palette().windowText().color())
         text = QFontMetrics(self.font()).elidedText(self._full, self._mode, self.width())
         painter.drawText(self.rect(), int(self.alignment()) or int(Qt.AlignmentFlag.AlignVCenter), text)
+
+
+class ElidedButton(QPushButton):
+    """A button that shortens its caption when there is no room; the whole text is its tooltip and its name."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._full = text
+        self.setToolTip(text)
+        self.setAccessibleName(text)
+        self.setCursor(Qt.CursorShape.PointingHandCursor)
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Fixed)
+        self.setText(text)
+
+    def minimumSizeHint(self) -> QSize:
+        return QSize(60, super().minimumSizeHint().height())
+
+    def sizeHint(self) -> QSize:
+        wide = QFontMetrics(self.font()).horizontalAdvance(self._full) + BUTTON_PADDING
+        return QSize(wide, super().sizeHint().height())
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        super().resizeEvent(event)
+        room = self.width() - BUTTON_PADDING
+        self.setText(QFontMetrics(self.font()).elidedText(self._full, Qt.TextElideMode.ElideRight, room))
 
 
 class Facts(QWidget):

@@ -1,0 +1,238 @@
+"""Every screen in named states, in both themes and two sizes: painted to pictures, and checked for what spoils them.
+
+The pictures go to `build/screens` (or QLORA_SCREENS) to be looked at by eye.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PySide6.QtCore import QRect
+from PySide6.QtGui import QColor, QFontMetrics
+from PySide6.QtWidgets import QAbstractButton, QApplication, QLabel, QLineEdit, QWidget
+from pytestqt.qtbot import QtBot
+
+from app import theme
+from app.presenters.problems import PAGES
+from app.widgets.kit import Elided
+from app.window import MainWindow
+from qlora_engine import events as ev
+from qlora_engine.config import TrainingConfig
+from qlora_engine.runs.record import RunFolder
+from tests.app import events_of_a_run as told
+from tests.app.conftest import MakeWindow
+
+ROOT = Path(__file__).resolve().parents[2]
+PICTURES = Path(os.environ.get("QLORA_SCREENS", ROOT / "build" / "screens"))
+SIZES = {"wide": (1380, 880), "small": (940, 640)}
+LONG = "a-model-with-a-name-so-long-that-it-cannot-fit-anywhere/Llama-3.3-70B-Instruct-abliterated-v2-final"
+
+
+def idle(window: MainWindow) -> None:
+    """As a newcomer finds it."""
+
+
+def running(window: MainWindow) -> None:
+    run = window.studio.trainer.run
+    run.begin()
+    for event in told.whole_run(45):
+        run.fold(event)
+    window.studio.trainer.state_changed.emit()
+    window.studio.trainer.changed.emit()
+
+
+def paused(window: MainWindow) -> None:
+    running(window)
+    window.studio.trainer.run.fold(ev.Paused(45))
+    window.studio.trainer.state_changed.emit()
+
+
+def failed(window: MainWindow) -> None:
+    running(window)
+    event = ev.RunFailed("memory.gpu", "The GPU is out of memory even at micro-batch 1", "shorten data.seq_len, lower lora.rank, or train fewer modules", log_tail="...")  # fmt: skip
+    window.studio.trainer.run.fold(event)
+    window._ended(event)
+    window.studio.trainer.changed.emit()
+
+
+def wrong(window: MainWindow) -> None:
+    work = window.studio.workspace
+    work.edit("lora.rank", 0)
+    work.edit("training.learning_rate", float("nan"))
+    work.edit("data.seq_len", 3)
+
+
+def long_names(window: MainWindow) -> None:
+    work = window.studio.workspace
+    work.edit("model.name", LONG)
+    work.edit("data.path", f"/a/very/deep/folder/{'sub/' * 12}{LONG.replace('/', '-')}.jsonl")
+
+
+def with_runs(window: MainWindow) -> None:
+    window.studio.history.refresh()
+
+
+STATES: dict[str, tuple[Callable[[MainWindow], None], tuple[str, ...]]] = {
+    "idle": (idle, PAGES),
+    "running": (running, ("train", "memory", "try")),
+    "paused": (paused, ("train",)),
+    "failed": (failed, ("train",)),
+    "wrong": (wrong, ("train", "data")),
+    "long": (long_names, ("model", "data", "train")),
+    "runs": (with_runs, ("runs", "try", "export")),
+}
+
+
+def make_runs() -> None:
+    for name, state, before, after in (
+        ("first-look", "finished", 3.168, 0.449), ("poems", "crashed", 2.9, 1.8), (LONG.replace("/", "-"), "failed", 3.0, None),
+    ):  # fmt: skip
+        folder = RunFolder.create(TrainingConfig())
+        named = folder.path.with_name(name)
+        folder.path.rename(named)
+        found = RunFolder(named)
+        found.adapter_dir.mkdir(exist_ok=True)
+        if state == "finished":
+            (found.adapter_dir / "adapter_model.safetensors").write_bytes(b"x")
+        found.update(
+            state=state, loss_before=before, loss_after=after, last_step=45, plan={"total_steps": 60}
+        )
+        for event in told.whole_run(45):
+            if not isinstance(event, ev.MemorySampled):
+                found.append(event)
+
+
+@pytest.fixture(params=["dark", "light"])
+def mode(request: pytest.FixtureRequest, qapp: QApplication) -> Iterator[str]:
+    theme.apply(qapp, request.param)
+    yield request.param
+    theme.apply(qapp, "dark")
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("state", STATES)
+def test_screens_can_be_looked_at(
+    qtbot: QtBot, make_window: MakeWindow, mode: str, state: str, size: str
+) -> None:
+    prepare, pages = STATES[state]
+    if state == "runs":
+        make_runs()
+    window = make_window(theme=mode)
+    window.resize(*SIZES[size])
+    prepare(window)
+    for page in pages:
+        window.go_to(page)
+        if page == "train" and state in ("running", "paused", "failed"):
+            window.pages.show("train", "live")
+        if page in ("train", "runs"):
+            screen = window.pages.screens[page]
+            charts = "charts" if page == "train" else "chart"
+            qtbot.waitUntil(lambda s=screen, c=charts: getattr(s, c) is not None, timeout=20_000)
+        if state == "runs":
+            qtbot.waitUntil(lambda: len(window.studio.history.summaries) == 3, timeout=10_000)
+        window.studio.trainer.changed.emit()
+        qtbot.wait(80)
+        folder = PICTURES / mode
+        folder.mkdir(parents=True, exist_ok=True)
+        assert window.grab().save(str(folder / f"{page}-{state}-{size}.png"))
+        assert clipped(window) == []
+        assert overlapping(window) == []
+        assert unnamed(window) == []
+
+
+def clipped(window: QWidget) -> list[str]:
+    """Labels and buttons whose text has less room than it needs, and neither wraps nor ends in an ellipsis."""
+    found = []
+    for widget in window.findChildren(QWidget):
+        if not widget.isVisible() or isinstance(widget, Elided):
+            continue
+        if (isinstance(widget, QLabel) and not widget.wordWrap() and widget.text()) or (
+            isinstance(widget, QAbstractButton) and widget.text()
+        ):
+            need = QFontMetrics(widget.font()).horizontalAdvance(widget.text())
+        else:
+            continue
+        if widget.width() + 1 < need:
+            found.append(f"{type(widget).__name__} {widget.text()!r}: {widget.width()} of {need} px")
+    return found
+
+
+def overlapping(window: QWidget) -> list[str]:
+    """Visible siblings, laid out by the same parent, that cover each other."""
+    found = []
+    for parent in [window, *window.findChildren(QWidget)]:
+        if not parent.isVisible() or parent.layout() is None:
+            continue
+        children = [
+            c for c in parent.children() if isinstance(c, QWidget) and c.isVisible() and not c.isWindow()
+        ]
+        laid_out = [c for c in children if parent.layout().indexOf(c) >= 0 and not c.geometry().isEmpty()]
+        for index, one in enumerate(laid_out):
+            for other in laid_out[index + 1 :]:
+                shared: QRect = one.geometry().intersected(other.geometry())
+                if shared.width() > 1 and shared.height() > 1:
+                    found.append(
+                        f"{describe(one)} and {describe(other)} by {shared.width()} x {shared.height()} px"
+                    )
+    return found
+
+
+def unnamed(window: QWidget) -> list[str]:
+    """What can be used but says nothing to a screen reader."""
+    found = []
+    for widget in window.findChildren(QWidget):
+        if isinstance(widget, QLineEdit | QAbstractButton) and widget.isVisible():
+            text = widget.text() if isinstance(widget, QAbstractButton) else ""
+            if not (widget.accessibleName() or text or widget.objectName().startswith("qt_")):
+                found.append(describe(widget))
+    return found
+
+
+def describe(widget: QWidget) -> str:
+    text = getattr(widget, "text", lambda: "")()
+    return f"{type(widget).__name__}({str(text)[:40]!r})"
+
+
+def test_the_checks_can_see_what_they_look_for(qtbot: QtBot) -> None:
+    outer = QWidget()
+    qtbot.addWidget(outer)
+    narrow = QLabel("a text that has far too little room", outer)
+    narrow.setFixedWidth(20)
+    QLineEdit(outer)
+    outer.show()
+    assert clipped(outer)
+    assert unnamed(outer)
+
+
+# ---------------------------------------------------------------- colours
+
+
+def luminance(colour: str) -> float:
+    found = QColor(colour)
+
+    def linear(value: float) -> float:
+        return value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+
+    red, green, blue = (linear(v) for v in (found.redF(), found.greenF(), found.blueF()))
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2's ratio, 1 to 21."""
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("tokens", [theme.DARK, theme.LIGHT], ids=["dark", "light"])
+@pytest.mark.parametrize("ink", ["text", "quiet", "accent", "good", "warning", "bad"])
+def test_text_can_be_read_on_every_ground(tokens: theme.Tokens, ink: str) -> None:
+    for ground in ("background", "panel", "raised"):
+        assert contrast(getattr(tokens, ink), getattr(tokens, ground)) >= 4.5, ground
+
+
+@pytest.mark.parametrize("tokens", [theme.DARK, theme.LIGHT], ids=["dark", "light"])
+def test_the_loud_button_can_be_read(tokens: theme.Tokens) -> None:
+    assert contrast(tokens.on_accent, tokens.accent) >= 4.5
