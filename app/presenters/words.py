@@ -32,7 +32,7 @@ def duration_text(seconds: float | None) -> str:
     """`45 s`, `14 min`, `2 h 05 min`, `3 d 4 h`."""
     if seconds is None or not math.isfinite(seconds):
         return UNKNOWN
-    if seconds < 1:
+    if 0 < seconds < 1:
         return f"{seconds:.2f} s"
     if seconds < 90:
         return f"{seconds:.0f} s"

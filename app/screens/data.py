@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from PySide6.QtCore import Signal
-from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QLineEdit, QProgressBar, QVBoxLayout
+from PySide6.QtWidgets import QFileDialog, QLineEdit, QProgressBar
 
 from app.presenters.data import DataState
 from app.theme import GAP_WIDE
 from app.widgets.form import KnobForm
-from app.widgets.kit import Card, Facts, Notice, boxed, button, column, label, row
+from app.widgets.kit import Card, Facts, Notice, SideBySide, boxed, button, column, label, row
 from app.widgets.page import Page
 from app.widgets.tokens import TokenView, legend_html
 from qlora_engine.config import all_knobs
@@ -67,20 +67,10 @@ class DataScreen(Page):
         legend.setWordWrap(True)
         self._legend = legend
         self.rows_card = Card("What the model sees").add(legend, self.tokens)
-        left, right = QVBoxLayout(), QVBoxLayout()
-        for side in (left, right):
-            side.setSpacing(GAP_WIDE)
-        left.addWidget(source)
-        left.addWidget(options)
-        left.addStretch(1)
-        right.addWidget(self.found)
-        right.addWidget(self.rows_card, 1)
-        right.addStretch(0)
-        both = QHBoxLayout()
-        both.setSpacing(GAP_WIDE)
-        both.addLayout(left, 4)
-        both.addLayout(right, 5)
-        self.content.addLayout(both, 1)
+        left = column(source, options, None, gap=GAP_WIDE)
+        right = column(self.found, self.rows_card, None, gap=GAP_WIDE)
+        right.setStretch(1, 1)
+        self.content.addWidget(SideBySide(boxed(left), boxed(right), stretch=(4, 5)), 1)
         self._shown_rows: object = None
 
     def show_state(self, state: DataState) -> None:

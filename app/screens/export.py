@@ -11,7 +11,6 @@ from PySide6.QtWidgets import (
     QButtonGroup,
     QCheckBox,
     QFileDialog,
-    QHBoxLayout,
     QLineEdit,
     QProgressBar,
     QRadioButton,
@@ -22,7 +21,7 @@ from PySide6.QtWidgets import (
 from app.presenters.export import CheckLine, ExportFold
 from app.theme import GAP_WIDE
 from app.widgets.form import QuietCombo
-from app.widgets.kit import Card, boxed, button, column, label, row, set_role
+from app.widgets.kit import Card, SideBySide, boxed, button, column, label, row, set_role
 from app.widgets.page import Page
 
 DTYPES = (("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32"))
@@ -85,16 +84,8 @@ class ExportScreen(Page):
         self.empty = label("The proof appears here, step by step.", "quiet", wraps=True)
         self.proof.add(self.empty)
         self.proof.body.addStretch(1)
-        left = QVBoxLayout()
-        left.setSpacing(GAP_WIDE)
-        left.addWidget(what)
-        left.addWidget(where)
-        left.addStretch(1)
-        both = QHBoxLayout()
-        both.setSpacing(GAP_WIDE)
-        both.addLayout(left, 1)
-        both.addWidget(self.proof, 1)
-        self.content.addLayout(both, 1)
+        left = column(what, where, None, gap=GAP_WIDE)
+        self.content.addWidget(SideBySide(boxed(left), self.proof), 1)
         self._result_path = ""
 
     def set_formats(self, formats: Mapping[str, tuple[str, str]]) -> None:

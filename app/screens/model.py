@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from PySide6.QtCore import Qt, Signal
-from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QLineEdit, QListWidget, QListWidgetItem, QProgressBar
+from PySide6.QtWidgets import QFileDialog, QLineEdit, QListWidget, QListWidgetItem, QProgressBar
 
 from app.presenters.model import ModelLine, ModelState
-from app.theme import GAP_WIDE
-from app.widgets.kit import Card, Facts, Notice, boxed, button, column, label, row
+from app.widgets.kit import Card, Facts, Notice, SideBySide, boxed, button, column, label, row
 from app.widgets.page import Page
 
 
@@ -54,11 +53,7 @@ class ModelScreen(Page):
         right = Card().add(self.title_text, self.subtitle, self.state_notice, self.progress_row)
         right.add(row(self.prepare, None), self.facts)
         right.body.addStretch(1)
-        both = QHBoxLayout()
-        both.setSpacing(GAP_WIDE)
-        both.addWidget(left, 4)
-        both.addWidget(right, 5)
-        self.content.addLayout(both, 1)
+        self.content.addWidget(SideBySide(left, right, stretch=(4, 5), needs=620), 1)
 
     def show_state(self, state: ModelState) -> None:
         self._show_lines(state.lines, state.is_listing)

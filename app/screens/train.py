@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from PySide6.QtCore import Signal
 from PySide6.QtWidgets import (
     QGridLayout,
-    QHBoxLayout,
     QPlainTextEdit,
     QProgressBar,
     QStackedWidget,
@@ -18,7 +17,7 @@ from PySide6.QtWidgets import (
 from app.presenters.run_fold import LogLine, RunFold
 from app.theme import GAP, GAP_WIDE
 from app.widgets.form import KnobForm, QuietCombo
-from app.widgets.kit import BigNumber, Card, Segments, boxed, button, column, label, row, scrolled
+from app.widgets.kit import BigNumber, Card, Segments, SideBySide, boxed, button, column, label, row, scrolled
 from app.widgets.page import Page
 from qlora_engine.config import all_knobs
 
@@ -86,15 +85,15 @@ class TrainScreen(Page):
         self.more = button("Show all options", self._toggle, "link")
         self._is_expert = False
         self._cards = cards
-        columns = QHBoxLayout()
-        columns.setSpacing(GAP_WIDE)
-        columns.addLayout(column(cards[0], cards[2], cards[3], cards[4], None, gap=GAP_WIDE), 1)
-        columns.addLayout(column(cards[1], None, gap=GAP_WIDE), 1)
+        columns = SideBySide(
+            boxed(column(cards[0], cards[2], cards[3], cards[4], None, gap=GAP_WIDE)),
+            boxed(column(cards[1], None, gap=GAP_WIDE)),
+        )
         inner = QVBoxLayout()
         inner.setContentsMargins(24, GAP_WIDE, 24, GAP_WIDE)
         inner.setSpacing(GAP_WIDE)
         inner.addWidget(top)
-        inner.addLayout(columns)
+        inner.addWidget(columns)
         inner.addLayout(row(self.more, None))
         self.stack.addWidget(scrolled(boxed(inner)))
 

@@ -24,6 +24,7 @@ from PySide6.QtWidgets import (
 
 from app.theme import GAP, GAP_WIDE
 
+DIRECT = Qt.FindChildOption.FindDirectChildrenOnly
 BUTTON_PADDING = 32
 """Pixels beside a button's caption: padding and border of the style sheet."""
 
@@ -137,6 +138,30 @@ class Card(QFrame):
             else:
                 self.body.addWidget(item)
         return self
+
+
+class SideBySide(QWidget):
+    """Columns side by side where there is room for them, else one below the other."""
+
+    def __init__(self, *columns: QWidget, stretch: Sequence[int] = (), needs: int = 780) -> None:
+        super().__init__()
+        self._needs = needs
+        self._columns = QBoxLayout(QBoxLayout.Direction.LeftToRight, self)
+        self._columns.setContentsMargins(0, 0, 0, 0)
+        self._columns.setSpacing(GAP_WIDE)
+        for index, found in enumerate(columns):
+            self._columns.addWidget(found, stretch[index] if stretch else 1)
+
+    def minimumSizeHint(self) -> QSize:
+        widest = max(item.minimumSizeHint().width() for item in self.findChildren(QWidget, options=DIRECT))
+        return QSize(widest, super().minimumSizeHint().height())
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        super().resizeEvent(event)
+        has_room = self.width() >= self._needs
+        way = QBoxLayout.Direction.LeftToRight if has_room else QBoxLayout.Direction.TopToBottom
+        if self._columns.direction() != way:
+            self._columns.setDirection(way)
 
 
 class Elided(QLabel):

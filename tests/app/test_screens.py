@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PySide6.QtCore import QRect
 from PySide6.QtGui import QColor, QFontMetrics
-from PySide6.QtWidgets import QAbstractButton, QApplication, QLabel, QLineEdit, QWidget
+from PySide6.QtWidgets import QAbstractButton, QApplication, QLabel, QLineEdit, QScrollArea, QWidget
 from pytestqt.qtbot import QtBot
 
 from app import theme
@@ -140,6 +140,7 @@ def test_screens_can_be_looked_at(
         assert window.grab().save(str(folder / f"{page}-{state}-{size}.png"))
         assert clipped(window) == []
         assert overlapping(window) == []
+        assert running_out(window) == []
         assert unnamed(window) == []
 
 
@@ -177,6 +178,16 @@ def overlapping(window: QWidget) -> list[str]:
                     found.append(
                         f"{describe(one)} and {describe(other)} by {shared.width()} x {shared.height()} px"
                     )
+    return found
+
+
+def running_out(window: QWidget) -> list[str]:
+    """Scrolled content that is wider than what can be seen of it."""
+    found = []
+    for area in window.findChildren(QScrollArea):
+        content = area.widget()
+        if area.isVisible() and content is not None and content.width() > area.viewport().width() + 1:
+            found.append(f"{content.width()} px in {area.viewport().width()} px")
     return found
 
 
