@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from qlora_engine.control import Control
 from qlora_engine.errors import EngineError
+from qlora_engine.export.stream import save_file
 from qlora_engine.models import spec
 from qlora_engine.models.files import INDEX_FILE
 
@@ -113,37 +114,68 @@ def write_merged(
     """Write the merged weights into `out`, in the base's own shards. With `quantizer`, every module of
     `quantized_modules` is first brought to what the 4-bit base computes with.
 
-    At most one shard is in memory.
+    At most one tensor is in memory.
 
     Raises:
         EngineError: an adapter's module is not in the base.
         Cancelled: asked to stop.
     """
     headers = spec.headers_of_folder(base)
-    missing = [module for module in deltas if f"{module}.weight" not in headers]
+    require_modules(headers, deltas)
+    done = 0
+
+    def counted(names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        nonlocal done
+        for name, tensor in merged_tensors(base, names, deltas, quantizer, quantized_modules, control):
+            done += 1
+            report("exporting", done, len(headers), "tensors")
+            yield name, tensor
+
+    stored = DTYPES[dtype]
+    for file in dict.fromkeys(header.file for header in headers.values()):
+        shapes = {name: tuple(h.shape) for name, h in headers.items() if h.file == file}
+        save_file(counted(shapes), shapes, stored, out / file)
+    weight_map = {name: header.file for name, header in headers.items()}
+    if len(set(weight_map.values())) > 1:
+        total = sum(math.prod(header.shape) for header in headers.values()) * stored.itemsize
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (out / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
+def require_modules(weights: Iterable[str], deltas: Mapping[str, Delta]) -> None:
+    """Every adapted module must be a weight of the base.
+
+    Raises:
+        EngineError: with the first that is not.
+    """
+    known = set(weights)
+    missing = [module for module in deltas if f"{module}.weight" not in known]
     if missing:
         raise EngineError(
             "export.module", f"the base has no weight {missing[0]}.weight", "report this model as a bug"
         )
-    done, weight_map, total = 0, {}, 0
-    for file in spec.weight_files(base):
-        shard = {}
-        with safe_open(file, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118 - safe_open is no mapping
-                control.check()
-                shard[name] = (
-                    _merged(name, stored.get_tensor(name), deltas, quantizer, quantized_modules)
-                    .to(DTYPES[dtype])
-                    .contiguous()
-                )
-                weight_map[name] = file.name
-                total += shard[name].nbytes
-                done += 1
-                report("exporting", done, len(headers), "tensors")
-        save_file(shard, out / file.name, metadata={"format": "pt"})
-    if len(set(weight_map.values())) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (out / INDEX_FILE).write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
+def merged_tensors(
+    base: Path,
+    names: Iterable[str],
+    deltas: Mapping[str, Delta],
+    quantizer: Quantizer | None,
+    quantized_modules: frozenset[str],
+    control: Control,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The merged weights `names`, one after the other: fp32 where something was added, else as the base stores them.
+
+    Raises:
+        Cancelled: asked to stop.
+    """
+    headers = spec.headers_of_folder(base)
+    for name in names:
+        control.check()
+        # Opened for each: what was read through an open file stays mapped, and counts as this process's memory.
+        with safe_open(base / headers[name].file, framework="pt") as stored:
+            tensor = stored.get_tensor(name)
+        yield name, _merged(name, tensor, deltas, quantizer, quantized_modules)
 
 
 def _merged(

@@ -69,9 +69,23 @@ def convert(source: Path, target: Path, *, licence: str | None, report: Report) 
 
 
 def _convert_into(folder: Path, source: Path, facts: ModelFacts, report: Report) -> None:
+    total = len(read_header(source).tensors)
+    model, tokenizer = read(source, facts, report)
+    with quiet():
+        model.to(torch.bfloat16).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    report("converting", total, total, "tensors")
+
+
+def read(source: Path, facts: ModelFacts, report: Report) -> tuple[Any, Any]:
+    """The file's model, dequantized to fp32, and its tokenizer.
+
+    Raises:
+        EngineError: positions that are scaled in an unknown way, or tensors that would be lost.
+    """
     header = read_header(source)
     total = len(header.tensors)
-    scaling = gguf_rope.scaling_of(header, _rope_freqs(header, source))
+    scaling = gguf_rope.scaling_of(header, rope_freqs(header, source))
     with quiet(), _read_once(), _watch_tensors(total, report):
         report("converting", 0, total, "tensors")
         tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
@@ -80,10 +94,8 @@ def _convert_into(folder: Path, source: Path, facts: ModelFacts, report: Report)
         )
         _require_same(model, found, facts, source)
         _drop_marks(model)
-        _scale_positions(model.config, scaling)
-        model.to(torch.bfloat16).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    report("converting", total, total, "tensors")
+        scale_positions(model.config, scaling)
+    return model, tokenizer
 
 
 @contextlib.contextmanager
@@ -131,7 +143,7 @@ def _require_same(model: Any, found: Any, facts: ModelFacts, source: Path) -> No
         )
 
 
-def _rope_freqs(header: GgufHeader, source: Path) -> list[float] | None:
+def rope_freqs(header: GgufHeader, source: Path) -> list[float] | None:
     """The divisors of a Llama 3.1 file's frequencies."""
     if "rope_freqs.weight" not in header.tensors:
         return None
@@ -142,7 +154,7 @@ def _rope_freqs(header: GgufHeader, source: Path) -> list[float] | None:
     return [float(value) for value in found.data]
 
 
-def _scale_positions(config: Any, scaling: dict[str, Any] | None) -> None:
+def scale_positions(config: Any, scaling: dict[str, Any] | None) -> None:
     """Gemma 3 keeps the positions of its sliding and full layers apart and scales those of the full ones."""
     if scaling is None:
         return
