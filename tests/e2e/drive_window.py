@@ -1,0 +1,184 @@
+"""Uses the real window as a person does, with the real engine: run as a program, under any of Qt's platforms.
+
+python -m tests.e2e.drive_window whole     choose, start, look, stop, resume, finish, export; prints what was seen
+python -m tests.e2e.drive_window train     start and train until killed; prints each step
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from PySide6.QtCore import QEventLoop, Qt, QTimer
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QApplication, QLineEdit, QMessageBox, QPushButton, QWidget
+
+from app.main import make_application, make_window
+from app.services.collector import Collector
+from app.window import MainWindow
+
+SHORT = {
+    "training.max_steps": "14",
+    "training.eval_every_steps": "7",
+    "training.eval_rows": "8",
+    "training.sample_tokens": "8",
+}
+SLOWEST_SECONDS = 240.0
+
+
+class Person:
+    """Hands and eyes: clicks, types, reads, waits."""
+
+    def __init__(self, window: MainWindow) -> None:
+        self.window = window
+        self.seen: dict[str, Any] = {}
+
+    def wait(self, what: str, until: Callable[[], bool], seconds: float = SLOWEST_SECONDS) -> None:
+        loop, timer = QEventLoop(), QTimer(interval=20)
+        end = time.monotonic() + seconds
+        timer.timeout.connect(lambda: loop.quit() if until() or time.monotonic() > end else None)
+        timer.start()
+        loop.exec()
+        timer.stop()
+        if not until():
+            raise SystemExit(
+                f"waited {seconds:.0f} s in vain for: {what}; banner: {self.window.banner.text!r}"
+            )
+
+    def click(self, target: QWidget) -> None:
+        self.wait(f"{target} to be usable", lambda: target.isVisible() and target.isEnabled())
+        QTest.mouseClick(target, Qt.MouseButton.LeftButton)
+
+    def answer(self, caption: str) -> None:
+        """Press a button of the next question."""
+        timer = QTimer(self.window, interval=100)
+
+        def look() -> None:
+            box = QApplication.activeModalWidget()
+            if isinstance(box, QMessageBox) and box.isVisible():
+                timer.stop()
+                found = next(b for b in box.buttons() if b.text() == caption)
+                QTest.mouseClick(found, Qt.MouseButton.LeftButton)
+
+        timer.timeout.connect(look)
+        timer.start()
+
+    def type_into(self, field: QLineEdit, text: str) -> None:
+        field.setFocus()
+        field.selectAll()
+        QTest.keyClicks(field, text)
+        QTest.keyClick(field, Qt.Key.Key_Return)
+
+    def go_to(self, page: str) -> Any:
+        self.click(self.window.rail.items[page])
+        return self.window.pages.screens[page]
+
+    # ------------------------------------------------------------ what a person does
+
+    def choose(self) -> None:
+        """The starter model and its data, and a short recipe."""
+        screen = self.go_to("model")
+        self.wait("the list of models", lambda: bool(self.window.studio.workspace.models))
+        rectangle = screen.list.visualItemRect(screen.list.item(0))
+        QTest.mouseClick(screen.list.viewport(), Qt.MouseButton.LeftButton, pos=rectangle.center())
+        self.wait("the facts", lambda: self.window.studio.workspace.facts is not None)
+        train = self.go_to("train")
+        for path, text in SHORT.items():
+            form = next(f for f in train.forms if path in f.rows)
+            form.rows[path].setVisible(True)
+            self.type_into(form.rows[path]._editor, text)
+        self.seen["memory"] = self.window.card.facts.count()
+        self.wait("a run without problems", lambda: self.window.card.headline.text() == "Ready to train")
+
+    def start(self) -> None:
+        self.click(self.window.card.start)
+        self.wait("the first word of the run", lambda: self.window.studio.trainer.run.run_id is not None)
+
+    def points(self) -> int:
+        return len(self.window.studio.trainer.run.series["loss"])
+
+    def is_over(self) -> bool:
+        return not self.window.studio.trainer.is_running
+
+    def stop(self) -> None:
+        self.answer("Stop and save")
+        self.click(self.window.card.stop)
+        self.wait("the run to stop", self.is_over)
+
+    def resume(self) -> None:
+        runs = self.go_to("runs")
+        self.click(runs.resume)
+        self.wait("the run to go on", lambda: self.window.studio.trainer.run.is_live)
+
+    def export(self) -> None:
+        button = next(b for b in self.window.banner.findChildren(QPushButton) if b.text() == "Export")
+        self.click(button)
+        screen = self.window.pages.screens["export"]
+        self.wait("something to export", lambda: bool(screen.out.text()))
+        self.click(screen.export)
+        self.wait("the proof", lambda: bool(screen.outcome.text()) or bool(screen.notice.text))
+        self.seen["export"] = screen.outcome.text()
+        self.seen["checks"] = screen.checks.count()
+
+
+def whole(person: Person) -> None:
+    person.choose()
+    person.start()
+    person.wait("five points of loss", lambda: person.points() >= 5)
+    charts = person.window.pages.screens["train"].charts
+    person.wait("the points to be drawn", lambda: len(charts.loss._data["loss"][0]) >= 5)
+    person.stop()
+    run = person.window.studio.trainer.run
+    person.seen |= {"stopped_at": run.last_step.step if run.last_step else 0, "state_after_stop": run.state}
+    person.resume()
+    person.wait("the end", person.is_over)
+    run = person.window.studio.trainer.run
+    numbers = run.numbers()
+    person.seen |= {
+        "run_dir": run.run_dir,
+        "state": run.state,
+        "steps": [int(x) for x in run.series["loss"].x],
+        "before": run.loss_before,
+        "after": run.last_evaluation.loss if run.last_evaluation else None,
+        "held_out_text": numbers.held_out_text,
+        "banner": person.window.banner.text,
+    }
+    person.export()
+    person.seen["platform"] = QApplication.platformName()
+
+
+def train(person: Person) -> None:
+    """Until somebody ends this process."""
+    person.choose()
+    person.start()
+    told = 0
+
+    def has_news() -> bool:
+        return person.points() > told or person.is_over()
+
+    while not person.is_over():
+        person.wait("another step", has_news)
+        told = person.points()
+        print(json.dumps({"points": told, "run_dir": person.window.studio.trainer.run.run_dir}), flush=True)
+
+
+def main() -> int:
+    app = make_application([sys.argv[0]])
+    collector = Collector()
+    window = make_window(app)
+    window.show()
+    window.load()
+    person = Person(window)
+    {"whole": whole, "train": train}[sys.argv[1]](person)
+    print(json.dumps(person.seen), flush=True)
+    window.close()
+    app.processEvents()
+    collector.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
