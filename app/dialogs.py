@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from PySide6.QtWidgets import QDialog, QMessageBox, QTabWidget, QTextBrowser, QVBoxLayout, QWidget
 
 from app.presenters.run_fold import RunFold
+from app.services.settings import Settings
+from app.theme import GAP, GAP_PAGE, GAP_WIDE
+from app.widgets.kit import Segments, button, column, label, row
 from qlora_engine import paths
 
 SAVE, DISCARD, KEEP, CLOSE_ANYWAY = "save", "discard", "keep", "close"
@@ -61,6 +66,36 @@ def _ask(parent: QWidget, title: str, text: str, details: str, answers: tuple[tu
     box.setEscapeButton(buttons[KEEP])
     box.exec()
     return next((value for value, found in buttons.items() if found is box.clickedButton()), KEEP)
+
+
+class SettingsDialog(QDialog):
+    """How the window looks and where the engine runs; each choice holds at once."""
+
+    def __init__(self, parent: QWidget, settings: Settings, choose: Callable[..., None]) -> None:
+        super().__init__(parent)
+        self.setWindowTitle("Settings \u2013 QLoRA Studio")
+        self.setMinimumWidth(520)
+        self.theme = Segments((("system", "As the desktop"), ("dark", "Dark"), ("light", "Light")))
+        self.theme.set_value(settings.theme)
+        self.theme.chosen.connect(lambda value: choose(theme=value))
+        self.engine = Segments(
+            (("process", "In a process of its own"), ("inline", "In the window's process")),
+            ("Usual: the window stays smooth, and a crash of the engine does not take it down",
+             "For debugging: importing the ML libraries makes the window stutter"),
+        )  # fmt: skip
+        self.engine.set_value(settings.engine)
+        self.engine.chosen.connect(lambda value: choose(engine=value))
+        home = label(str(paths.home()), "quiet", wraps=True, selectable=True)
+        close = button("Close", self.accept)
+        layout = column(
+            label("Appearance", "strong"), self.theme,
+            label("Engine", "strong"), self.engine,
+            label("In a process of its own the window stays smooth, and only the end of a process gives all GPU memory back. A change holds for the next job.", "small", wraps=True),
+            label("Models, runs and settings are kept in", "strong"), home,
+            label("QLORA_HOME moves them elsewhere.", "small"), row(None, close), gap=GAP,
+        )  # fmt: skip
+        layout.setContentsMargins(GAP_PAGE, GAP_PAGE, GAP_PAGE, GAP_WIDE)
+        self.setLayout(layout)
 
 
 def show_help(parent: QWidget, page: str) -> QDialog:

@@ -9,10 +9,10 @@ from PySide6.QtCore import QTimer
 from PySide6.QtGui import QCloseEvent, QKeySequence, QResizeEvent, QShortcut
 from PySide6.QtWidgets import QApplication, QHBoxLayout, QMainWindow, QStackedWidget, QVBoxLayout, QWidget
 
-from app import theme
+from app import theme as looks
 from app.controllers.pages import Pages
 from app.controllers.runcard import RunCardController
-from app.dialogs import CLOSE_ANYWAY, KEEP, SAVE, ask_close, ask_stop, show_help
+from app.dialogs import CLOSE_ANYWAY, KEEP, SAVE, SettingsDialog, ask_close, ask_stop, show_help
 from app.presenters.runs import interrupted_run, loss_text
 from app.studio import Studio
 from app.widgets.kit import Notice, button
@@ -85,7 +85,7 @@ class MainWindow(QMainWindow):
         middle.setSpacing(0)
         held = QWidget()
         holder = QVBoxLayout(held)
-        holder.setContentsMargins(theme.GAP_PAGE, 10, theme.GAP_PAGE, 0)
+        holder.setContentsMargins(looks.GAP_PAGE, 10, looks.GAP_PAGE, 0)
         holder.addWidget(self.banner)
         self._banner_place = held
         self.banner.hide()
@@ -115,7 +115,7 @@ class MainWindow(QMainWindow):
         studio = self.studio
         self.rail.chosen.connect(self.go_to)
         self.rail.help_asked.connect(self._help)
-        self.rail.theme_asked.connect(self._change_theme)
+        self.rail.settings_asked.connect(self._settings)
         self.strip.clicked.connect(partial(self.go_to, "train", "live"))
         self.card.start_asked.connect(self.start)
         self.card.pause_asked.connect(studio.trainer.pause_or_continue)
@@ -190,13 +190,18 @@ class MainWindow(QMainWindow):
     def _help(self) -> None:
         show_help(self, self.pages.current)
 
-    def _change_theme(self) -> None:
-        mode = "light" if theme.tokens().is_dark else "dark"
-        self.studio.settings.change(theme=mode)
+    def _settings(self) -> None:
+        SettingsDialog(self, self.studio.settings.value, self.choose_setting).exec()
+
+    def choose_setting(self, *, theme: str | None = None, engine: str | None = None) -> None:
+        """Take over a choice of the settings dialog."""
+        if engine is not None:
+            self.studio.set_engine(engine)
         app = QApplication.instance()
-        if isinstance(app, QApplication):
-            theme.apply(app, mode)
-        self.pages.restyle()
+        if theme is not None and isinstance(app, QApplication):
+            self.studio.settings.change(theme=theme)
+            looks.apply(app, theme)
+            self.pages.restyle()
 
     def _toggle_card(self) -> None:
         self.card.setVisible(not self.card.isVisible())

@@ -24,11 +24,11 @@ MARK_WORDS = {"attention": "needs attention", "done": "done", "running": "runnin
 
 
 class Rail(QFrame):
-    """Signals: `chosen(page)`, `help_asked`, `theme_asked`."""
+    """Signals: `chosen(page)`, `help_asked`, `settings_asked`."""
 
     chosen = Signal(str)
     help_asked = Signal()
-    theme_asked = Signal()
+    settings_asked = Signal()
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Rail(QFrame):
         for number, (page, title) in enumerate(PAGES, start=1):
             layout.addWidget(self._make(page, title, number))
         layout.addStretch(1)
-        for title, signal in (("Help", self.help_asked), ("Light or dark", self.theme_asked)):
+        for title, signal in (("Help", self.help_asked), ("Settings", self.settings_asked)):
             low = button(title, signal.emit, "link")
             low.setContentsMargins(12, 0, 0, 0)
             low.setStyleSheet("padding: 4px 15px")

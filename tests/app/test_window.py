@@ -315,17 +315,21 @@ def test_a_narrow_window_folds_the_run_card_into_a_button(qtbot: QtBot, make_win
     qtbot.waitUntil(lambda: window.card.isVisible() and not window.card_button.isVisible())
 
 
-def test_the_theme_changes_everywhere_and_is_kept(qtbot: QtBot, make_window: MakeWindow) -> None:
+def test_the_theme_and_the_engine_are_chosen_in_settings_and_kept(make_window: MakeWindow) -> None:
     from app import theme
+    from qlora_engine.client import InlineEngine
 
     window = make_window(theme="dark")
-    window.rail.theme_asked.emit()
+    dialog = dialogs.SettingsDialog(window, window.studio.settings.value, window.choose_setting)
     try:
+        dialog.theme._buttons["light"].click()
         assert not theme.tokens().is_dark
-        assert window.studio.settings.value.theme == "light"
+        dialog.engine._buttons["inline"].click()
     finally:
-        window.rail.theme_asked.emit()
+        dialog.theme._buttons["dark"].click()
     assert theme.tokens().is_dark
+    assert (window.studio.settings.value.theme, window.studio.settings.value.engine) == ("dark", "inline")
+    assert all(job.make_engine is InlineEngine for job in window.studio.jobs.values())
 
 
 def test_help_opens_at_the_page_one_is_on(qtbot: QtBot, make_window: MakeWindow) -> None:
