@@ -1,6 +1,7 @@
 """Entry of the frozen bundle: one executable is the window, the engine process and the command line.
 
-`client.worker_command` starts a frozen bundle with `--engine-worker`; `--cli` is `qlora`.
+`client.worker_command` starts a frozen bundle with `--engine-worker`, the proof of an export with `--verify-export`;
+`--cli` is `qlora`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ def main() -> int:
         from qlora_engine.worker import main as work
 
         return work()
+    if sys.argv[1:2] == ["--verify-export"]:
+        from qlora_engine.export.verify_child import main as verify
+
+        return verify()
     if sys.argv[1:2] == ["--cli"]:
         from qlora_engine.cli.main import run
 

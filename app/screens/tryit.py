@@ -131,6 +131,9 @@ class TryScreen(Page):
         self.send.setEnabled(chat.can_ask)
         self.interrupt.setEnabled(chat.state == "answering")
         self.clear.setEnabled(bool(chat.exchanges) and chat.state != "answering")
+        can_scale = bool(chat.facts.get("can_scale_adapter", True))
+        self.strength.setEnabled(can_scale)
+        self.strength.setToolTip("" if can_scale else "A DoRA adapter, or none, has no strength to turn")
         self.status.setText(chat.status_text)
         if chat.error_text:
             self.notice.say(chat.error_text, chat.error_hint, "bad")
@@ -151,7 +154,7 @@ class TryScreen(Page):
         if self.sampling.isChecked():
             found["temperature"] = _read(self.temperature, float, 0.7)
         strength = self.strength.value() / STRENGTH_STEPS
-        if strength != 1.0:
+        if strength != 1.0 and self.strength.isEnabled():
             found["adapter_strength"] = strength
         return found
 
