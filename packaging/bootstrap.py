@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
         "setup": lambda: 0,
         "test": test,
         "lint": lint,
-        "bench": lambda: pytest("tests/bench", "-m", "not gpu", "-s", "-p", "no:randomly"),
+        "bench": lambda: module("tests.bench.ui_gaps") or module("tests.bench.memory_table"),
         "bench-ui": lambda: module("tests.bench.ui_gaps"),
         "bench-memory": lambda: module("tests.bench.memory_table"),
         "test-gpu": lambda: pytest("tests/gpu", "-m", "gpu"),
