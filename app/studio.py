@@ -6,10 +6,15 @@ from app.services.background import Background
 from app.services.engine_thread import EngineFactory, JobRunner, engine_factory
 from app.services.history import History
 from app.services.machine import Machine
+from app.services.rehearser import Rehearser
 from app.services.settings import SettingsFile
 from app.services.trainer import Trainer
 from app.services.workspace import Workspace
 from qlora_engine.monitor.nvml import Nvml
+
+JOBS = ("train", "data", "model", "chat", "export", "rehearse")
+BEFORE_REHEARSING = ("train", "data", "model", "export")
+"""The jobs that a person waits for: a rehearsal never runs beside them."""
 
 
 class Studio:
@@ -21,9 +26,12 @@ class Studio:
         self.settings = settings or SettingsFile()
         make = make_engine or engine_factory(self.settings.value.engine)
         self.background = Background()
-        self.jobs = {name: JobRunner(make) for name in ("train", "data", "model", "chat", "export")}
+        self.jobs = {name: JobRunner(make) for name in JOBS}
         self.workspace = Workspace(self.settings, self.background, self.jobs["data"], self.jobs["model"])
         self.trainer = Trainer(self.jobs["train"])
+        self.rehearser = Rehearser(
+            self.workspace, self.jobs["rehearse"], tuple(self.jobs[name] for name in BEFORE_REHEARSING)
+        )
         self.machine = Machine()
         self.history = History(self.background)
 
@@ -46,8 +54,9 @@ class Studio:
         """End everything; a job that does not listen is killed."""
         self.workspace.save_now()
         self.machine.stop()
-        for service in (self.workspace, self.trainer, self.history, self.machine):
+        for service in (self.workspace, self.trainer, self.history, self.machine, self.rehearser):
             service.blockSignals(True)
+        self.rehearser.close()
         for job in self.jobs.values():
             job.shut_down()
         self.background.close()

@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PySide6.QtCore import QSize, Qt, Signal
-from PySide6.QtGui import QIcon, QPainter, QPixmap
-from PySide6.QtWidgets import (
-    QAbstractItemView,
-    QHBoxLayout,
-    QHeaderView,
-    QTableWidget,
-    QTableWidgetItem,
-    QVBoxLayout,
-    QWidget,
-)
+from PySide6.QtCore import Signal
+from PySide6.QtGui import QHideEvent, QShowEvent
+from PySide6.QtWidgets import QGridLayout, QHBoxLayout, QScrollArea, QVBoxLayout, QWidget
 
-from app import theme
-from app.presenters.memory import AdviceLine, MemoryState
-from app.theme import GAP_WIDE
+from app.presenters.memory import AdviceLine, MemoryState, MomentLine, Remedy
+from app.presenters.memory_sizes import Cost, Size
+from app.theme import GAP, GAP_WIDE
 from app.widgets.form import KnobForm, QuietCombo
-from app.widgets.kit import Card, boxed, button, emptied, label, row, set_role
+from app.widgets.kit import Card, boxed, button, column, emptied, label, line, row, set_role
 from app.widgets.memory_bar import Bar, Capacity, MemoryBars, Segment
 from app.widgets.page import Page
+from app.widgets.part_list import PartList
+from app.widgets.size_slider import SizeSlider
 from qlora_engine.config import all_knobs
 
 KNOBS = (
     "quantization.double_quant", "data.seq_len", "training.micro_batch", "lora.rank", "lora.targets",
     "training.optimizer", "training.gradient_checkpointing",
 )  # fmt: skip
-COLUMNS = ("Part", "Chosen", "Other", "How it is computed", "With these numbers")
+SIZES = 4
 
 
 class MemoryScreen(Page):
-    """Signals: `edited(path, value)`, `reset_asked(path)`, `gpu_chosen(name or "")`, `rehearse_asked`."""
+    """Signals: `edited(path, value)`, `reset_asked(path)`, `gpu_chosen(name or "")`, `seen(is_visible)`."""
 
     edited = Signal(str, object)
     reset_asked = Signal(str)
     gpu_chosen = Signal(str)
+    seen = Signal(bool)
 
     def __init__(self) -> None:
         super().__init__("Memory", "What the run will need, with and without double quantization")
@@ -47,47 +42,72 @@ class MemoryScreen(Page):
         self.gpu.setMinimumWidth(210)
         self.gpu.activated.connect(lambda index: self.gpu_chosen.emit(self.gpu.itemData(index) or ""))
         self.buttons.addLayout(row(label("On", "quiet"), self.gpu))
+        self.content.addWidget(self._bars_card())
+        lower = QHBoxLayout()
+        lower.setSpacing(GAP_WIDE)
+        lower.addLayout(column(self._settings_card(), None), 1)
+        lower.addLayout(self._side_cards(), 1)
+        self.content.addLayout(lower)
+        self.parts = PartList()
+        self.bars.part_chosen.connect(self._open_part)
+        self.parts_card = Card("Where every byte comes from").add(
+            label("A part opens to its formula, its numbers and its source.", "small"), self.parts
+        )
+        self.content.addWidget(self.parts_card)
+        self.content.addStretch(1)
+
+    def _bars_card(self) -> Card:
         self.verdict = label(role="heading", wraps=True)
-        self.saving, self.basis = label(wraps=True), label(role="small", wraps=True)
+        self._remedy: Remedy | None = None
+        self.fix = button("", self._apply_remedy)
+        self.fix.hide()
+        self.more, self.saving = label(wraps=True), label(wraps=True)
+        self.basis, self.mark, self.past = (label(role="small", wraps=True) for _ in range(3))
         self.bars = MemoryBars()
-        self.content.addWidget(Card().add(self.verdict, self.saving, self.bars, self.basis))
+        self.sizes_heading = label(role="small", wraps=True)
+        sliders = QHBoxLayout()
+        sliders.setSpacing(GAP_WIDE)
+        self.sizes = [SizeSlider() for _ in range(SIZES)]
+        for slider in self.sizes:
+            slider.edited.connect(self.edited)
+            sliders.addWidget(slider, 1)
+        return Card().add(
+            self.verdict, self.more, row(self.fix, None), self.saving, self.bars, line(), self.sizes_heading,
+            sliders, line(), self.basis, self.mark, self.past,
+        )  # fmt: skip
+
+    def _settings_card(self) -> Card:
         self.form = KnobForm({path: knob for path, knob in all_knobs().items() if path in KNOBS})
         self.form.edited.connect(self.edited)
         self.form.reset_asked.connect(self.reset_asked)
-        self.advice = QVBoxLayout()
-        self.advice.setSpacing(2)
-        self.advice_card = Card("What would save memory")
-        self.advice_card.add(self.advice)
-        settings = Card("What changes it").add(self.form)
-        lower = QHBoxLayout()
-        lower.setSpacing(GAP_WIDE)
-        lower.addWidget(settings, 1)
-        lower.addWidget(self.advice_card, 1)
-        self.content.addLayout(lower)
-        self.table = QTableWidget(0, len(COLUMNS))
-        self.table.setAccessibleName("Parts of the memory")
-        self.table.setHorizontalHeaderLabels(COLUMNS)
-        self.table.verticalHeader().hide()
-        self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-        self.table.setSelectionMode(QAbstractItemView.SelectionMode.NoSelection)
-        self.table.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-        self.table.setShowGrid(False)
-        self.table.setWordWrap(True)
-        self.table.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        header = self.table.horizontalHeader()
-        header.setDefaultAlignment(Qt.AlignmentFlag.AlignLeft)
-        for index in (0, 1, 2):
-            header.setSectionResizeMode(index, QHeaderView.ResizeMode.ResizeToContents)
-        for index in (3, 4):
-            header.setSectionResizeMode(index, QHeaderView.ResizeMode.Stretch)
-        self.content.addWidget(Card("Where every byte comes from").add(self.table))
-        self.content.addStretch(1)
+        return Card("What changes it").add(self.form)
+
+    def _side_cards(self) -> QVBoxLayout:
+        self.advice, self.costs = QVBoxLayout(), QVBoxLayout()
+        self.advice.setSpacing(6)
+        self.costs.setSpacing(GAP)
+        self.moments = QGridLayout()
+        self.moments.setHorizontalSpacing(GAP_WIDE)
+        self.moments.setVerticalSpacing(6)
+        self.moments.setColumnStretch(2, 1)
+        self._shown: dict[str, Sequence[Any]] = {}
+        self.advice_card = Card("What would save memory").add(self.advice)
+        self.moments_card = Card("Other peaks").add(label("Tensors only, each moment by itself", "small", wraps=True), self.moments)  # fmt: skip
+        self.costs_card = Card("Costs that often go unmentioned").add(self.costs)
+        found = column(self.advice_card, self.moments_card, self.costs_card, gap=GAP_WIDE)
+        found.addStretch(1)
+        return found
 
     def show_state(self, state: MemoryState) -> None:
         self.verdict.setText(state.verdict)
         set_role(self.verdict, tone=state.verdict_tone)
-        self.saving.setText(state.saving)
-        self.basis.setText(state.basis)
+        for place, text in (
+            (self.more, state.verdict_more), (self.saving, state.saving), (self.basis, state.basis),
+            (self.mark, state.mark), (self.past, state.past),
+        ):  # fmt: skip
+            place.setText(text)
+            place.setVisible(bool(text))
+        self._show_remedy(state.remedy)
         self._show_gpus(state)
         bars = [
             Bar(b.caption, tuple(Segment(*part) for part in b.parts), b.total_text, b.is_faint, b.is_chosen)
@@ -99,13 +119,45 @@ class MemoryScreen(Page):
             Capacity(capacity.total_bytes, capacity.usable_bytes, f"usable {capacity.usable_bytes / 2**30:.1f} GiB")
             if capacity else None,
         )  # fmt: skip
-        self._show_parts(state)
+        self.sizes_heading.setText(state.sizes_heading)
+        self.show_sizes(state.sizes)
+        self.parts.show_parts(state.parts, state.totals, state.chosen_caption, state.other_caption)
         self._show_advice(state.advice)
+        self._show_moments(state.moments)
+        self._show_costs(state.costs)
+
+    def show_sizes(self, sizes: Sequence[Size]) -> None:
+        """The sliders alone; without sizes they stay as they are."""
+        for slider, size in zip(self.sizes, sizes, strict=False):
+            slider.show_size(size)
+
+    def show_mark(self, text: str) -> None:
+        """The mark alone: it tells how long ago the rehearsal was."""
+        self.mark.setText(text)
+        self.mark.setVisible(bool(text))
 
     def render_options(
         self, values: Mapping[str, Any], problems: Mapping[str, str], changed: frozenset[str]
     ) -> None:
         self.form.show_values(values, problems, changed)
+
+    def showEvent(self, event: QShowEvent) -> None:
+        super().showEvent(event)
+        self.seen.emit(True)
+
+    def hideEvent(self, event: QHideEvent) -> None:
+        super().hideEvent(event)
+        self.seen.emit(False)
+
+    def _show_remedy(self, remedy: Remedy | None) -> None:
+        self._remedy = remedy
+        self.fix.setVisible(remedy is not None)
+        self.fix.setText(remedy.text if remedy is not None else "")
+        self.fix.setAccessibleName(remedy.text if remedy is not None else "")
+
+    def _apply_remedy(self) -> None:
+        for path, value in self._remedy.edits if self._remedy is not None else ():
+            self.edited.emit(path, value)
 
     def _show_gpus(self, state: MemoryState) -> None:
         if self.gpu.count() != len(state.gpu_names) + 1:
@@ -115,52 +167,52 @@ class MemoryScreen(Page):
                 self.gpu.addItem(f"What if: {name}", name)
         self.gpu.setCurrentIndex(max(0, self.gpu.findData(state.gpu or "")))
 
-    def _show_parts(self, state: MemoryState) -> None:
-        self.table.setHorizontalHeaderItem(2, QTableWidgetItem(state.other_caption or "Other"))
-        self.table.setRowCount(len(state.parts))
-        for index, part in enumerate(state.parts):
-            for place, text in enumerate(
-                (part.title, part.bytes_text, part.other_text, part.formula, part.numbers)
-            ):
-                item = QTableWidgetItem(text)
-                item.setToolTip(f"Source: {part.source}" if place >= 3 else "")
-                item.setTextAlignment(Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft)
-                if place == 0:
-                    item.setIcon(_swatch(part.name))
-                self.table.setItem(index, place, item)
-        self.table.resizeRowsToContents()
-        self._fit_table()
+    def _open_part(self, name: str) -> None:
+        """A click on a bar leads to the part's line."""
+        detail = self.parts.open_part(name)
+        area = self.findChild(QScrollArea)
+        if detail is not None and area is not None:
+            self.layout().activate()  # type: ignore[union-attr]
+            area.ensureWidgetVisible(detail)
 
-    def _fit_table(self) -> None:
-        height = sum(self.table.rowHeight(i) for i in range(self.table.rowCount()))
-        self.table.setFixedHeight(height + self.table.horizontalHeader().height() + 4)
-
-    def resizeEvent(self, event: Any) -> None:
-        super().resizeEvent(event)
-        self.table.resizeRowsToContents()
-        self._fit_table()
+    def _is_new(self, name: str, lines: Sequence[Any]) -> bool:
+        """Widgets are made again only for new lines: a dragged slider repaints every few milliseconds."""
+        if self._shown.get(name) == lines:
+            return False
+        self._shown[name] = lines
+        return True
 
     def _show_advice(self, lines: tuple[AdviceLine, ...]) -> None:
+        if not self._is_new("advice", lines):
+            return
         emptied(self.advice)
-        for line in lines:
-            self.advice.addWidget(self._advice_row(line))
+        for found in lines:
+            self.advice.addWidget(self._advice_row(found))
         if not lines:
             self.advice.addWidget(label("Nothing here would save more.", "quiet"))
-        self.advice.addStretch(1)
 
-    def _advice_row(self, line: AdviceLine) -> QWidget:
-        apply = button("Apply", lambda: self.edited.emit(line.path, line.value))
-        apply.setAccessibleName(f"Apply: {line.text}")
-        found = row(label(line.text, wraps=True), label(line.saves_text, "quiet"), apply)
+    def _advice_row(self, advice: AdviceLine) -> QWidget:
+        apply = button("Apply", lambda: self.edited.emit(advice.path, advice.value))
+        apply.setAccessibleName(f"Apply: {advice.text}")
+        found = row(label(advice.text, wraps=True), label(advice.saves_text, "quiet"), apply)
         found.setStretch(0, 1)
         return boxed(found)
 
+    def _show_moments(self, lines: tuple[MomentLine, ...]) -> None:
+        if not self._is_new("moments", lines):
+            return
+        emptied(self.moments)
+        for index, found in enumerate(lines):
+            self.moments.addWidget(label(found.title, "quiet"), index, 0)
+            self.moments.addWidget(label(found.bytes_text), index, 1)
+            self.moments.addWidget(label(found.note, "small", tone=found.tone), index, 2)
 
-def _swatch(name: str) -> QIcon:
-    pixmap = QPixmap(QSize(24, 24))
-    pixmap.fill(theme.part_colour(name))
-    if name in theme.HATCHED_PARTS:
-        painter = QPainter(pixmap)
-        painter.fillRect(pixmap.rect(), Qt.BrushStyle.BDiagPattern)
-        painter.end()
-    return QIcon(pixmap)
+    def _show_costs(self, costs: tuple[Cost, ...]) -> None:
+        self.costs_card.setVisible(bool(costs))
+        if not self._is_new("costs", costs):
+            return
+        emptied(self.costs)
+        for cost in costs:
+            top = row(label(cost.title, wraps=True), label(cost.bytes_text, "strong"))
+            top.setStretch(0, 1)
+            self.costs.addWidget(boxed(column(top, label(cost.text, "small", wraps=True), gap=1)))

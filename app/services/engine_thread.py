@@ -54,10 +54,11 @@ class EngineThread(QThread):
 class JobRunner(QObject):
     """At most one job at a time, its events in the GUI thread.
 
-    Signals: `event_arrived(Event)`; `ended(Event)` with the terminal event, once the thread is gone and another job
-    can be started.
+    Signals: `started` when a job begins; `event_arrived(Event)`; `ended(Event)` with the terminal event, once the
+    thread is gone and another job can be started.
     """
 
+    started = Signal()
     event_arrived = Signal(object)
     ended = Signal(object)
 
@@ -85,6 +86,7 @@ class JobRunner(QObject):
         self._thread.event_arrived.connect(self._take)
         self._thread.finished.connect(self._close)
         self._thread.start()
+        self.started.emit()
 
     def send(self, command: Mapping[str, Any]) -> None:
         if self._thread is not None:

@@ -6,6 +6,7 @@ Every edit goes through here; each `*_changed` signal says what must be painted 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from qlora_engine import config_io
 from qlora_engine.config import TrainingConfig
 from qlora_engine.errors import EngineError
 from qlora_engine.events import Event, PhaseChanged, Progressed, RunFailed, RunFinished
-from qlora_engine.jobs import DataReportJob, PrepareModelJob
+from qlora_engine.jobs import DataReportJob, PrepareModelJob, RehearseJob
 from qlora_engine.memory import explain, gpus
 from qlora_engine.memory.explain import Comparison
+from qlora_engine.memory.gpus import Gpu
 from qlora_engine.models import catalog
 from qlora_engine.models.catalog import CatalogEntry
 from qlora_engine.models.spec import ModelFacts
@@ -33,6 +35,14 @@ SHOWN_ROWS = 8
 SAVE_DELAY_MS = 800
 LOOK_DELAY_MS = 1200
 """How long nothing must change before the data is looked at without being asked."""
+
+
+@dataclass(frozen=True)
+class MemoryQuestion:
+    """What to rehearse; drafts with equal keys have one answer."""
+
+    key: str
+    job: RehearseJob
 
 
 class Workspace(QObject):
@@ -72,6 +82,7 @@ class Workspace(QObject):
         self._was_cancelled = self._is_outdated = False
         self.own: Comparison | None = None
         self.what_if: Comparison | None = None
+        self._rehearsals: dict[str, Mapping[str, Any]] = {}
         self.preparing: str = ""
         self.preparing_share: float | None = None
         self.preparing_error: EngineError | None = None
@@ -281,6 +292,35 @@ class Workspace(QObject):
     # ------------------------------------------------------------ memory
 
     @property
+    def shown(self) -> Comparison | None:
+        """What the Memory page shows: this machine, or the GPU of "what if"."""
+        return self.what_if if self.gpu else self.own
+
+    @property
+    def question(self) -> MemoryQuestion | None:
+        """What a rehearsal of the memory shown would answer; None while there is nothing to ask."""
+        if self.facts is None or self.draft.issues:
+            return None
+        return self._question("cuda" if self.gpu else self.device)
+
+    def take_rehearsal(self, question: MemoryQuestion, result: Mapping[str, Any]) -> None:
+        """A rehearsed step's numbers replace the formula's wherever this question is shown."""
+        self._rehearsals[question.key] = result
+        self._estimate()
+
+    def _question(self, device: str) -> MemoryQuestion:
+        """Two drafts with one key need the same memory in a step, but for double quantization: a rehearsal counts both."""
+        config, training = self.config, self.config.training
+        size = {"seq_len": self.seq_len, "micro_batch": self.micro_batch, "device": device}
+        facts = self.facts and (self.facts.name, self.facts.path, self.facts.parameters)
+        parts = (
+            facts, config.model.name, config.model.revision, size, config.data.packing, config.lora, training.optimizer,
+            training.gradient_checkpointing, training.loss, bool(training.max_grad_norm),
+            training.effective_batch > self.micro_batch,
+        )  # fmt: skip
+        return MemoryQuestion(repr(parts), RehearseJob(config_io.to_dict(config), size))
+
+    @property
     def gpu(self) -> str | None:
         """The GPU of the question "what if"; None: this machine."""
         return self._settings.value.gpu
@@ -294,13 +334,15 @@ class Workspace(QObject):
         if facts is None or self.draft.issues:
             return
         seq_len, rows, device, chosen = self.seq_len, self.micro_batch, self.device, self.gpu
+        counted = {where: self._rehearsals.get(self._question(where).key) for where in (device, "cuda")}
+
+        def on(where: str, gpu: Gpu | None = None) -> Comparison:
+            found = explain.compare(facts, config, seq_len=seq_len, micro_batch=rows, device=where, gpu=gpu)
+            result = counted[where]
+            return explain.with_rehearsal(found, result) if result is not None else found
 
         def work() -> tuple[Comparison, Comparison | None]:
-            own = explain.compare(facts, config, seq_len=seq_len, micro_batch=rows, device=device)
-            if chosen is None:
-                return own, None
-            gpu = gpus.find(chosen)
-            return own, explain.compare(facts, config, seq_len=seq_len, micro_batch=rows, gpu=gpu)
+            return on(device), on("cuda", gpus.find(chosen)) if chosen is not None else None
 
         self._background.submit("estimate", work, self._take_estimate)
 

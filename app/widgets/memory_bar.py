@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PySide6.QtCore import QEvent, QPoint, QRectF, QSize, Qt
-from PySide6.QtGui import QBrush, QColor, QFontMetricsF, QHelpEvent, QPainter, QPaintEvent, QPen
+from PySide6.QtCore import QEvent, QPoint, QPointF, QRectF, QSize, Qt, Signal
+from PySide6.QtGui import QBrush, QColor, QFontMetricsF, QHelpEvent, QMouseEvent, QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import QSizePolicy, QToolTip, QWidget
 
 from app import theme
 
 LABEL_PADDING = 6
 LEGEND_ROW = 20
+OUTLINED = "reserve"
+"""The part that is no tensor's: drawn as an empty box."""
+FAINTNESS = 0.45
+ARROWS = 18
+"""Pixels that the sign of a bar running out of the scale takes."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,12 @@ class Capacity:
 
 
 class MemoryBars(QWidget):
-    """Bars under one another on one scale, so that the eye compares lengths."""
+    """Bars under one another on one scale, so that the eye compares lengths.
+
+    Signals: `part_chosen(name)` when a part of a bar or of the legend was clicked.
+    """
+
+    part_chosen = Signal(str)
 
     CAPTION_WIDTH, TOTAL_WIDTH = 196, 92
 
@@ -134,12 +144,7 @@ class MemoryBars(QWidget):
         for index, found in enumerate(self._legend_rows(self.width())):
             y = top + index * LEGEND_ROW
             for x, segment in found:
-                square = QRectF(x, y + 3, 10, 10)
-                painter.fillRect(square, theme.part_colour(segment.name))
-                if segment.name in theme.HATCHED_PARTS:
-                    painter.fillRect(
-                        square, QBrush(QColor(theme.tokens().background), Qt.BrushStyle.BDiagPattern)
-                    )
+                self._fill(painter, segment.name, QRectF(x, y + 3, 10, 10))
                 painter.setPen(QColor(theme.tokens().quiet))
                 painter.drawText(QRectF(x + 15, y, 400, 16), Qt.AlignmentFlag.AlignVCenter, segment.text)
                 self._hits.append(
@@ -159,15 +164,15 @@ class MemoryBars(QWidget):
             painter.setFont(font)
         caption = QRectF(0, area.top(), area.left() - 12, area.height())
         painter.drawText(caption, Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignLeft, bar.caption)
-        painter.setOpacity(0.45 if bar.is_faint else 1.0)
         x = area.left()
         for segment in bar.segments:
             wide = min(segment.bytes_ * per_byte, area.right() - x)
             if wide <= 0:
                 continue
-            self._paint_segment(painter, segment, QRectF(x, area.top(), wide, area.height()))
+            place = QRectF(x, area.top(), wide, area.height())
+            is_cut = wide + 0.5 < segment.bytes_ * per_byte
+            self._paint_segment(painter, segment, place, is_faint=bar.is_faint, is_cut=is_cut)
             x += wide
-        painter.setOpacity(1.0)
         if sum(s.bytes_ for s in bar.segments) * per_byte > area.width() + 1:
             self._paint_runs_out(painter, area)
         painter.setFont(theme.font(theme.NORMAL))
@@ -175,20 +180,31 @@ class MemoryBars(QWidget):
         total = QRectF(area.right() + 8, area.top(), self.TOTAL_WIDTH - 8, area.height())
         painter.drawText(total, Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignRight, bar.total_text)
 
-    def _paint_segment(self, painter: QPainter, segment: Segment, area: QRectF) -> None:
-        colour = theme.part_colour(segment.name)
-        painter.fillRect(area, colour)
-        if segment.name in theme.HATCHED_PARTS:
-            painter.fillRect(area, QBrush(QColor(theme.tokens().background), Qt.BrushStyle.BDiagPattern))
+    def _paint_segment(
+        self, painter: QPainter, segment: Segment, area: QRectF, *, is_faint: bool, is_cut: bool
+    ) -> None:
+        opacity = FAINTNESS if is_faint else 1.0
+        painter.setOpacity(opacity)
+        self._fill(painter, segment.name, area)
         if area.width() > 3:
             painter.setPen(QPen(QColor(theme.tokens().panel), 1))
             painter.drawLine(area.topRight(), area.bottomRight())
+        painter.setOpacity(1.0)
         painter.setFont(theme.font(theme.SMALL))
-        if QFontMetricsF(painter.font()).horizontalAdvance(segment.text) + 2 * LABEL_PADDING < area.width():
-            dark = (0.299 * colour.red() + 0.587 * colour.green() + 0.114 * colour.blue()) > 120
-            painter.setPen(QColor("#14161A" if dark else "#FFFFFF"))
-            painter.drawText(area, Qt.AlignmentFlag.AlignCenter, segment.text)
+        place = area.adjusted(0, 0, -ARROWS, 0) if is_cut else area
+        if QFontMetricsF(painter.font()).horizontalAdvance(segment.text) + 2 * LABEL_PADDING < place.width():
+            painter.setPen(ink_on(segment.name, opacity))
+            painter.drawText(place, Qt.AlignmentFlag.AlignCenter, segment.text)
         self._hits.append((area, segment))
+
+    def _fill(self, painter: QPainter, name: str, area: QRectF) -> None:
+        if name == OUTLINED:
+            painter.setPen(QPen(QColor(theme.tokens().quiet), 1))
+            painter.drawRect(area.adjusted(0.5, 0.5, -0.5, -0.5))
+            return
+        painter.fillRect(area, theme.part_colour(name))
+        if name in theme.HATCHED_PARTS:
+            painter.fillRect(area, QBrush(QColor(theme.tokens().background), Qt.BrushStyle.BDiagPattern))
 
     def _paint_runs_out(self, painter: QPainter, area: QRectF) -> None:
         """The bar is longer than the scale: say so with an arrow."""
@@ -241,13 +257,34 @@ class MemoryBars(QWidget):
 
     def event(self, event: QEvent) -> bool:
         if event.type() == QEvent.Type.ToolTip and isinstance(event, QHelpEvent):
-            for area, segment in self._hits:
-                if area.contains(event.pos()):
-                    QToolTip.showText(event.globalPos(), segment.tip or segment.text, self)
-                    return True
-            QToolTip.hideText()
+            segment = self.part_at(QPointF(event.pos()))
+            if segment is not None:
+                QToolTip.showText(event.globalPos(), segment.tip or segment.text, self)
+            else:
+                QToolTip.hideText()
             return True
         return super().event(event)
+
+    def part_at(self, point: QPointF) -> Segment | None:
+        """The part that is painted there."""
+        return next((segment for area, segment in self._hits if area.contains(point)), None)
+
+    def mousePressEvent(self, event: QMouseEvent) -> None:
+        segment = self.part_at(event.position())
+        if segment is not None:
+            self.part_chosen.emit(segment.name)
+
+
+def ink_on(name: str, opacity: float = 1.0) -> QColor:
+    """Black or white, whichever is read better on the part's colour over the panel."""
+    panel = QColor(theme.tokens().panel)
+    colour = panel if name == OUTLINED else theme.part_colour(name)
+    mixed = [
+        opacity * over + (1 - opacity) * under
+        for over, under in zip(colour.getRgb()[:3], panel.getRgb()[:3], strict=True)  # type: ignore[index]
+    ]
+    is_light = 0.299 * mixed[0] + 0.587 * mixed[1] + 0.114 * mixed[2] > 120
+    return QColor("#14161A" if is_light else "#FFFFFF")
 
 
 class UseBar(QWidget):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from qlora_engine.config import TrainingConfig
 from qlora_engine.memory import estimate as closed_form
@@ -19,6 +20,9 @@ SIDE_TITLES = {
     "lora_16bit": "16-bit LoRA",
     "full_16bit": "full 16-bit fine-tuning",
 }
+REHEARSED_SIDES = ("double_quant", "single_quant")
+MOVING = ("activations", "step_temporary", "gradients")
+"""The parts that a rehearsal counts; all others are known from the model alone."""
 
 
 @dataclass(frozen=True)
@@ -170,8 +174,20 @@ def compare(
         device=device,
         upcast_unquantized=upcast_unquantized,
     )
-    bars = tuple(_bar(name, found) for name in SIDES)
-    return Comparison(found, bars, gpu)
+    return comparison_of(found, gpu)
+
+
+def comparison_of(found: Estimate, gpu: Gpu | None = None) -> Comparison:
+    """An estimate as bars."""
+    return Comparison(found, tuple(_bar(name, found) for name in SIDES), gpu)
+
+
+def with_rehearsal(found: Comparison, result: Mapping[str, Any]) -> Comparison:
+    """`found` with what a rehearsal counted; `result` is the rehearsed estimate as JSON."""
+    sides = {side: result[side] for side in REHEARSED_SIDES}
+    moving = {side: {name: one["parts"][name] for name in MOVING} for side, one in sides.items()}
+    operations = {side: str(one["peak_operation"]) for side, one in sides.items()}
+    return comparison_of(closed_form.rehearsed(found.estimate, moving, operations), found.gpu)
 
 
 def _bar(name: str, found: Estimate) -> Bar:

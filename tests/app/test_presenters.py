@@ -12,7 +12,6 @@ from app.presenters.data import data_state
 from app.presenters.draft import restored, starter_draft
 from app.presenters.export import ExportFold, default_target
 from app.presenters.memory import Capacity, memory_state
-from app.presenters.memory_series import memory_stack
 from app.presenters.model import model_state
 from app.presenters.problems import marks, problems_of
 from app.presenters.run_fold import RunFold
@@ -102,15 +101,7 @@ def test_the_log_tells_in_words_what_happened() -> None:
 def test_the_log_and_the_samples_are_bounded() -> None:
     run = folded(*(told.evaluation(n, 1.0) for n in range(2000)), *(told.memory(n) for n in range(25_000)))
     assert len(run.log) == 500
-    assert len(run.memory) == 20_000
-
-
-def test_the_memory_stack_has_every_part_at_every_time_and_nothing_below_zero() -> None:
-    run = folded(told.memory(0), told.memory(1), told.memory(2))
-    stack = memory_stack(run.memory, is_run=True)
-    assert stack.times == (0.0, 1.0, 2.0)
-    assert list(stack.parts) == ["quantized_weights", "adapters", "activations"]
-    assert all(len(values) == 3 and min(values) > 0 for values in stack.parts.values())
+    assert len(run.memory) == 4
 
 
 # ---------------------------------------------------------------- the job being edited
@@ -177,11 +168,11 @@ def test_the_memory_verdict_says_numbers_and_the_cheapest_change() -> None:
     found = comparison("llama-65b")
     small = Capacity("RTX 4090", 24 * GIB, int(23.3 * GIB))
     state = memory_state(found, small, is_double=True, gpu=None)
-    assert state.verdict.startswith("Does not fit: ")
-    assert "23.3 GiB usable on RTX 4090" in state.verdict
+    assert state.verdict == "On RTX 4090 it does not fit: the weights alone need 32.1 of 23.3 GiB."
+    assert state.verdict_more.startswith("Choose a smaller model. The GPU will show about ")
     assert state.verdict_tone == "bad"
     large = memory_state(found, Capacity("H100", 80 * GIB, 79 * GIB), is_double=True, gpu=None)
-    assert large.verdict.startswith("Fits: ")
+    assert large.verdict.startswith("On H100 it fits with ")
 
 
 def test_the_saving_of_double_quantization_is_computed() -> None:
@@ -195,7 +186,7 @@ def test_both_bars_have_the_same_parts_and_only_constants_and_temporaries_differ
     with_dq, without = state.bars[0].parts, state.bars[1].parts
     differing = {a[0] for a, b in zip(with_dq, without, strict=True) if a[2] != b[2]}
     assert "quantization_constants" in differing
-    assert differing <= {"quantization_constants", "step_temporary", "allocator_rounding"}
+    assert differing <= {"quantization_constants", "step_temporary", "allocator_rounding", "reserve"}
 
 
 def test_parts_too_small_for_gib_are_told_in_mib() -> None:
