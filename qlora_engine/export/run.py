@@ -18,9 +18,9 @@ from qlora_engine.control import Control
 from qlora_engine.data.templates import Template, choose
 from qlora_engine.errors import EngineError, did_you_mean
 from qlora_engine.events import CheckFinished, Event, PhaseChanged, Progressed, RunFinished
-from qlora_engine.export import merge, verify
+from qlora_engine.export import gguf, merge, ollama, verify
 from qlora_engine.export.card import model_card
-from qlora_engine.export.source import FORMATS, Source, open_source, require_disk, require_target
+from qlora_engine.export.source import DTYPES, FORMATS, Source, open_source, require_disk, require_target
 from qlora_engine.jobs import ExportJob
 from qlora_engine.models import loading, spec
 
@@ -28,8 +28,13 @@ from qlora_engine.models import loading, spec
 def export_job(job: ExportJob, control: Control) -> Iterator[Event]:
     """Write a run in another form; result: {"path", "bytes", "is_proven", "checks"}.
 
-    Options: `dtype` (bf16, fp16, fp32), `into` (original, dequantized), `verify` (default True). The target appears
-    whole or not at all.
+    Options:
+        `verify` (default True): load it again in a fresh process and compare.
+        `dtype`: how weights are stored, one of `source.DTYPES[format]`; the first is the default. The adapter has none.
+        `into`: the weights the adapter is added to, for every format but the adapter: original or dequantized. Without
+            it, dequantized for LoftQ, else original.
+
+    The target appears whole or not at all.
 
     Raises:
         EngineError: an unknown format, no adapter, another base, no room, not writable.
@@ -78,15 +83,11 @@ def _write(
         require_disk(aside, sum(f.stat().st_size for f in source.adapter_dir.iterdir()))
         _write_adapter(source, aside)
         return {}
-    dtype, into = str(job.options.get("dtype", "bf16")), str(job.options.get("into") or default_merge(source))
-    if dtype not in merge.DTYPES or into not in merge.INTO:
-        raise EngineError(
-            "export.option",
-            f"no merge into {into!r} as {dtype!r}",
-            "into: original, dequantized; dtype: bf16, fp16, fp32",
-        )
+    dtype, into = _chosen(source, job)
+    if job.format != "merged":
+        return (yield from _write_gguf(source, aside, job, dtype, into, control))
     facts = spec.facts_of_folder(source.base_path)
-    require_disk(aside, facts.parameters * torch.empty((), dtype=merge.DTYPES[dtype]).element_size())
+    require_disk(aside, facts.parameters * merge.DTYPES[dtype].itemsize)
 
     def work(emit: Emit) -> None:
         merge.write_merged(
@@ -103,6 +104,64 @@ def _write(
     yield from events_while(work)
     _write_surroundings(source, aside, dtype)
     return {"merged into": f"the {into} weights", "stored as": dtype, "into": into, "dtype": dtype}
+
+
+def _chosen(source: Source, job: ExportJob) -> tuple[str, str]:
+    """The options `dtype` and `into`.
+
+    Raises:
+        EngineError: one is not known.
+    """
+    known = DTYPES[job.format]
+    dtype = str(job.options.get("dtype") or known[0])
+    into = str(job.options.get("into") or default_merge(source))
+    if job.format != "merged":
+        dtype = gguf.quant_named(dtype)
+    if dtype not in known or into not in merge.INTO:
+        raise EngineError(
+            "export.option",
+            f"no merge into {into!r} as {dtype!r}",
+            f"into: {', '.join(merge.INTO)}; dtype: {', '.join(known)}",
+        )
+    return dtype, into
+
+
+def _write_gguf(
+    source: Source, aside: Path, job: ExportJob, dtype: str, into: str, control: Control
+) -> Generator[Event, None, dict[str, Any]]:
+    """The GGUF file, and for Ollama the Modelfile beside it."""
+    tokenizer = loading.load_tokenizer(source.base_path)
+    template = choose(tokenizer, source.config.data.chat_template)
+    ends = end_ids(source.record.get("load_report") or {}, tokenizer, template)
+    name = source.folder.run_id
+    plan = gguf.plan_file(source.base_path, name, tokenizer, template, ends, dtype)
+    modelfile = ollama.modelfile(plan, f"{name}-{dtype}.gguf") if job.format == "ollama" else None
+    deltas = merge.read_deltas(source.adapter_dir, source.adapter_config)
+    merge.require_modules(plan.tensors, deltas)
+    require_disk(aside, plan.nbytes)
+    file = aside / f"{name}-{dtype}.gguf"
+
+    def work(emit: Emit) -> None:
+        tensors = merge.merged_tensors(
+            source.base_path,
+            plan.tensors,
+            deltas,
+            _quantizer(source) if into == "dequantized" else None,
+            _quantized_modules(spec.facts_of_folder(source.base_path)),
+            control,
+        )
+        gguf.write_file(plan, tensors, file, lambda *step: emit(Progressed(*step)))
+
+    yield from events_while(work)
+    if modelfile is not None:
+        (aside / "Modelfile").write_text(modelfile, encoding="utf-8")
+    limited = (
+        {"positions": f"{plan.fields['{arch}.context_length']}, the sliding window"} if plan.is_cut else {}
+    )
+    return {
+        "merged into": f"the {into} weights", "stored as": f"GGUF {dtype.upper()}", "into": into, "dtype": dtype,
+        "file": file.name, **limited,
+    }  # fmt: skip
 
 
 def default_merge(source: Source) -> str:

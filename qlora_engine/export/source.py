@@ -17,7 +17,15 @@ from qlora_engine.runs.record import RunFolder
 FORMATS = {
     "adapter": "Adapter (PEFT)",
     "merged": "Merged model, 16-bit safetensors",
+    "gguf": "GGUF file, for llama.cpp and what is built on it",
+    "ollama": "Folder for Ollama: GGUF file and Modelfile",
 }
+DTYPES = {
+    "merged": ("bf16", "fp16", "fp32"),
+    "gguf": ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "f32"),
+    "ollama": ("q8_0", "f16", "bf16", "q5_1", "q5_0", "q4_1", "q4_0", "f32"),
+}
+"""What the option `dtype` may be for each format that has it; the first is the default."""
 
 
 @dataclass(frozen=True)
