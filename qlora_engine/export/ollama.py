@@ -79,8 +79,8 @@ class Pieces:
         )
 
 
-def modelfile(plan: Plan, gguf_name: str) -> str:
-    """The Modelfile: the file, the template, where an answer ends, and how much context is kept.
+def modelfile(plan: Plan, gguf_name: str, end_ids: Sequence[int]) -> str:
+    """The Modelfile: the file, the template, where an answer ends (`end_ids`), and how much context is kept.
 
     Raises:
         EngineError: a template that cannot be said in Ollama's language.
@@ -90,7 +90,7 @@ def modelfile(plan: Plan, gguf_name: str) -> str:
     if '"""' in template:
         raise _refusal("it holds three quotation marks in a row")
     positions = int(plan.fields["{arch}.context_length"])
-    stops = plan.tokenizer.convert_ids_to_tokens(plan.end_ids)
+    stops = plan.tokenizer.convert_ids_to_tokens(list(dict.fromkeys([*plan.end_ids, *end_ids])))
     return "\n".join([
         f"FROM ./{gguf_name}",
         f'TEMPLATE """{template}"""',

@@ -135,7 +135,7 @@ def _write_gguf(
     ends = end_ids(source.record.get("load_report") or {}, tokenizer, template)
     name = source.folder.run_id
     plan = gguf.plan_file(source.base_path, name, tokenizer, template, ends, dtype)
-    modelfile = ollama.modelfile(plan, f"{name}-{dtype}.gguf") if job.format == "ollama" else None
+    modelfile = ollama.modelfile(plan, f"{name}-{dtype}.gguf", ends) if job.format == "ollama" else None
     deltas = merge.read_deltas(source.adapter_dir, source.adapter_config)
     merge.require_modules(plan.tensors, deltas)
     require_disk(aside, plan.nbytes)

@@ -80,6 +80,8 @@ def check(request: dict[str, Any], tell: Any) -> None:
         _check_ends(model.generation_config.eos_token_id, request["ends"], tell)
     else:
         _check_gguf(gguf_of(export), request["ends"], tell)
+    if request["kind"] == "ollama":
+        _check_modelfile(export, tokenizer.convert_ids_to_tokens(request["ends"]), tell)
 
 
 LIBRARIES = {
@@ -242,6 +244,21 @@ def _check_gguf(file: Path, wanted: list[int], tell: Any) -> None:
     keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
     ends = [int(reader.fields[key].contents()) for key in keys if key in reader.fields]
     tell("stops on its end tokens", set(ends) >= set(wanted[:3]), f"the file ends on {ends}")
+
+
+def _check_modelfile(export: Path, ends: list[str], tell: Any) -> None:
+    """It names the file beside it, and every end token as a stop."""
+    lines = (export / "Modelfile").read_text(encoding="utf-8").splitlines()
+    stops = [
+        json.loads(line.removeprefix("PARAMETER stop "))
+        for line in lines
+        if line.startswith("PARAMETER stop ")
+    ]
+    names_file = f"FROM ./{gguf_of(export).name}" in lines
+    tell(
+        "the Modelfile names the file and the end tokens", names_file and set(ends) <= set(stops),
+        f"stops at {', '.join(stops)}",
+    )  # fmt: skip
 
 
 def _ends(request: dict[str, Any]) -> list[int] | None:
