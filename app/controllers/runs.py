@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PySide6.QtWidgets import QMessageBox
@@ -16,6 +17,7 @@ from qlora_engine.errors import EngineError
 from qlora_engine.runs.record import RunFolder, RunSummary
 
 if TYPE_CHECKING:
+    from app.presenters.memory_series import MemoryFeed
     from app.widgets.charts import Chart
 
 
@@ -33,7 +35,7 @@ class RunsController:
         reused: Callable[[], None],
     ) -> None:
         self._studio, self._screen, self._reused = studio, screen, reused
-        self._drawn: str | None = None
+        self._read: tuple[Path, int] | None = None
         studio.history.changed.connect(self.paint)
         screen.chosen.connect(studio.history.choose)
         screen.refresh_asked.connect(studio.history.refresh)
@@ -45,7 +47,11 @@ class RunsController:
         self.paint()
 
     def set_chart(self, chart: Chart) -> None:
+        """The charts come late, and with them numpy."""
+        from app.screens.train_charts import MemoryView
+
         self._screen.set_chart(chart)
+        self._screen.set_memory(MemoryView(is_history=True))
         self.paint()
 
     def paint(self) -> None:
@@ -56,12 +62,40 @@ class RunsController:
             summary = history.find(state.chosen.run_id)
             if summary is not None:
                 self._studio.background.submit("curves", lambda: history_of(summary.path), self._draw)
+                self._look_at_memory(summary)
 
     def _draw(self, run: RunFold) -> None:
         chart = self._screen.chart
         if chart is not None:
             for name in ("loss", "smooth", "held_out"):
                 chart.set_points(name, run.series[name].x, run.series[name].y)
+
+    def _look_at_memory(self, summary: RunSummary) -> None:
+        """The trace of a day takes seconds to read, so it is read only when another one is wanted or it has grown."""
+        from app.presenters.memory_series import kept_trace
+
+        path = RunFolder(summary.path).memory_path
+        wanted = (path, path.stat().st_size if path.exists() else 0)
+        if wanted == self._read:
+            return
+        self._read = wanted
+        predicted = summary.predicted_peak_bytes
+        if self._screen.memory is not None:
+            self._screen.memory.setVisible(wanted[1] > 0)
+        self._studio.background.submit(
+            "trace of the history",
+            lambda: (kept_trace(path), history_of(summary.path)),
+            lambda found: self._draw_memory(found[0], found[1], predicted),
+        )
+
+    def _draw_memory(self, feed: MemoryFeed, run: RunFold, predicted: int | None) -> None:
+        from app.presenters.memory_series import Prediction
+
+        view = self._screen.memory
+        if view is not None:
+            view.axis.pause(False)
+            view.axis.show_span(None)
+            view.show_feed(feed, Prediction(predicted, None), is_live=False, marks=run.marks, zero=feed.first)
 
     def _with_chosen(self, act: Callable[[RunSummary], None]) -> None:
         history = self._studio.history

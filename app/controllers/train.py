@@ -13,9 +13,9 @@ from app.screens.train import LIVE, TrainScreen
 from app.studio import Studio
 from qlora_engine import config_io
 from qlora_engine.errors import EngineError
-from qlora_engine.monitor import words as memory_words
 
 if TYPE_CHECKING:
+    from app.controllers.live_memory import LiveMemory
     from app.screens.train_charts import TrainCharts
 
 JOB_FILES = "Job files (*.toml)"
@@ -24,14 +24,14 @@ JOB_FILES = "Job files (*.toml)"
 class TrainController:
     def __init__(self, studio: Studio, screen: TrainScreen) -> None:
         self._studio, self._screen = studio, screen
-        self._drawn = (-1, -1)
+        self._drawn = -1
+        self.memory: LiveMemory | None = None
         work, trainer = studio.workspace, studio.trainer
         self._presets = config_io.presets()
         screen.set_presets([(preset.name, preset.title) for preset in self._presets])
         work.draft_changed.connect(self.paint_settings)
         trainer.state_changed.connect(self._state_changed)
         trainer.changed.connect(self.paint_run)
-        studio.machine.sampled.connect(self.paint_idle_memory)
         screen.edited.connect(work.edit)
         screen.reset_asked.connect(work.reset_option)
         screen.preset_chosen.connect(work.choose_preset)
@@ -42,10 +42,13 @@ class TrainController:
         self.paint_run()
 
     def set_charts(self, charts: TrainCharts) -> None:
+        """The charts come late, and with them numpy and what draws the memory."""
+        from app.controllers.live_memory import LiveMemory
+
         self._screen.set_charts(charts)
-        self._drawn = (-1, -1)
+        self.memory = LiveMemory(self._studio, charts.memory_view)
+        self._drawn = -1
         self.paint_run()
-        self.paint_idle_memory()
 
     def paint_settings(self) -> None:
         draft = self._studio.workspace.draft
@@ -62,32 +65,15 @@ class TrainController:
         charts = self._screen.charts
         if charts is None or not self._screen.isVisible():
             return
-        drawn = (len(run.series["loss"]) + len(run.series["held_out"]), len(run.memory))
-        if drawn[0] != self._drawn[0] or run.state == "starting":
+        drawn = len(run.series["loss"]) + len(run.series["held_out"])
+        if drawn != self._drawn or run.state == "starting":
             charts.show_run(run)
-        if run.memory and drawn[1] != self._drawn[1]:
-            predicted = run.plan.predicted_peak_bytes if run.plan else None
-            charts.show_memory(run.memory, is_run=True, predicted_bytes=predicted)
-            self._screen.memory_line.setText(memory_words.memory_line(run.memory[-1]))
         self._drawn = drawn
-
-    def paint_idle_memory(self) -> None:
-        """Between runs the chart shows the machine, with the peak that the next run is predicted to reach."""
-        machine, run, charts = self._studio.machine, self._studio.trainer.run, self._screen.charts
-        if charts is None or run.memory or run.is_live or not self._screen.isVisible():
-            return
-        own = self._studio.workspace.own
-        is_double = self._studio.workspace.config.quantization.double_quant
-        predicted = own.bar("double_quant" if is_double else "single_quant").device_likely if own else None
-        has_gpu = bool(machine.latest and machine.latest.get("gpus"))
-        charts.show_memory(machine.history, is_run=False, predicted_bytes=predicted if has_gpu else None)
-        if machine.latest is not None:
-            self._screen.memory_line.setText(memory_words.memory_line(machine.latest))
 
     def _state_changed(self) -> None:
         run = self._studio.trainer.run
         if run.state == "starting":
-            self._drawn = (-1, -1)
+            self._drawn = -1
             self._screen.notice.say("")
             self._screen.show_view(LIVE)
         sentences = {

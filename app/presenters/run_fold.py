@@ -13,6 +13,10 @@ from app.presenters.words import UNKNOWN, bytes_text, clock_text, duration_text,
 from qlora_engine import events as ev
 
 LOG_LINES = 500
+MEMORY_KEPT = 4
+"""The newest samples, for figures in words; the charts read the run's trace."""
+OUT_OF_MEMORY = "memory."
+"""What the codes of notices begin with that tell of memory that ran out."""
 SMOOTHING = 0.85
 LOSS_DIGITS = 4
 LIVE = ("starting", "running", "paused", "stopping")
@@ -72,10 +76,10 @@ class RunFold:
         self.end: ev.Event | None = None
         self.samples: list[ev.SampleAnswered] = []
         self.series = {name: Series() for name in ("loss", "smooth", "held_out", "rate", "grad", "speed")}
-        self.memory: deque[Mapping[str, Any]] = deque(maxlen=20_000)
+        self.memory: deque[Mapping[str, Any]] = deque(maxlen=MEMORY_KEPT)
         self.log: deque[LogLine] = deque(maxlen=LOG_LINES)
         self.marks: list[tuple[float, str]] = []
-        self.began_unix = time.time()
+        self.began_unix = self._newest_unix = time.time()
         self.version = 0
         self._smooth: float | None = None
         self._smooth_weight = 0.0
@@ -108,6 +112,7 @@ class RunFold:
     def fold(self, event: ev.Event) -> None:
         """Take one event in."""
         self.version += 1
+        self._newest_unix = getattr(event, "unix_time", self._newest_unix)
         handler = getattr(self, f"_on_{type(event).__name__}", None)
         if handler is not None:
             handler(event)
@@ -214,6 +219,8 @@ class RunFold:
 
     def _on_Noticed(self, event: ev.Noticed) -> None:
         tone = "warning" if event.level == "warning" else ""
+        if event.level == "warning" and event.code.startswith(OUT_OF_MEMORY):
+            self.marks.append((self._newest_unix, "out of memory"))
         self._say(f"{event.message}. {event.hint}" if event.hint else event.message, tone)
 
     def _on_Paused(self, event: ev.Paused) -> None:

@@ -18,10 +18,11 @@ from PySide6.QtWidgets import (
 from app import theme
 from app.presenters.runs import COLUMNS, RunsState
 from app.theme import GAP_WIDE
-from app.widgets.kit import Card, Facts, Notice, button, row
+from app.widgets.kit import Card, Facts, Notice, button, row, scrolled
 from app.widgets.page import Page
 
 if TYPE_CHECKING:
+    from app.screens.train_charts import MemoryView
     from app.widgets.charts import Chart
 
 
@@ -74,13 +75,19 @@ class RunsScreen(Page):
         self.content.addWidget(self.table, 3)
         self.content.addLayout(lower, 4)
         self.chart: Chart | None = None
+        self.memory: MemoryView | None = None
         self._is_painting = False
         self._ids: tuple[str, ...] = ()
         self._path = ""
 
     def set_chart(self, chart: Chart) -> None:
         self.chart = chart
-        self.chart_place.addWidget(chart)
+        self.chart_place.addWidget(chart, 1)
+
+    def set_memory(self, view: MemoryView) -> None:
+        """The run's memory over time, drawn from its kept trace."""
+        self.memory = view
+        self.chart_place.addWidget(scrolled(view), 2)
 
     def show_state(self, state: RunsState) -> None:
         self._is_painting = True

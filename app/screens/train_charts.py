@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from PySide6.QtWidgets import QWidget
+from PySide6.QtCore import Qt
+from PySide6.QtWidgets import QButtonGroup, QWidget
 
-from app.presenters.memory_series import memory_stack, paged_stack
+from app import theme
+from app.presenters import memory_series as memory
+from app.presenters.memory_series import MemoryFeed, Prediction, SmallChart
 from app.presenters.run_fold import RunFold
-from app.widgets.charts import Chart, CurveStyle, MemoryChart
-from app.widgets.kit import column, row
+from app.widgets.charts import Chart, CurveStyle
+from app.widgets.kit import Segments, boxed, button, column, label, row
+from app.widgets.time_chart import MARK_COLOURS, MARK_SIGNS, USUAL_SPAN, TimeAxis, swatch
+from app.widgets.time_panels import SmallPanel, StackPanel
 
 LOSS = (
     CurveStyle("loss", "Each step", "accent", 1.0, is_faint=True),
     CurveStyle("smooth", "Smoothed", "accent", 2.4),
     CurveStyle("held_out", "Held out", "#E69F00", is_dots=True),
 )
+SPANS: tuple[tuple[str, str, float | None], ...] = (
+    ("minute", "1 min", 60.0),
+    ("ten", "10 min", USUAL_SPAN),
+    ("all", "All", None),
+)
+SMALL_TURNS = 4
+"""Each small chart is drawn anew every so many turns, another quarter of them each time."""
 
 
 class ChartParts:
@@ -35,8 +47,6 @@ class ChartParts:
             "speed": lambda: Chart(
                 "Speed", (CurveStyle("speed", "Speed", "#009E73"),), is_small=True, unit="tokens/s"
             ),
-            "memory": lambda: MemoryChart("Memory, GiB"),
-            "paged": lambda: MemoryChart("Paged optimizer memory, GiB", is_small=True),
             "history": lambda: Chart("Loss", LOSS),
         }
 
@@ -55,19 +65,21 @@ class TrainCharts(QWidget):
         super().__init__()
         made = parts.charts
         self.loss, self.rate, self.grad, self.speed = made["loss"], made["rate"], made["grad"], made["speed"]
-        self.memory, self.paged = made["memory"], made["paged"]
-        self.paged.hide()
         for chart in (self.rate, self.grad, self.speed):
             chart.follow(self.loss)
+        self.loss.setMinimumHeight(170)
         upper = row(self.loss, column(self.rate, self.grad))
-        lower = row(self.memory, self.speed)
-        for both in (upper, lower):
-            both.setStretch(0, 2)
-            both.setStretch(1, 1)
-        whole = column(upper, lower, self.paged)
-        for index, stretch in enumerate((6, 4, 3)):
-            whole.setStretch(index, stretch)
+        self.memory_view = MemoryView(beside=self.speed)
+        upper.setStretch(0, 2)
+        upper.setStretch(1, 1)
+        whole = column(upper, self.memory_view)
+        whole.setStretch(0, 5)
+        whole.setStretch(1, 6)
         self.setLayout(whole)
+
+    @property
+    def memory(self) -> StackPanel:
+        return self.memory_view.memory
 
     def show_run(self, run: RunFold) -> None:
         for chart, names in (
@@ -79,17 +91,177 @@ class TrainCharts(QWidget):
             for name in names:
                 chart.set_points(name, run.series[name].x, run.series[name].y)
 
-    def show_memory(
-        self, samples: Sequence[Mapping[str, Any]], *, is_run: bool, predicted_bytes: int | None
+    def restyle(self) -> None:
+        for chart in (self.loss, self.rate, self.grad, self.speed):
+            chart.restyle()
+        self.memory_view.restyle()
+
+
+class MemoryView(QWidget):
+    """All charts over time on one axis: memory by part, paged optimizer memory, and small ones in rows.
+
+    `show_feed` draws what the axis' window shows; the tools of the axis are the buttons above.
+    """
+
+    def __init__(self, beside: QWidget | None = None, *, is_history: bool = False) -> None:
+        super().__init__()
+        self.axis = TimeAxis(self)
+        self.spans = Segments([(name, text) for name, text, _ in SPANS])
+        self.spans.chosen.connect(self._choose_span)
+        self.pause = button(
+            "Pause charts", self._toggle_pause, tip="Hold the picture still; sampling goes on"
+        )
+        self.pause.setVisible(not is_history)
+        self.legend = label("", "small")
+        self.legend.setTextFormat(Qt.TextFormat.RichText)
+        self.legend.setToolTip("Events of the run")
+        self.no_gpu = label("", "small")
+        self.memory = StackPanel(self.axis, "Chart: memory by part over time")
+        self.paged = StackPanel(self.axis, "Chart: paged optimizer memory over time")
+        self.pages = SmallPanel(self.axis, memory.PAGES_CHART)
+        self.paging_words = label("", "small", wraps=True)
+        self.memory_line = label("", "small", wraps=True)
+        self._rows = column()
+        self._held: list[QWidget] = []
+        self._turn = 0
+        self.small: dict[str, SmallPanel] = {}
+        self._feed: MemoryFeed | None = None
+        self._how: tuple[Prediction, bool, Sequence[tuple[float, str]]] = (Prediction(), False, ())
+        self.setLayout(self._laid_out(beside, is_history))
+        self._set_paged_visible(False)
+        self.say("")
+        self.say_paging("")
+        self.restyle()
+        self.axis.changed.connect(self._redraw)
+        self._choose_span(None if is_history else USUAL_SPAN)
+
+    def _laid_out(self, beside: QWidget | None, is_history: bool) -> Any:
+        tools = row(label("Time", "small"), self.spans, self.pause, self.legend, None, self.no_gpu, gap=8)
+        lower = row(self.memory, *([beside] if beside is not None else []))
+        lower.setStretch(0, 2)
+        if beside is not None:
+            lower.setStretch(1, 1)
+        paged = row(self.paged, self.pages)
+        paged.setStretch(0, 2)
+        paged.setStretch(1, 1)
+        self._paged_row = boxed(paged)
+        whole = column(tools, lower, self.memory_line, self._paged_row, self.paging_words, self._rows)
+        for index, stretch in enumerate((0, 3, 0, 2, 0, 1)):
+            whole.setStretch(index, stretch)
+        return whole
+
+    def show_feed(
+        self,
+        feed: MemoryFeed,
+        predicted: Prediction,
+        *,
+        is_live: bool,
+        marks: Sequence[tuple[float, str]] = (),
+        zero: float | None = None,
     ) -> None:
-        stack = memory_stack(samples, is_run=is_run)
-        self.memory.set_title(stack.title)
-        self.memory.show_stack(stack.times, stack.parts, stack.titles, predicted_bytes)
-        paged = paged_stack(samples) if is_run else None
-        self.paged.setVisible(bool(paged and paged.parts))
-        if paged is not None and paged.parts:
-            self.paged.show_stack(paged.times, paged.parts, paged.titles)
+        """`zero`: the Unix time that the labels count from, the first sample's if it is None."""
+        is_new = feed is not self._feed
+        self._feed, self._how = feed, (predicted, is_live, marks)
+        if feed.ring is not None:
+            self.axis.know(feed.first, feed.newest)
+            self.axis.zero = feed.first if zero is None else zero
+        self._turn += 1
+        self._draw(is_everything=is_new)
+
+    def say_paging(self, text: str) -> None:
+        """What there is to say about paging where there is nothing to draw."""
+        self.paging_words.setText(text[:1].upper() + text[1:])
+        self.paging_words.setVisible(bool(text) and self._paged_row.isHidden())
+
+    def say(self, text: str) -> None:
+        """The line of plain words under the memory chart."""
+        self.memory_line.setText(text)
+        self.memory_line.setVisible(bool(text))
 
     def restyle(self) -> None:
-        for chart in (self.loss, self.rate, self.grad, self.speed, self.memory, self.paged):
-            chart.restyle()
+        t = theme.tokens()
+        signs = ((getattr(t, MARK_COLOURS[kind]), sign, kind) for kind, sign in MARK_SIGNS.items())
+        self.legend.setText("&nbsp;&nbsp; ".join(swatch(*each) for each in signs))
+        self.memory.restyle()
+        self.paged.restyle()
+        for panel in (self.pages, *self.small.values()):
+            panel.restyle()
+
+    def _redraw(self) -> None:
+        self._draw(is_everything=True)
+
+    def _draw(self, *, is_everything: bool) -> None:
+        self.pause.setText("Pause charts" if self.axis.is_following else "Follow again")
+        _choose(self.spans, next((name for name, _, span in SPANS if span == self.axis.span), ""))
+        feed = self._feed
+        if feed is None:
+            return
+        predicted, is_live, marks = self._how
+        window = self.axis.window
+        self.memory.show_picture(
+            memory.memory_picture(feed, window, self.memory.chart.buckets, predicted, is_live=is_live), marks
+        )
+        paged = memory.paged_picture(feed, window, self.paged.chart.buckets)
+        self._set_paged_visible(bool(paged.bands))
+        if paged.bands:
+            self.paged.show_picture(paged, marks)
+            self.pages.show_lines(feed, memory.small_reading(memory.PAGES_CHART, feed.latest))
+        self._show_small(feed, is_everything)
+
+    def _show_small(self, feed: MemoryFeed, is_everything: bool) -> None:
+        latest = feed.latest
+        gpus = (latest.get("gpus") or ()) if latest is not None else ()
+        problem = (latest or {}).get("gpu_problem") if not gpus else None
+        self.no_gpu.setText("GPU n/a" if problem else "")
+        self.no_gpu.setToolTip(str(problem or ""))
+        wanted = [memory.gpu_charts(gpu, has_memory=len(gpus) > 1) for gpu in gpus]
+        is_everything |= self._ensure([*wanted, memory.HOST_CHARTS])
+        for place, panel in enumerate(self.small.values()):
+            if not is_everything and (place + self._turn) % SMALL_TURNS:
+                continue
+            panel.show_lines(feed, memory.small_reading(panel.spec, latest))
+
+    def _ensure(self, rows: Sequence[Sequence[SmallChart]]) -> bool:
+        """A row for each GPU and one for the host, made when first seen, and kept when a GPU is lost. True if any is
+        new."""
+        missing = [chart for charts in rows for chart in charts if chart.name not in self.small]
+        if not missing:
+            return False
+        for chart in missing:
+            self.small[chart.name] = SmallPanel(self.axis, chart)
+        names = [[chart.name for chart in charts] for charts in rows]
+        lost = [name for name in self.small if not any(name in line for line in names)]
+        old, self._held = self._held, []
+        for line in [*([lost] if lost else []), *names]:
+            held = boxed(row(*(self.small[name] for name in line)))
+            self._rows.addWidget(held)
+            self._held.append(held)
+        for each in old:
+            self._rows.removeWidget(each)
+            each.deleteLater()
+        return True
+
+    def _set_paged_visible(self, is_visible: bool) -> None:
+        self._paged_row.setVisible(is_visible)
+        if is_visible:
+            self.paging_words.hide()
+
+    def _choose_span(self, name: str | float | None) -> None:
+        span = next((s for n, _, s in SPANS if n == name), None) if isinstance(name, str) else name
+        self.axis.show_span(span)
+
+    def _toggle_pause(self) -> None:
+        self.axis.pause(self.axis.is_following)
+
+
+def _choose(spans: Segments, name: str) -> None:
+    """Mark a choice, or none when the window of time is one of the person's own."""
+    if name:
+        spans.set_value(name)
+        return
+    group = spans.findChild(QButtonGroup)
+    assert group is not None
+    group.setExclusive(False)
+    for each in group.buttons():
+        each.setChecked(False)
+    group.setExclusive(True)

@@ -9,21 +9,26 @@ from PySide6.QtCore import QObject, QTimer, Signal
 
 from qlora_engine.monitor.sampler import Sampler
 
-HZ = 2.0
-KEPT = 1200
+HZ = 4.0
+LOOK_MS = 500
+KEPT = 2400
+"""Ten minutes: whoever draws them keeps more."""
 
 
 class Machine(QObject):
-    """Signals: `sampled` in the GUI thread, when `latest` is new."""
+    """Signals: `sampled` in the GUI thread, when `latest` is new; `fresh` then holds every sample since the signal
+    before, so that none is lost however late the GUI thread is."""
 
     sampled = Signal()
 
     def __init__(self) -> None:
         super().__init__()
-        self._sampler = Sampler(HZ)
+        self._taken: deque[dict[str, Any]] = deque(maxlen=KEPT)
+        self._sampler = Sampler(HZ, on_sample=self._taken.append)
         self.latest: dict[str, Any] | None = None
+        self.fresh: tuple[dict[str, Any], ...] = ()
         self.history: deque[dict[str, Any]] = deque(maxlen=KEPT)
-        self._timer = QTimer(self, interval=int(1000 / HZ))
+        self._timer = QTimer(self, interval=LOOK_MS)
         self._timer.timeout.connect(self._look)
 
     def start(self) -> None:
@@ -35,8 +40,10 @@ class Machine(QObject):
         self._sampler.stop()
 
     def _look(self) -> None:
-        sample = self._sampler.latest
-        if sample is not None and sample is not self.latest:
-            self.latest = sample
-            self.history.append(sample)
+        found = []
+        while self._taken:
+            found.append(self._taken.popleft())
+        if found:
+            self.fresh, self.latest = tuple(found), found[-1]
+            self.history.extend(found)
             self.sampled.emit()

@@ -96,10 +96,9 @@ class Trainer(QObject):
 
 
 def history_of(run_dir: Path) -> RunFold:
-    """A run as its folder tells it."""
+    """A run as its folder tells it; its memory trace is read by who draws it."""
     folded = RunFold()
     folder = RunFolder(run_dir)
     for event in folder.metrics():
         folded.fold(event)
-    folded.memory.extend(folder.memory())
     return folded

@@ -1,0 +1,417 @@
+"""Charts over time, painted by hand: bands and lines on one shared window of time, with a shared crosshair.
+
+`TimeAxis` is the window that charts share: it follows the newest sample until it is paused, zoomed or moved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyqtgraph as pg
+from PySide6.QtCore import QEvent, QObject, QPointF, QRectF, QSize, Qt, Signal
+from PySide6.QtGui import (
+    QColor,
+    QFontMetricsF,
+    QImage,
+    QMouseEvent,
+    QPainter,
+    QPaintEvent,
+    QPen,
+    QWheelEvent,
+)
+from PySide6.QtWidgets import QSizePolicy, QWidget
+
+from app import theme
+
+LEAST_SPAN = 2.0
+USUAL_SPAN = 600.0
+WHEEL_FACTOR = 1.25
+HEADROOM = 1.12
+LEFT, RIGHT, TOP, BOTTOM = 44.0, 8.0, 12.0, 18.0
+SMALL_LEFT = 36.0
+LINE_PIXELS = 20.0
+"""Least distance of two grid lines."""
+HATCH_PIXELS = 6
+HATCHED = ("managed", "on_gpu", "on_cpu")
+MARK_COLOURS = {"evaluation": "accent", "checkpoint": "good", "out of memory": "bad"}
+MARK_SIGNS = {"evaluation": "\u25cf", "checkpoint": "\u25a0", "out of memory": "\u25b2"}
+
+
+class TimeAxis(QObject):
+    """Signals: `changed` when the window of time is another, `pointed` when the crosshair moved.
+
+    Times are Unix seconds; `zero` is what the labels count from. `span` None shows everything.
+    """
+
+    changed = Signal()
+    pointed = Signal()
+
+    def __init__(self, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self.span: float | None = USUAL_SPAN
+        self.cursor: float | None = None
+        self.zero = self.first = self.newest = 0.0
+        self._end: float | None = None
+
+    @property
+    def is_following(self) -> bool:
+        return self._end is None
+
+    @property
+    def window(self) -> tuple[float, float]:
+        end = self.newest if self._end is None else self._end
+        start = self.first if self.span is None else end - self.span
+        return start, max(end, start + LEAST_SPAN)
+
+    def know(self, first: float, newest: float) -> None:
+        """How far the samples reach; tells nobody, since whoever says it paints."""
+        self.first, self.newest = first, newest
+
+    def show_span(self, seconds: float | None) -> None:
+        """The last `seconds`, or all; goes on following if it was."""
+        self.span = seconds
+        if seconds is None and self._end is not None:
+            self._end = self.newest
+        self.changed.emit()
+
+    def pause(self, is_paused: bool) -> None:
+        """Hold the picture still; sampling goes on."""
+        start, end = self.window
+        if is_paused and self.span is None:
+            self.span = end - start
+        self._end = end if is_paused else None
+        self.changed.emit()
+
+    def reset(self) -> None:
+        """Follow again, as at the beginning."""
+        self.span, self._end = USUAL_SPAN, None
+        self.changed.emit()
+
+    def zoom(self, factor: float, at: float) -> None:
+        """Less (`factor` below 1) or more time around `at`."""
+        start, end = self.window
+        whole = max(end, self.newest) - min(start, self.first)
+        span = min(max(LEAST_SPAN, (end - start) * factor), max(whole, LEAST_SPAN))
+        at = min(max(at, start), end)
+        self._show(span, at + (end - at) * span / (end - start))
+
+    def move(self, seconds: float) -> None:
+        start, end = self.window
+        self._show(end - start, end + seconds)
+
+    def _show(self, span: float, end: float) -> None:
+        """Half of the window at least stays on what was sampled; one that reaches the newest sample follows again."""
+        end = max(end, self.first + span / 2)
+        self.span, self._end = span, None if end >= self.newest else end
+        self.changed.emit()
+
+    def point(self, at: float | None) -> None:
+        self.cursor = at
+        self.pointed.emit()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A curve: `times` in Unix seconds, `values` in the chart's unit, NaN for a gap. A band is filled down to zero and
+    hides what lies behind it: bands come from the highest to the lowest."""
+
+    name: str
+    title: str
+    colour: str
+    times: Any
+    values: Any
+    is_band: bool = False
+
+
+class TimeChart(QWidget):
+    """Paints layers over the axis' window. `read(time)` tells what is under the crosshair."""
+
+    def __init__(self, axis: TimeAxis, *, is_small: bool = False, accessible_name: str = "") -> None:
+        super().__init__()
+        self.axis, self._is_small = axis, is_small
+        self._layers: tuple[Layer, ...] = ()
+        self._level: float | None = None
+        self._marks: Sequence[tuple[float, str]] = ()
+        self._top = 1.0
+        self._drag: float | None = None
+        self.setMouseTracking(True)
+        self.setCursor(Qt.CursorShape.CrossCursor)
+        self.setMinimumHeight(52 if is_small else 120)
+        self.setToolTip(
+            "" if is_small else "Wheel: zoom in time. Drag: move in time. Double click: the last 10 minutes."
+        )
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
+        self.setAccessibleName(accessible_name)
+        axis.pointed.connect(self.update)
+
+    def sizeHint(self) -> QSize:
+        return QSize(120, 56 if self._is_small else 150)
+
+    @property
+    def buckets(self) -> int:
+        """How finely to sample for this width."""
+        return max(32, int(self._plot.width()))
+
+    def show_layers(
+        self,
+        layers: Sequence[Layer],
+        *,
+        least_top: float = 0.0,
+        level: float | None = None,
+        marks: Sequence[tuple[float, str]] = (),
+    ) -> None:
+        """`level`: a dashed line; `marks`: (Unix time, kind), a thin line each."""
+        self._layers, self._level, self._marks = tuple(layers), level, marks
+        most = max((_most(layer.values) for layer in layers), default=0.0)
+        self._top = max(most, level or 0.0, 1e-9) * HEADROOM
+        self._top = max(self._top, least_top)
+        self.update()
+
+    def values_at(self, at: float) -> dict[str, float]:
+        """The value of each layer at the sample nearest to `at`; without those that are unknown there."""
+        found = {}
+        for layer in self._layers:
+            if not len(layer.times):
+                continue
+            place = int(np.searchsorted(layer.times, at))
+            place = min(place, len(layer.times) - 1)
+            if place and at - layer.times[place - 1] < layer.times[place] - at:
+                place -= 1
+            value = float(layer.values[place])
+            if math.isfinite(value):
+                found[layer.name] = value
+        return found
+
+    def mark_at(self, at: float) -> str:
+        """The kind of the event under the crosshair, if there is one."""
+        start, end = self.axis.window
+        reach = 4 * (end - start) / max(1.0, self._plot.width())
+        return next((kind for time, kind in self._marks if abs(time - at) <= reach), "")
+
+    # ------------------------------------------------------------ painting
+
+    @property
+    def _plot(self) -> QRectF:
+        return QRectF(
+            LEFT, TOP, max(10.0, self.width() - LEFT - RIGHT), max(10.0, self.height() - TOP - BOTTOM)
+        )
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        painter = QPainter(self)
+        painter.setFont(theme.font(theme.SMALL - 1))
+        plot = self._plot
+        self._paint_grid(painter, plot)
+        painter.save()
+        painter.setClipRect(plot)
+        self._paint_bands(painter, plot)
+        for layer in self._layers:
+            self._paint_line(painter, plot, layer)
+        painter.restore()
+        self._paint_marks(painter, plot)
+        self._paint_lines(painter, plot)
+
+    def _paint_grid(self, painter: QPainter, plot: QRectF) -> None:
+        t = theme.tokens()
+        lines, text = QPen(QColor(t.line), 1), QColor(t.quiet)
+        step = nice_step(self._top / min(5.0, max(2.0, plot.height() / LINE_PIXELS)))
+        decimals = max(0, -math.floor(math.log10(step))) if step < 1 else 0
+        for index in range(int(self._top / step) + 1):
+            y = plot.bottom() - plot.height() * index * step / self._top
+            painter.setPen(lines)
+            painter.drawLine(QPointF(plot.left(), y), QPointF(plot.right(), y))
+            painter.setPen(text)
+            place = QRectF(0, y - 8, plot.left() - 6, 16)
+            painter.drawText(place, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, f"{index * step:,.{decimals}f}")  # fmt: skip
+        if not self._is_small:
+            self._paint_times(painter, plot)
+
+    def _paint_times(self, painter: QPainter, plot: QRectF) -> None:
+        t = theme.tokens()
+        lines, text = QPen(QColor(t.line), 1), QColor(t.quiet)
+        start, end = self.axis.window
+        zero = self.axis.zero
+        widest = QFontMetricsF(painter.font()).horizontalAdvance("00:00:00") + 16
+        every = nice_seconds((end - start) * widest / plot.width())
+        at = zero + math.ceil((start - zero) / every) * every
+        while at <= end:
+            x = self._x(plot, at)
+            painter.setPen(lines)
+            painter.drawLine(QPointF(x, plot.bottom()), QPointF(x, plot.bottom() + 3))
+            painter.setPen(text)
+            left = min(max(0.0, x - widest / 2), self.width() - widest)
+            place = QRectF(left, plot.bottom() + 3, widest, BOTTOM - 3)
+            painter.drawText(place, Qt.AlignmentFlag.AlignHCenter | Qt.AlignmentFlag.AlignVCenter, time_text(at - zero))  # fmt: skip
+            at += every
+
+    def _paint_bands(self, painter: QPainter, plot: QRectF) -> None:
+        """Fill all bands at once, a column of pixels at a time: filling jagged polygons costs Qt ten times as much."""
+        bands = [layer for layer in self._layers if layer.is_band and len(layer.times)]
+        if not bands:
+            return
+        ratio = self.devicePixelRatioF()
+        width, height = max(1, round(plot.width() * ratio)), max(1, round(plot.height() * ratio))
+        start, end = self.axis.window
+        rows = np.arange(height, dtype=np.int32)[:, None]
+        picture = np.zeros((height, width), np.uint32)
+        for band in bands:
+            xs = (np.asarray(band.times) - start) * (width / (end - start))
+            tops = height - columns_of(xs, np.asarray(band.values, np.float64), width) * (height / self._top)
+            inside = rows >= np.round(tops).astype(np.int32)[None, :]
+            colour = QColor(band.colour)
+            picture[inside] = blended(colour).rgba()
+            if band.name in HATCHED:
+                stripes = (rows + np.arange(width, dtype=np.int32)) % HATCH_PIXELS == 0
+                picture[inside & stripes] = blended(colour, 0.9).rgba()
+        image = QImage(picture.data, width, height, 4 * width, QImage.Format.Format_ARGB32_Premultiplied)
+        image.setDevicePixelRatio(ratio)
+        painter.drawImage(plot.topLeft(), image)
+
+    def _paint_line(self, painter: QPainter, plot: QRectF, layer: Layer) -> None:
+        if not len(layer.times):
+            return
+        start, end = self.axis.window
+        xs = plot.left() + (np.asarray(layer.times) - start) * (plot.width() / (end - start))
+        ys = plot.bottom() - np.asarray(layer.values, np.float64) * (plot.height() / self._top)
+        painter.setPen(QPen(QColor(layer.colour), 1))
+        for first, last in runs_of_known(ys):
+            line = pg.functions.arrayToQPolygonF(xs[first:last], ys[first:last])
+            if last - first == 1:
+                painter.drawPoint(line.at(0))
+            else:
+                painter.drawPolyline(line)
+
+    def _paint_marks(self, painter: QPainter, plot: QRectF) -> None:
+        start, end = self.axis.window
+        t = theme.tokens()
+        font = painter.font()
+        painter.setFont(theme.font(8))
+        for at, kind in self._marks:
+            if start <= at <= end:
+                x = round(self._x(plot, at)) + 0.5
+                colour = QColor(getattr(t, MARK_COLOURS.get(kind, "quiet")))
+                painter.setPen(QPen(colour, 1, Qt.PenStyle.DotLine))
+                painter.drawLine(QPointF(x, plot.top()), QPointF(x, plot.bottom()))
+                painter.setPen(colour)
+                painter.drawText(QRectF(x - 8, 0, 16, TOP), Qt.AlignmentFlag.AlignCenter, MARK_SIGNS.get(kind, "|"))  # fmt: skip
+        painter.setFont(font)
+
+    def _paint_lines(self, painter: QPainter, plot: QRectF) -> None:
+        t = theme.tokens()
+        if self._level is not None:
+            y = round(plot.bottom() - plot.height() * self._level / self._top) + 0.5
+            painter.setPen(QPen(QColor(t.text), 1, Qt.PenStyle.DashLine))
+            painter.drawLine(QPointF(plot.left(), y), QPointF(plot.right(), y))
+        cursor = self.axis.cursor
+        start, end = self.axis.window
+        if cursor is not None and start <= cursor <= end:
+            x = round(self._x(plot, cursor)) + 0.5
+            painter.setPen(QPen(QColor(t.quiet), 1, Qt.PenStyle.DotLine))
+            painter.drawLine(QPointF(x, plot.top()), QPointF(x, plot.bottom()))
+
+    def _x(self, plot: QRectF, at: float) -> float:
+        start, end = self.axis.window
+        return plot.left() + plot.width() * (at - start) / (end - start)
+
+    # ------------------------------------------------------------ the mouse
+
+    def time_at(self, x: float) -> float:
+        """The time under a pixel, within the window."""
+        start, end = self.axis.window
+        share = (x - self._plot.left()) / self._plot.width()
+        return start + min(max(share, 0.0), 1.0) * (end - start)
+
+    def wheelEvent(self, event: QWheelEvent) -> None:
+        turned = event.angleDelta().y()
+        if turned:
+            self.axis.zoom(WHEEL_FACTOR ** (-turned / 120), self.time_at(event.position().x()))
+        event.accept()
+
+    def mousePressEvent(self, event: QMouseEvent) -> None:
+        self._drag = event.position().x()
+
+    def mouseReleaseEvent(self, event: QMouseEvent) -> None:
+        self._drag = None
+
+    def mouseDoubleClickEvent(self, event: QMouseEvent) -> None:
+        self.axis.reset()
+
+    def mouseMoveEvent(self, event: QMouseEvent) -> None:
+        x = event.position().x()
+        if self._drag is not None:
+            start, end = self.axis.window
+            moved, self._drag = self._drag - x, x
+            self.axis.move(moved * (end - start) / self._plot.width())
+        self.axis.point(self.time_at(x))
+
+    def leaveEvent(self, event: QEvent) -> None:
+        self.axis.point(None)
+
+
+def nice_step(rough: float) -> float:
+    """The next of 1, 2, 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(max(rough, 1e-12)))
+    return next(power * each for each in (1, 2, 5, 10) if power * each >= rough * 0.999)
+
+
+def nice_seconds(rough: float) -> float:
+    """The next step that a clock knows."""
+    known = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200)
+    return next((float(each) for each in known if each >= rough), 86400.0 * math.ceil(rough / 86400))
+
+
+def time_text(seconds: float) -> str:
+    """`0:30`, `12:40`, `1:05:00`; before zero with a minus sign."""
+    whole = abs(round(seconds))
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    text = f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return f"\u2212{text}" if seconds < -0.5 else text
+
+
+def runs_of_known(values: Any) -> list[tuple[int, int]]:
+    """(first, one past the last) of each stretch without NaN."""
+    known = np.isfinite(values)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], known, [False]]).astype(np.int8)))
+    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+
+
+def columns_of(xs: Any, values: Any, width: int) -> Any:
+    """The highest value in each of `width` columns of pixels; 0 where it is unknown. `xs` are in pixels and ordered."""
+    at = np.arange(width) + 0.5
+    right = np.clip(np.searchsorted(xs, at), 1, max(1, len(xs) - 1))
+    known = np.isfinite(values)
+    found = np.zeros(width)
+    if known.sum() > 1:
+        is_between = known[right - 1] & known[right] & (at >= xs[0]) & (at <= xs[-1])
+        found = np.where(is_between, np.interp(at, xs[known], values[known]), 0.0)
+    column = np.floor(xs).astype(int)
+    is_shown = known & (column >= 0) & (column < width)
+    np.maximum.at(found, column[is_shown], values[is_shown])
+    return found
+
+
+def blended(colour: QColor, share: float = 0.55) -> QColor:
+    """The colour, softened towards the panel it is painted on, and opaque."""
+    under = QColor(theme.tokens().panel)
+    pairs = ((colour.red(), under.red()), (colour.green(), under.green()), (colour.blue(), under.blue()))
+    return QColor(*(int(share * a + (1 - share) * b) for a, b in pairs))
+
+
+def swatch(colour: str, sign: str, text: str) -> str:
+    """A coloured sign before a text, as rich text."""
+    return f'<span style="color: {colour}">{sign}</span>&nbsp;{text}'
+
+
+def legible(colour: QColor) -> QColor:
+    """The colour, lighter on a dark panel and darker on a light one where text needs it."""
+    if theme.tokens().is_dark:
+        return colour.lighter(150) if colour.lightnessF() < 0.45 else colour
+    return colour.darker(150) if colour.lightnessF() > 0.35 else colour
+
+
+def _most(values: Any) -> float:
+    known = np.asarray(values)[np.isfinite(values)]
+    return float(known.max()) if known.size else 0.0

@@ -1,0 +1,158 @@
+"""Cards around the charts over time: a stacked picture with its legend, and a small chart with its newest value."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from PySide6.QtCore import Qt
+from PySide6.QtGui import QColor
+from PySide6.QtWidgets import QGridLayout, QLabel, QWidget
+
+from app import theme
+from app.presenters.memory_series import TITLES, MemoryFeed, Picture, SmallChart, SmallReading
+from app.widgets.kit import Card, Elided, column, label, row
+from app.widgets.time_chart import Layer, TimeAxis, TimeChart, legible, swatch, time_text
+
+GIB = 1024**3
+LEGEND_WIDTH = 204
+MARGIN = 10
+
+
+class StackPanel(Card):
+    """A picture's bands with a legend that tells the newest figures, or those under the crosshair."""
+
+    def __init__(self, axis: TimeAxis, accessible_name: str) -> None:
+        super().__init__(margin=MARGIN)
+        self._axis = axis
+        self.title, self.reading = label("", "strong"), label("", "small")
+        self.chart = TimeChart(axis, accessible_name=accessible_name)
+        self.note = Elided("", "small")
+        self._level_name, self._level_text = label("- - Predicted peak", "small"), label("", "small")
+        self._legend = QGridLayout()
+        self._legend.setContentsMargins(0, 0, 0, 0)
+        self._legend.setVerticalSpacing(1)
+        self._legend.setColumnStretch(0, 1)
+        self._legend.addWidget(self._level_name, 0, 0)
+        self._legend.addWidget(self._level_text, 0, 1)
+        self._names: tuple[str, ...] = ()
+        self._lines: dict[str, tuple[QLabel, QLabel]] = {}
+        self._picture = Picture("", ())
+        side = QWidget()
+        side.setFixedWidth(LEGEND_WIDTH)
+        side.setLayout(column(self._legend, None))
+        whole = row(self.chart, side, gap=8)
+        whole.setStretch(0, 1)
+        self.add(row(self.title, None, self.reading, gap=12), whole, self.note)
+        axis.pointed.connect(self._read)
+
+    def show_picture(self, picture: Picture, marks: Sequence[tuple[float, str]] = ()) -> None:
+        self._picture = picture
+        self.title.setText(picture.title)
+        self.note.setText(picture.note)
+        self.note.setVisible(bool(picture.note))
+        names = tuple(band.name for band in picture.bands)
+        if names != self._names:
+            self._rebuild(names)
+        layers = tuple(
+            Layer(band.name, band.title, theme.part_colour(band.name).name(), band.curve.times, band.curve.values, True)
+            for band in reversed(picture.bands)
+        )  # fmt: skip
+        level = picture.level_bytes / GIB if picture.level_bytes else None
+        self.chart.show_layers(layers, least_top=0.05, level=level, marks=marks)
+        self._level_text.setText("" if level is None else f"{level:.2f}")
+        self._level_name.setVisible(level is not None)
+        self._level_text.setVisible(level is not None)
+        self._read()
+
+    def restyle(self) -> None:
+        """Take the theme's colours."""
+        for name, (title, _) in self._lines.items():
+            title.setText(swatch(theme.part_colour(name).name(), "\u25a0", TITLES[name]))
+        self.chart.update()
+
+    def _rebuild(self, names: tuple[str, ...]) -> None:
+        for each in itertools.chain.from_iterable(self._lines.values()):
+            self._legend.removeWidget(each)
+            each.hide()
+            each.deleteLater()
+        self._names, self._lines = names, {}
+        for place, name in enumerate(reversed(names), start=1):
+            title, figure = label("", "small"), label("", "small")
+            title.setTextFormat(Qt.TextFormat.RichText)
+            self._lines[name] = title, figure
+            self._legend.addWidget(title, place, 0)
+            self._legend.addWidget(figure, place, 1, Qt.AlignmentFlag.AlignRight)
+        self.restyle()
+
+    def _read(self) -> None:
+        at = self._axis.cursor
+        shown = self._under(at) if at is not None else {}
+        for band in self._picture.bands:
+            amount = shown.get(band.name) if at is not None else _gib(band.latest_bytes)
+            self._lines[band.name][1].setText("n/a" if amount is None else f"{amount:.2f}")
+        self.reading.setText(self._reading(at, shown))
+
+    def _under(self, at: float) -> dict[str, float]:
+        """The thickness of each band in GiB at a time: the distance to the next lower edge that is known."""
+        edges = self.chart.values_at(at)
+        known = [(band.name, edges[band.name]) for band in self._picture.bands if band.name in edges]
+        pairs = itertools.pairwise([("", 0.0), *known])
+        return {name: max(0.0, edge - below) for (_, below), (name, edge) in pairs}
+
+    def _reading(self, at: float | None, shown: dict[str, float]) -> str:
+        if at is None:
+            return ""
+        when = time_text(at - self._axis.zero)
+        total = f"{sum(shown.values()):.2f} GiB" if shown else "n/a"
+        mark = self.chart.mark_at(at)
+        return f"{when}: {total}{', ' + mark if mark else ''}"
+
+
+class SmallPanel(Card):
+    """A small chart: its title, its newest value, its lines."""
+
+    def __init__(self, axis: TimeAxis, chart: SmallChart) -> None:
+        super().__init__(margin=MARGIN)
+        self.spec, self._axis = chart, axis
+        self.value = label("", "small")
+        self.body.setSpacing(2)
+        title = Elided(chart.title, "small")
+        self.chart = TimeChart(axis, is_small=True, accessible_name=f"Chart: {chart.title}")
+        head = row(title, self.value, gap=8)
+        head.setStretch(0, 1)
+        self.add(head, self.chart)
+        self._newest = SmallReading("n/a")
+        self._tip = ""
+        axis.pointed.connect(self._read)
+
+    def show_lines(self, feed: MemoryFeed, reading: SmallReading) -> None:
+        """Draw what the ring holds of this chart's series."""
+        self._newest = reading
+        ring, layers = feed.ring, []
+        for line in self.spec.lines if ring is not None else ():
+            assert ring is not None
+            found = ring.curve(line.series, *self._axis.window, self.chart.buckets)
+            colour = legible(QColor(line.colour)).name()
+            layers.append(Layer(line.series, line.title, colour, found.times, found.values * line.factor))
+        self.chart.show_layers(layers, least_top=self.spec.top)
+        self._read()
+
+    def restyle(self) -> None:
+        """Take the theme's colours."""
+        self.chart.update()
+
+    def _read(self) -> None:
+        at = self._axis.cursor
+        text = self._newest.text
+        if at is not None:
+            found = [f"{value:,.{self.spec.digits}f}" for value in self.chart.values_at(at).values()]
+            text = f"{', '.join(found)} {self.spec.unit}" if found else "n/a"
+        self.value.setText(text)
+        if self._newest.tip != self._tip:
+            self._tip = self._newest.tip
+            self.setToolTip(self._tip)
+
+
+def _gib(amount: float | None) -> float | None:
+    return None if amount is None else amount / GIB
