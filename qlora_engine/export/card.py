@@ -62,7 +62,7 @@ def _facts(
         "steps": record.get("last_step"),
         "seed": record.get("seed"),
         "versions": ", ".join(f"{k} {v}" for k, v in (record.get("versions") or {}).items()),
-        **details,
+        **{name: value for name, value in details.items() if not isinstance(value, Mapping)},
     }
 
 

@@ -175,16 +175,17 @@ def merged_tensors(
         # Opened for each: what was read through an open file stays mapped, and counts as this process's memory.
         with safe_open(base / headers[name].file, framework="pt") as stored:
             tensor = stored.get_tensor(name)
-        yield name, _merged(name, tensor, deltas, quantizer, quantized_modules)
+        yield name, merged_weight(name, tensor, deltas, quantizer, quantized_modules)
 
 
-def _merged(
+def merged_weight(
     name: str,
     tensor: torch.Tensor,
     deltas: Mapping[str, Delta],
     quantizer: Quantizer | None,
     quantized: frozenset[str],
 ) -> torch.Tensor:
+    """The stored `tensor` of that name as the merge has it; unchanged where nothing is added."""
     module = name.removesuffix(".weight")
     if quantizer is not None and module in quantized:
         tensor = quantizer.round_trip(tensor)

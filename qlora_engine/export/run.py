@@ -17,22 +17,37 @@ from qlora_engine.bridge import Emit, events_while
 from qlora_engine.control import Control
 from qlora_engine.data.templates import Template, choose
 from qlora_engine.errors import EngineError, did_you_mean
-from qlora_engine.events import CheckFinished, Event, PhaseChanged, Progressed, RunFinished
-from qlora_engine.export import gguf, merge, ollama, verify
+from qlora_engine.events import CheckFinished, Event, Noticed, PhaseChanged, Progressed, RunFinished
+from qlora_engine.export import gguf, lab, merge, ollama, verify
 from qlora_engine.export.card import model_card
-from qlora_engine.export.source import DTYPES, FORMATS, Source, open_source, require_disk, require_target
+from qlora_engine.export.source import (
+    DTYPES,
+    FORMATS,
+    INTO,
+    Source,
+    open_source,
+    require_disk,
+    require_target,
+)
 from qlora_engine.jobs import ExportJob
 from qlora_engine.models import loading, spec
 
+SIXTEEN_BIT = {"f16": "fp16", "f32": "fp32"}
+"""GGUF's names for types of torch; the merges are compared before fewer bits change both of them."""
+
 
 def export_job(job: ExportJob, control: Control) -> Iterator[Event]:
-    """Write a run in another form; result: {"path", "bytes", "is_proven", "checks"}.
+    """Write a run in another form; result: {"path", "format", "bytes", "is_proven", "checks"}.
 
     Options:
         `verify` (default True): load it again in a fresh process and compare.
         `dtype`: how weights are stored, one of `source.DTYPES[format]`; the first is the default. The adapter has none.
-        `into`: the weights the adapter is added to, for every format but the adapter: original or dequantized. Without
-            it, dequantized for LoftQ, else original.
+        `into`: the weights the adapter is added to, for every format but the adapter: original, dequantized, or measured
+            (`source.INTO`): both are scored on held-out rows against the 4-bit model with its adapter, and the better is
+            written. Without it, dequantized for LoftQ, else original.
+
+    With `into` measured, the result also has "merges": {"scores": {"live" | "original" | "dequantized": {"loss", "kl",
+    "agreement"}}, "rows", "tokens", "recommended", "why"}; it stands in the model card and in `proof.json` too.
 
     The target appears whole or not at all.
 
@@ -73,6 +88,7 @@ def export_job(job: ExportJob, control: Control) -> Iterator[Event]:
     yield RunFinished({
         "path": str(out), "format": job.format, "bytes": sum(f.stat().st_size for f in out.rglob("*") if f.is_file()),
         "is_proven": proof["is_proven"], "checks": proof["checks"],
+        **({"merges": details["merges"]} if "merges" in details else {}),
     })  # fmt: skip
 
 
@@ -84,8 +100,38 @@ def _write(
         _write_adapter(source, aside)
         return {}
     dtype, into = _chosen(source, job)
-    if job.format != "merged":
-        return (yield from _write_gguf(source, aside, job, dtype, into, control))
+    measured: dict[str, Any] = {}
+    if into == "measured":
+        comparison = yield from _compare_merges(source, dtype, control)
+        into, measured = comparison.recommended, {"merges": comparison.to_json(), **comparison.card_rows()}
+    if job.format == "merged":
+        details = yield from _write_merged(source, aside, dtype, into, control)
+    else:
+        details = yield from _write_gguf(source, aside, job, dtype, into, control)
+    return {**details, **measured}
+
+
+def _compare_merges(source: Source, dtype: str, control: Control) -> Generator[Event, None, lab.Comparison]:
+    yield PhaseChanged("evaluating", "Measuring both merges on held-out rows")
+
+    def work(emit: Emit) -> lab.Comparison:
+        return lab.compare(
+            source,
+            _quantizer(source),
+            _quantized_modules(spec.facts_of_folder(source.base_path)),
+            dtype=SIXTEEN_BIT.get(dtype, dtype if dtype in merge.DTYPES else "bf16"),
+            control=control,
+            report=lambda *step: emit(Progressed(*step)),
+        )
+
+    comparison = yield from events_while(work)
+    yield Noticed("info", "export.merges", f"Merging {comparison.why}")
+    return comparison
+
+
+def _write_merged(
+    source: Source, aside: Path, dtype: str, into: str, control: Control
+) -> Generator[Event, None, dict[str, Any]]:
     facts = spec.facts_of_folder(source.base_path)
     require_disk(aside, facts.parameters * merge.DTYPES[dtype].itemsize)
 
@@ -117,11 +163,11 @@ def _chosen(source: Source, job: ExportJob) -> tuple[str, str]:
     into = str(job.options.get("into") or default_merge(source))
     if job.format != "merged":
         dtype = gguf.quant_named(dtype)
-    if dtype not in known or into not in merge.INTO:
+    if dtype not in known or into not in INTO:
         raise EngineError(
             "export.option",
             f"no merge into {into!r} as {dtype!r}",
-            f"into: {', '.join(merge.INTO)}; dtype: {', '.join(known)}",
+            f"into: {', '.join(INTO)}; dtype: {', '.join(known)}",
         )
     return dtype, into
 

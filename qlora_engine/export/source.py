@@ -26,6 +26,8 @@ DTYPES = {
     "ollama": ("q8_0", "f16", "bf16", "q5_1", "q5_0", "q4_1", "q4_0", "f32"),
 }
 """What the option `dtype` may be for each format that has it; the first is the default."""
+INTO = ("original", "dequantized", "measured")
+"""What the option `into` may be: one of the two merges, or the better one after both were measured on held-out rows."""
 
 
 @dataclass(frozen=True)
