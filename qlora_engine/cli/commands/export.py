@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import click
 from qlora_engine.cli import driving, output, progress
 from qlora_engine.errors import EngineError
 from qlora_engine.events import RunFinished
-from qlora_engine.export.source import FORMATS
+from qlora_engine.export.source import DTYPES, FORMATS, INTO
 from qlora_engine.jobs import ExportJob
 
 
@@ -18,14 +19,29 @@ from qlora_engine.jobs import ExportJob
 @click.argument("run")
 @click.option("--as", "format_", type=click.Choice(list(FORMATS)), required=True, help="What to write.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder that is new or empty.")
+@click.option(
+    "--dtype",
+    type=click.Choice(sorted({kind for kinds in DTYPES.values() for kind in kinds})),
+    help="How weights are stored: bf16, fp16 or fp32 for merged; f16, q8_0 or another for gguf and ollama.",
+)
+@click.option(
+    "--into",
+    type=click.Choice(INTO),
+    help="The weights the adapter is added to; `measured` scores both merges on held-out rows and takes the better.",
+)
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Load it again and compare.")
 @output.json_option
-def export(run: str, format_: str, out: Path, verify: bool, as_json: bool) -> None:
+def export(
+    run: str, format_: str, out: Path, dtype: str | None, into: str | None, verify: bool, as_json: bool
+) -> None:
     """Write what a run learned in another form. Then load it again and prove that it is the same model."""
-    result = export_run(run, format_, out, {"verify": verify}, is_quiet=as_json)
+    chosen = {name: value for name, value in (("dtype", dtype), ("into", into)) if value is not None}
+    result = export_run(run, format_, out, {"verify": verify, **chosen}, is_quiet=as_json)
     if as_json:
         output.print_json(result)
     else:
+        for line in _merges(result.get("merges")):
+            output.say(line)
         output.say(f"Wrote {result['path']} ({output.size(result.get('bytes'))}){_proof(result)}")
     require_proof(result)
 
@@ -70,3 +86,15 @@ def _proof(result: dict[str, Any]) -> str:
     if not result.get("checks"):
         return "; not checked"
     return ", proven to be the trained model" if result.get("is_proven") else ""
+
+
+def _merges(measured: dict[str, Any] | None) -> Iterator[str]:
+    """Both merges and the live model, one line each, and which is recommended."""
+    if measured is None:
+        return
+    for name, score in measured["scores"].items():
+        against = (
+            "" if score["kl"] is None else f"  KL {score['kl']:.5f}  same choice {score['agreement']:.1%}"
+        )
+        yield f"{name:12} held-out loss {score['loss']:.4f}{against}"
+    yield f"Merged {measured['why']}"
