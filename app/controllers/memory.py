@@ -8,8 +8,9 @@ from typing import Any
 from PySide6.QtCore import QTimer
 
 from app.controllers.options import option_values
-from app.presenters.memory import Capacity, MemoryState, RehearsalStatus, mark_of, memory_state, short_verdict
+from app.presenters.memory import MemoryState, memory_state
 from app.presenters.memory_sizes import Fitting, Subject, fitting
+from app.presenters.memory_words import Capacity, RehearsalStatus, mark_of, short_verdict
 from app.screens.memory import MemoryScreen
 from app.studio import Studio
 from qlora_engine.memory import estimate as closed_form

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from qlora_engine import config_io, starter
@@ -21,15 +22,15 @@ class Draft:
     preset: str
     is_cpu: bool
 
-    @property
+    @cached_property
     def issues(self) -> tuple[Issue, ...]:
         return tuple(validate(self.config))
 
-    @property
+    @cached_property
     def issue_by_path(self) -> Mapping[str, str]:
         return {issue.path: issue.message for issue in reversed(self.issues)}
 
-    @property
+    @cached_property
     def changes(self) -> dict[str, tuple[Any, Any]]:
         """Options that differ from the preset; which model, data and name were chosen is no change."""
         chosen = ("model.name", "data.path", "data.held_out_path", "output.name", "output.runs_dir")

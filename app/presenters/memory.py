@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from app.presenters.memory_sizes import Cost, Fitting, Size, Subject, hidden_costs, sizes
-from app.presenters.words import GIB, bytes_text, duration_text, gib_text, joined, plural
+from app.presenters.memory_words import (
+    Capacity,
+    RehearsalStatus,
+    Remedy,
+    arrow,
+    capital,
+    mark_of,
+    past_error,
+    remedy_of,
+    saving_of,
+    verdict_of,
+)
+from app.presenters.words import bytes_text, gib_text, joined
 from qlora_engine.config import all_knobs
-from qlora_engine.memory import advise, gpus
+from qlora_engine.memory import gpus
 from qlora_engine.memory.explain import MOVING, Bar, Comparison, Part
-from qlora_engine.memory.moments import HOST_BASE_BYTES
 from qlora_engine.runs.record import RunSummary
 
 SHORT = {
@@ -46,16 +56,6 @@ MOMENTS = {
     "resuming": "Resuming",
     "host_loading": "Host memory, loading",
 }
-TONES = {"fits": "good", "fits_low": "warning", "fits_paged": "warning", "too_large": "bad"}
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What the chosen device has; `name` in words."""
-
-    name: str
-    total_bytes: int
-    usable_bytes: int
 
 
 @dataclass(frozen=True)
@@ -105,25 +105,6 @@ class AdviceLine:
     saves_text: str
     path: str
     value: Any
-
-
-@dataclass(frozen=True)
-class Remedy:
-    """What makes it fit: one change, or the cheapest several. `edits` are (option, value)."""
-
-    text: str
-    edits: tuple[tuple[str, Any], ...]
-
-
-@dataclass(frozen=True)
-class RehearsalStatus:
-    """How far the rehearsal of these settings is; `formula_bytes` is the peak as the closed form has it."""
-
-    state: str = ""
-    share: float | None = None
-    seconds_ago: float | None = None
-    problem: str = ""
-    formula_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +167,7 @@ def memory_state(
         other_caption=CAPTIONS[other.name],
         moments=_moments(found, chosen, capacity),
         advice=tuple(
-            AdviceLine(_capital(_arrow(a.change)), f"saves {bytes_text(a.saves_bytes)}", a.path, a.value)
+            AdviceLine(capital(arrow(a.change)), f"saves {bytes_text(a.saves_bytes)}", a.path, a.value)
             for a in found.estimate.advice[:SHOWN_ADVICE]
         ),
         sizes=sizes(subject, fitting),
@@ -197,145 +178,6 @@ def memory_state(
         gpu_names=names,
         gpu=gpu,
     )
-
-
-def verdict_of(
-    found: Comparison, bar: Bar, capacity: Capacity | None, *, is_double: bool
-) -> tuple[str, str, str]:
-    """A sentence, what more there is to say, and the tone."""
-    reach = _range_text(found, bar)
-    if capacity is None:
-        return f"Needs about {gib_text(bar.device_likely)}.", reach, ""
-    judged = advise.verdict(found.estimate, capacity.usable_bytes, double_quant=is_double)
-    first, _, rest = _arrow(judged.text).partition("; ")
-    more = [f"{_capital(rest)}."] if rest else []
-    if judged.fits and bar.variant.device_high > capacity.usable_bytes:
-        more.append("Closely: at worst it does not.")
-    usable = f"{gib_text(capacity.usable_bytes)} of {gib_text(capacity.total_bytes)} can be used."
-    tone = "warning" if judged.fits and bar.variant.device_high > capacity.usable_bytes else TONES[judged.kind]  # fmt: skip
-    return f"On {capacity.name} it {first}.", " ".join((*more, reach, usable)), tone
-
-
-def remedy_of(
-    found: Comparison, capacity: Capacity | None, fitting: Fitting | None, *, is_double: bool
-) -> Remedy | None:
-    """The cheapest single change that is enough, else the plan; None where it fits or nothing helps."""
-    if capacity is None:
-        return None
-    judged = advise.verdict(found.estimate, capacity.usable_bytes, double_quant=is_double)
-    enough = [a for a in judged.advice if a.device_likely <= capacity.usable_bytes]
-    steps = enough[:1] or (fitting.plan if fitting is not None and not judged.fits else None) or ()
-    wanted = {step.path: step.value for step in steps}
-    if not wanted:
-        return None
-    words = joined([_setting_text(path, value) for path, value in wanted.items()])
-    return Remedy(f"Make it fit: {words}", tuple(wanted.items()))
-
-
-def _setting_text(path: str, value: Any) -> str:
-    """`micro-batch 1`, `gradient checkpointing on`."""
-    knob = all_knobs()[path]
-    shown = ("on" if value else "off") if isinstance(value, bool) else (knob.choices or {}).get(value, value)
-    return f"{knob.label[:1].lower()}{knob.label[1:]} {shown:,}" if isinstance(shown, int) else f"{knob.label[:1].lower()}{knob.label[1:]} {shown}"  # fmt: skip
-
-
-def _range_text(found: Comparison, bar: Bar) -> str:
-    """Low, likely and high of what the device will show."""
-    variant = bar.variant
-    if found.estimate.settings["device"] == "cpu":
-        return (
-            f"The run's tensors take {gib_text(variant.device_likely)}; the program itself about "
-            f"{HOST_BASE_BYTES / GIB:.1f} GiB more."
-        )
-    return (
-        f"The GPU will show about {gib_text(variant.device_likely)}: at least {gib_text(variant.device_low)}, "
-        f"at most {gib_text(variant.device_high)}."
-    )
-
-
-def short_verdict(bar: Bar, capacity: Capacity | None) -> str:
-    if capacity is None:
-        return f"about {gib_text(bar.device_likely)}"
-    fits = "fits" if bar.device_likely <= capacity.usable_bytes else "does not fit"
-    return f"{fits}: {bar.device_likely / GIB:.2f} of {capacity.usable_bytes / GIB:.1f} GiB"
-
-
-def saving_of(found: Comparison) -> str:
-    """What double quantization saves here, in bytes and bits per parameter: computed, not quoted."""
-    double, single = found.bar("double_quant"), found.bar("single_quant")
-    saved = single.part("quantization_constants").bytes_ - double.part("quantization_constants").bytes_
-    quantized = found.estimate.quantized_parameters
-    bits = f", {8 * saved / quantized:.3f} bits per quantized parameter" if quantized else ""
-    return f"Double quantization saves {bytes_text(saved)} of constants{bits}."
-
-
-def mark_of(chosen: Bar, rehearsal: RehearsalStatus) -> str:
-    """Where the numbers are from: the formula, or a rehearsed step, with the operation at the peak."""
-    variant = chosen.variant
-    if variant.source == "rehearsal":
-        ago = f" {ago_text(rehearsal.seconds_ago)}" if rehearsal.seconds_ago is not None else ""
-        return f"Rehearsed{ago} on the real model class, without its weights. {_peak_text(variant.peak_operation)}{_difference(variant.peak_bytes, rehearsal.formula_bytes)}"
-    percent = f", {100 * rehearsal.share:.0f} % done" if rehearsal.share is not None else ""
-    then = {
-        "waiting": " A rehearsal of one step will check it in a moment.",
-        "running": f" Rehearsing one step to check it{percent}.",
-        "held": " A rehearsal will check it when the running job is over.",
-        "failed": f" It could not be rehearsed: {rehearsal.problem.rstrip('.')}.",
-    }.get(rehearsal.state, "")
-    return f"Computed by formula. {_peak_text(variant.peak_operation)}{then}"
-
-
-def _peak_text(operation: str | None) -> str:
-    """`loss: mm` is the loss, at its operation mm."""
-    if not operation:
-        return ""
-    place, _, name = operation.partition(": ")
-    article = "the " if place != "begin" else ""
-    return f"The peak is in {article}{_place(place)}" + (f", at the operation {name}." if name else ".")
-
-
-def _place(phase: str) -> str:
-    return {
-        "forward": "forward pass",
-        "first layer": "forward pass of the first layer",
-        "last layer": "forward pass of the last layer",
-        "optimizer": "optimizer's step",
-    }.get(phase, phase)
-
-
-def _difference(rehearsed: int, formula: int | None) -> str:
-    if not formula:
-        return ""
-    percent = 100 * (formula / rehearsed - 1)
-    much = "the same" if abs(percent) < 0.05 else f"{abs(percent):.1f} % {'more' if percent > 0 else 'less'}"
-    return f" The formula said {much}."
-
-
-def ago_text(seconds: float) -> str:
-    return "just now" if seconds < 1 else f"{duration_text(int(seconds))} ago"
-
-
-def past_error(runs: Sequence[RunSummary]) -> str:
-    """How far off the prediction was in past runs: measured over predicted peak of tensors."""
-    errors = [
-        100 * (run.measured_peak_bytes / run.predicted_peak_bytes - 1)
-        for run in runs
-        if run.measured_peak_bytes and run.predicted_peak_bytes
-    ]
-    if not errors:
-        return "No run on this computer has been measured yet."
-    newest = f"measured {_percent(errors[0])} than predicted in the newest run"
-    if len(errors) == 1:
-        return f"On this computer: {newest}."
-    worst = max(errors, key=abs)
-    return (
-        f"On this computer: {newest}, {_percent(statistics.median(errors))} in the middle of {plural(len(errors), 'run')}, "
-        f"{_percent(worst)} at worst."
-    )
-
-
-def _percent(percent: float) -> str:
-    return f"{abs(percent):.1f} % {'more' if percent >= 0 else 'less'}"
 
 
 def _basis(found: Comparison, length_note: str) -> str:
@@ -410,11 +252,3 @@ def _moments(found: Comparison, chosen: Bar, capacity: Capacity | None) -> tuple
             note, tone = "higher", "warning"
         lines.append(MomentLine(title, bytes_text(count), note, tone))
     return tuple(lines)
-
-
-def _arrow(text: str) -> str:
-    return text.replace("->", "\u2192")
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -7,14 +7,16 @@ from typing import Any
 
 from PySide6.QtCore import Signal
 from PySide6.QtGui import QHideEvent, QShowEvent
-from PySide6.QtWidgets import QGridLayout, QHBoxLayout, QScrollArea, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QHBoxLayout, QScrollArea, QVBoxLayout
 
-from app.presenters.memory import AdviceLine, MemoryState, MomentLine, Remedy
-from app.presenters.memory_sizes import Cost, Size
-from app.theme import GAP, GAP_WIDE
+from app.presenters.memory import MemoryState
+from app.presenters.memory_sizes import Size
+from app.presenters.memory_words import Remedy
+from app.theme import GAP_WIDE
 from app.widgets.form import KnobForm, QuietCombo
-from app.widgets.kit import Card, boxed, button, column, emptied, label, line, row, set_role
+from app.widgets.kit import Card, button, column, label, line, row, set_role
 from app.widgets.memory_bar import Bar, Capacity, MemoryBars, Segment
+from app.widgets.memory_lines import AdviceList, CostList, MomentTable
 from app.widgets.page import Page
 from app.widgets.part_list import PartList
 from app.widgets.size_slider import SizeSlider
@@ -83,16 +85,11 @@ class MemoryScreen(Page):
         return Card("What changes it").add(self.form)
 
     def _side_cards(self) -> QVBoxLayout:
-        self.advice, self.costs = QVBoxLayout(), QVBoxLayout()
-        self.advice.setSpacing(6)
-        self.costs.setSpacing(GAP)
-        self.moments = QGridLayout()
-        self.moments.setHorizontalSpacing(GAP_WIDE)
-        self.moments.setVerticalSpacing(6)
-        self.moments.setColumnStretch(2, 1)
-        self._shown: dict[str, Sequence[Any]] = {}
+        self.advice, self.moments, self.costs = AdviceList(), MomentTable(), CostList()
+        self.advice.applied.connect(self.edited)
         self.advice_card = Card("What would save memory").add(self.advice)
-        self.moments_card = Card("Other peaks").add(label("Tensors only, each moment by itself", "small", wraps=True), self.moments)  # fmt: skip
+        note = label("Tensors only, each moment by itself", "small", wraps=True)
+        self.moments_card = Card("Other peaks").add(note, self.moments)
         self.costs_card = Card("Costs that often go unmentioned").add(self.costs)
         found = column(self.advice_card, self.moments_card, self.costs_card, gap=GAP_WIDE)
         found.addStretch(1)
@@ -122,9 +119,10 @@ class MemoryScreen(Page):
         self.sizes_heading.setText(state.sizes_heading)
         self.show_sizes(state.sizes)
         self.parts.show_parts(state.parts, state.totals, state.chosen_caption, state.other_caption)
-        self._show_advice(state.advice)
-        self._show_moments(state.moments)
-        self._show_costs(state.costs)
+        self.advice.show_lines(state.advice)
+        self.moments.show_lines(state.moments)
+        self.costs_card.setVisible(bool(state.costs))
+        self.costs.show_costs(state.costs)
 
     def show_sizes(self, sizes: Sequence[Size]) -> None:
         """The sliders alone; without sizes they stay as they are."""
@@ -174,45 +172,3 @@ class MemoryScreen(Page):
         if detail is not None and area is not None:
             self.layout().activate()  # type: ignore[union-attr]
             area.ensureWidgetVisible(detail)
-
-    def _is_new(self, name: str, lines: Sequence[Any]) -> bool:
-        """Widgets are made again only for new lines: a dragged slider repaints every few milliseconds."""
-        if self._shown.get(name) == lines:
-            return False
-        self._shown[name] = lines
-        return True
-
-    def _show_advice(self, lines: tuple[AdviceLine, ...]) -> None:
-        if not self._is_new("advice", lines):
-            return
-        emptied(self.advice)
-        for found in lines:
-            self.advice.addWidget(self._advice_row(found))
-        if not lines:
-            self.advice.addWidget(label("Nothing here would save more.", "quiet"))
-
-    def _advice_row(self, advice: AdviceLine) -> QWidget:
-        apply = button("Apply", lambda: self.edited.emit(advice.path, advice.value))
-        apply.setAccessibleName(f"Apply: {advice.text}")
-        found = row(label(advice.text, wraps=True), label(advice.saves_text, "quiet"), apply)
-        found.setStretch(0, 1)
-        return boxed(found)
-
-    def _show_moments(self, lines: tuple[MomentLine, ...]) -> None:
-        if not self._is_new("moments", lines):
-            return
-        emptied(self.moments)
-        for index, found in enumerate(lines):
-            self.moments.addWidget(label(found.title, "quiet"), index, 0)
-            self.moments.addWidget(label(found.bytes_text), index, 1)
-            self.moments.addWidget(label(found.note, "small", tone=found.tone), index, 2)
-
-    def _show_costs(self, costs: tuple[Cost, ...]) -> None:
-        self.costs_card.setVisible(bool(costs))
-        if not self._is_new("costs", costs):
-            return
-        emptied(self.costs)
-        for cost in costs:
-            top = row(label(cost.title, wraps=True), label(cost.bytes_text, "strong"))
-            top.setStretch(0, 1)
-            self.costs.addWidget(boxed(column(top, label(cost.text, "small", wraps=True), gap=1)))

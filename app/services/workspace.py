@@ -5,6 +5,7 @@ Every edit goes through here; each `*_changed` signal says what must be painted 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -330,25 +331,24 @@ class Workspace(QObject):
         self._estimate()
 
     def _estimate(self) -> None:
-        facts, config = self.facts, self.config
-        if facts is None or self.draft.issues:
+        """Arithmetic of a few milliseconds: here and now, so that the bars follow a dragged slider."""
+        if self.facts is None or self.draft.issues:
             return
-        seq_len, rows, device, chosen = self.seq_len, self.micro_batch, self.device, self.gpu
-        counted = {where: self._rehearsals.get(self._question(where).key) for where in (device, "cuda")}
-
-        def on(where: str, gpu: Gpu | None = None) -> Comparison:
-            found = explain.compare(facts, config, seq_len=seq_len, micro_batch=rows, device=where, gpu=gpu)
-            result = counted[where]
-            return explain.with_rehearsal(found, result) if result is not None else found
-
-        def work() -> tuple[Comparison, Comparison | None]:
-            return on(device), on("cuda", gpus.find(chosen)) if chosen is not None else None
-
-        self._background.submit("estimate", work, self._take_estimate)
-
-    def _take_estimate(self, found: tuple[Comparison, Comparison | None]) -> None:
-        self.own, self.what_if = found
+        try:
+            self.own = self._comparison(self.facts, self.device)
+            self.what_if = self._comparison(self.facts, "cuda", gpus.find(self.gpu)) if self.gpu else None
+        except Exception:
+            logging.getLogger(__name__).exception("the memory of %s cannot be computed", self.facts.name)
+            self.own = self.what_if = None
         self.estimate_changed.emit()
+
+    def _comparison(self, facts: ModelFacts, device: str, gpu: Gpu | None = None) -> Comparison:
+        """The formula's numbers, or those of a rehearsal where there was one."""
+        found = explain.compare(
+            facts, self.config, seq_len=self.seq_len, micro_batch=self.micro_batch, device=device, gpu=gpu
+        )
+        result = self._rehearsals.get(self._question(device).key)
+        return explain.with_rehearsal(found, result) if result is not None else found
 
 
 def as_error(event: Event) -> EngineError | None:

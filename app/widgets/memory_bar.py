@@ -66,16 +66,21 @@ class MemoryBars(QWidget):
         self._capacity: Capacity | None = None
         self._height = bar_height
         self._hits: list[tuple[QRectF, Segment]] = []
+        self._known_height = 0
+        self._legend: tuple[float, list[list[tuple[float, Segment]]]] = (-1.0, [])
         policy = QSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         policy.setHeightForWidth(True)
         self.setSizePolicy(policy)
         self.setMouseTracking(True)
 
     def show_bars(self, bars: Sequence[Bar], capacity: Capacity | None = None) -> None:
-        self._bars, self._capacity = tuple(bars), capacity
+        self._bars, self._capacity, self._legend = tuple(bars), capacity, (-1.0, [])
         words = "; ".join(f"{bar.caption}: {bar.total_text}" for bar in bars)
         self.setAccessibleName(words)
-        self.updateGeometry()
+        height = self.heightForWidth(self.width())
+        if height != self._known_height:
+            self._known_height = height
+            self.updateGeometry()
         self.update()
 
     def sizeHint(self) -> QSize:
@@ -100,6 +105,8 @@ class MemoryBars(QWidget):
     def _legend_rows(self, width: float) -> list[list[tuple[float, Segment]]]:
         """The parts of the chosen bar with their numbers, in rows of (x, part): what is too small for its label is
         named here."""
+        if self._legend[0] == width:
+            return self._legend[1]
         chosen = next((bar for bar in self._bars if bar.is_chosen), None)
         metrics = QFontMetricsF(theme.font(theme.SMALL))
         rows: list[list[tuple[float, Segment]]] = [[]]
@@ -111,6 +118,7 @@ class MemoryBars(QWidget):
                 x = 0.0
             rows[-1].append((x, segment))
             x += wide
+        self._legend = (width, rows)
         return rows
 
     @property

@@ -11,7 +11,8 @@ from app.presenters.conversation import Conversation
 from app.presenters.data import data_state
 from app.presenters.draft import restored, starter_draft
 from app.presenters.export import ExportFold, default_target
-from app.presenters.memory import Capacity, memory_state
+from app.presenters.memory import memory_state
+from app.presenters.memory_words import Capacity
 from app.presenters.model import model_state
 from app.presenters.problems import marks, problems_of
 from app.presenters.run_fold import RunFold
