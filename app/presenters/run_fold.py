@@ -19,6 +19,7 @@ OUT_OF_MEMORY = "memory."
 """What the codes of notices begin with that tell of memory that ran out."""
 SMOOTHING = 0.85
 LOSS_DIGITS = 4
+SHOWN_ANSWER = 120
 LIVE = ("starting", "running", "paused", "stopping")
 ENDED = ("finished", "stopped", "failed")
 
@@ -209,6 +210,9 @@ class RunFold:
 
     def _on_SampleAnswered(self, event: ev.SampleAnswered) -> None:
         self.samples.append(event)
+        answer = " ".join(event.answer.split())
+        shown = answer if len(answer) <= SHOWN_ANSWER else answer[:SHOWN_ANSWER] + "\u2026"
+        self._say(f"Asked \u201c{event.prompt}\u201d at step {event.step}: {shown}")
 
     def _on_MemorySampled(self, event: ev.MemorySampled) -> None:
         self.memory.append(event.sample)
