@@ -47,6 +47,7 @@ class RunsScreen(Page):
         self.table.verticalHeader().hide()
         self.table.verticalHeader().setDefaultSectionSize(34)
         self.table.setShowGrid(False)
+        self.table.setMinimumHeight(140)
         self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
@@ -72,8 +73,8 @@ class RunsScreen(Page):
         lower.setSpacing(GAP_WIDE)
         lower.addWidget(self.details, 4)
         lower.addLayout(self.chart_place, 5)
-        self.content.addWidget(self.table, 3)
-        self.content.addLayout(lower, 4)
+        self.content.addWidget(self.table, 2)
+        self.content.addLayout(lower, 5)
         self.chart: Chart | None = None
         self.memory: MemoryView | None = None
         self._is_painting = False

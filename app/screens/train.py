@@ -154,7 +154,7 @@ class TrainScreen(Page):
         self.log.setReadOnly(True)
         self.log.setAccessibleName("What happened")
         self.log.setMaximumBlockCount(500)
-        self.log.setFixedHeight(76)
+        self.log.setFixedHeight(66)
         self.evaluate = button("Measure now", lambda: self.wish.emit("evaluate"), tip="Measure the held-out loss at the next step")  # fmt: skip
         self.save = button("Save checkpoint", lambda: self.wish.emit("save"))
         inner = QVBoxLayout()

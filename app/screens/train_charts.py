@@ -27,6 +27,8 @@ SPANS: tuple[tuple[str, str, float | None], ...] = (
     ("ten", "10 min", USUAL_SPAN),
     ("all", "All", None),
 )
+MOST_ACROSS, HISTORY_ACROSS = 5, 2
+"""Small charts in a row."""
 SMALL_TURNS = 4
 """Each small chart is drawn anew every so many turns, another quarter of them each time."""
 
@@ -124,6 +126,7 @@ class MemoryView(QWidget):
         self._rows = column()
         self._held: list[QWidget] = []
         self._turn = 0
+        self._across = HISTORY_ACROSS if is_history else MOST_ACROSS
         self.small: dict[str, SmallPanel] = {}
         self._feed: MemoryFeed | None = None
         self._how: tuple[Prediction, bool, Sequence[tuple[float, str]]] = (Prediction(), False, ())
@@ -136,7 +139,8 @@ class MemoryView(QWidget):
         self._choose_span(None if is_history else USUAL_SPAN)
 
     def _laid_out(self, beside: QWidget | None, is_history: bool) -> Any:
-        tools = row(label("Time", "small"), self.spans, self.pause, self.legend, None, self.no_gpu, gap=8)
+        tools = row(self.spans, self.pause, self.legend, None, self.no_gpu, gap=8)
+        self.legend.setVisible(not is_history)
         lower = row(self.memory, *([beside] if beside is not None else []))
         lower.setStretch(0, 2)
         if beside is not None:
@@ -232,7 +236,7 @@ class MemoryView(QWidget):
         names = [[chart.name for chart in charts] for charts in rows]
         lost = [name for name in self.small if not any(name in line for line in names)]
         old, self._held = self._held, []
-        for line in [*([lost] if lost else []), *names]:
+        for line in _chunked([*([lost] if lost else []), *names], self._across):
             held = boxed(row(*(self.small[name] for name in line)))
             self._rows.addWidget(held)
             self._held.append(held)
@@ -265,3 +269,7 @@ def _choose(spans: Segments, name: str) -> None:
     for each in group.buttons():
         each.setChecked(False)
     group.setExclusive(True)
+
+
+def _chunked(lines: Sequence[Sequence[str]], most: int) -> list[Sequence[str]]:
+    return [line[at : at + most] for line in lines for at in range(0, len(line), most)]

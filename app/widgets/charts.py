@@ -16,6 +16,9 @@ from PySide6.QtWidgets import QSizePolicy
 from app import theme
 from app.presenters.words import number_text
 from app.widgets.kit import Card, label, row
+from app.widgets.time_chart import nice_step
+
+ACROSS_PIXELS, UP_PIXELS = 64.0, 18.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,16 @@ class CurveStyle:
     width: float = 1.5
     is_dots: bool = False
     is_faint: bool = False
+
+
+class QuietAxis(pg.AxisItem):
+    """Few round labels, as many as there is room for; steps and counts are whole."""
+
+    def tickSpacing(self, low: float, high: float, size: float) -> list[tuple[float, float]]:
+        is_across = self.orientation == "bottom"
+        room = size / (ACROSS_PIXELS if is_across else UP_PIXELS)
+        step = nice_step((high - low) / max(2.0, room))
+        return [(max(1.0, step) if is_across else step, 0)]
 
 
 class Chart(Card):
@@ -43,22 +56,23 @@ class Chart(Card):
     ) -> None:
         super().__init__(margin=10)
         self._styles, self._unit = {style.name: style for style in styles}, unit
-        self._is_small = is_small
         self._title = label(title, "strong")
         self._reading = label("", "small")
         self._legend = [label(f"\u25cf {style.title}", "small") for style in styles if len(styles) > 1]
         self.add(row(self._title, *self._legend, None, self._reading, gap=12))
-        self.plot = pg.PlotWidget()
+        self.plot = pg.PlotWidget(axisItems={side: QuietAxis(side) for side in ("left", "bottom")})
         self.plot.setMenuEnabled(False)
         self.plot.hideButtons()
         self.plot.setMouseEnabled(x=True, y=False)
         self.plot.setToolTip("Wheel: zoom. Drag: move. Double click: everything.")
         self.plot.setMinimumHeight(46 if is_small else 96)
         self.plot.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Expanding)
-        self.plot.sizeHint = lambda: QSize(240, 60 if is_small else 110)
+        self.plot.sizeHint = lambda: QSize(240, 46 if is_small else 110)
         self.plot.setAccessibleName(f"Chart: {title}")
         self.add(self.plot)
         self._data: dict[str, tuple[Any, Any]] = {}
+        self._are_labels_shown = True
+        self._show_labels(False)
         self._curves = {style.name: self._make_curve(style) for style in styles}
         self._cross = pg.InfiniteLine(angle=90, movable=False)
         self._cross.hide()
@@ -80,9 +94,6 @@ class Chart(Card):
             axis.setTickFont(theme.font(theme.SMALL - 1))
             axis.setStyle(tickLength=-4, autoExpandTextSpace=True)
         plot.getAxis("left").setWidth(52)
-        if self._is_small:
-            plot.getAxis("left").setStyle(maxTickLevel=0)
-            plot.getAxis("left").setTickDensity(0.6)
         plot.showGrid(x=False, y=True, alpha=0.12)
         self._cross.setPen(pg.mkPen(t.quiet, style=Qt.PenStyle.DotLine))
         for style, chip in zip(self._styles.values(), self._legend, strict=False):
@@ -95,6 +106,14 @@ class Chart(Card):
         xs, ys = np.array(x, dtype=float), np.array(y, dtype=float)
         self._data[name] = (xs, ys)
         self._curves[name].setData(xs, ys)
+        self._show_labels(any(len(known) for known, _ in self._data.values()))
+
+    def _show_labels(self, are_shown: bool) -> None:
+        """An empty chart has nothing to label."""
+        if are_shown != self._are_labels_shown:
+            self._are_labels_shown = are_shown
+            for side in ("left", "bottom"):
+                self.plot.getPlotItem().getAxis(side).setStyle(showValues=are_shown)
 
     def clear_points(self) -> None:
         for name in self._curves:
