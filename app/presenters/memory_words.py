@@ -71,9 +71,11 @@ def remedy_of(
     if capacity is None:
         return None
     judged = advise.verdict(found.estimate, capacity.usable_bytes, double_quant=is_double)
-    enough = [a for a in judged.advice if a.device_likely <= capacity.usable_bytes]
-    steps = enough[:1] or (fitting.plan if fitting is not None and not judged.fits else None) or ()
-    wanted = {step.path: step.value for step in steps}
+    if judged.advice and judged.advice[0].device_likely <= capacity.usable_bytes:
+        first = judged.advice[0]
+        return Remedy(f"Make it fit: {arrow(first.change)}", ((first.path, first.value),))
+    plan = fitting.plan if fitting is not None and not judged.fits else None
+    wanted = {step.path: step.value for step in plan or ()}
     if not wanted:
         return None
     words = joined([_setting_text(path, value) for path, value in wanted.items()])
@@ -83,8 +85,12 @@ def remedy_of(
 def _setting_text(path: str, value: Any) -> str:
     """`micro-batch 1`, `gradient checkpointing on`."""
     knob = all_knobs()[path]
-    shown = ("on" if value else "off") if isinstance(value, bool) else (knob.choices or {}).get(value, value)
-    return f"{knob.label[:1].lower()}{knob.label[1:]} {shown:,}" if isinstance(shown, int) else f"{knob.label[:1].lower()}{knob.label[1:]} {shown}"  # fmt: skip
+    name = knob.label[:1].lower() + knob.label[1:]
+    if isinstance(value, bool):
+        return f"{name} {'on' if value else 'off'}"
+    return (
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {(knob.choices or {}).get(value, value)}"
+    )
 
 
 def _range_text(found: Comparison, bar: Bar) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from PySide6.QtCore import QEvent, QPoint, QPointF, QRectF, QSize, Qt, Signal
 from PySide6.QtGui import QBrush, QColor, QFontMetricsF, QHelpEvent, QMouseEvent, QPainter, QPaintEvent, QPen
@@ -179,7 +180,10 @@ class MemoryBars(QWidget):
                 continue
             place = QRectF(x, area.top(), wide, area.height())
             is_cut = wide + 0.5 < segment.bytes_ * per_byte
-            self._paint_segment(painter, segment, place, is_faint=bar.is_faint, is_cut=is_cut)
+            room = self._label_room(
+                place.adjusted(0, 0, -ARROWS, 0) if is_cut else place, area.left(), per_byte
+            )
+            self._paint_segment(painter, segment, place, room, is_faint=bar.is_faint)
             x += wide
         if sum(s.bytes_ for s in bar.segments) * per_byte > area.width() + 1:
             self._paint_runs_out(painter, area)
@@ -189,7 +193,7 @@ class MemoryBars(QWidget):
         painter.drawText(total, Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignRight, bar.total_text)
 
     def _paint_segment(
-        self, painter: QPainter, segment: Segment, area: QRectF, *, is_faint: bool, is_cut: bool
+        self, painter: QPainter, segment: Segment, area: QRectF, room: QRectF, *, is_faint: bool
     ) -> None:
         opacity = FAINTNESS if is_faint else 1.0
         painter.setOpacity(opacity)
@@ -199,11 +203,20 @@ class MemoryBars(QWidget):
             painter.drawLine(area.topRight(), area.bottomRight())
         painter.setOpacity(1.0)
         painter.setFont(theme.font(theme.SMALL))
-        place = area.adjusted(0, 0, -ARROWS, 0) if is_cut else area
-        if QFontMetricsF(painter.font()).horizontalAdvance(segment.text) + 2 * LABEL_PADDING < place.width():
+        if QFontMetricsF(painter.font()).horizontalAdvance(segment.text) + 2 * LABEL_PADDING < room.width():
             painter.setPen(ink_on(segment.name, opacity))
-            painter.drawText(place, Qt.AlignmentFlag.AlignCenter, segment.text)
+            painter.drawText(room, Qt.AlignmentFlag.AlignCenter, segment.text)
         self._hits.append((area, segment))
+
+    def _label_room(self, area: QRectF, left: float, per_byte: float) -> QRectF:
+        """The widest piece of `area` that no line of the capacity crosses."""
+        sizes = (self._capacity.usable_bytes, self._capacity.total_bytes) if self._capacity else ()
+        inside = sorted(
+            x for x in (left + size * per_byte for size in sizes) if area.left() < x < area.right()
+        )
+        edges = [area.left(), *inside, area.right()]
+        start, end = max(pairwise(edges), key=lambda pair: pair[1] - pair[0])
+        return QRectF(start, area.top(), end - start, area.height())
 
     def _fill(self, painter: QPainter, name: str, area: QRectF) -> None:
         if name == OUTLINED:
