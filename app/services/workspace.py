@@ -6,6 +6,7 @@ Every edit goes through here; each `*_changed` signal says what must be painted 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ class Workspace(QObject):
         chosen = self.config.training.micro_batch
         if chosen is not None:
             return chosen
-        return CPU_ROWS if self.device == "cpu" else 1
+        return math.gcd(CPU_ROWS, self.config.training.effective_batch) if self.device == "cpu" else 1
 
     def load(self) -> None:
         """Look around for the first time."""
@@ -259,6 +260,10 @@ class Workspace(QObject):
     def _is_model_local(self) -> bool:
         return self.facts is not None and self.facts.path is not None
 
+    def _is_model_ready(self) -> bool:
+        chosen = self.config.model.name
+        return any(entry.name == chosen and entry.is_ready for entry in self.models or ())
+
     def cancel_check(self) -> None:
         """Stop looking, and do not begin again by itself."""
         self._was_cancelled = True
@@ -273,6 +278,9 @@ class Workspace(QObject):
         self.data_changed.emit()
 
     def _data_job_ended(self) -> None:
+        if self.report is not None and not self._is_model_ready():
+            self.refresh_models()  # looking at the data has converted the model
+            self._look_at_model()
         if self.report is None and self.data_error is None and not self._was_cancelled:
             self._look_timer.start()
 
