@@ -31,6 +31,8 @@ MOST_ACROSS, HISTORY_ACROSS = 5, 2
 """Small charts in a row."""
 SMALL_TURNS = 4
 """Each small chart is drawn anew every so many turns, another quarter of them each time."""
+LONG_SECONDS, LONG_TURNS = 3600.0, 5
+"""From here on a pixel is several seconds wide: the large charts are not drawn anew at every turn either."""
 
 
 class ChartParts:
@@ -200,6 +202,15 @@ class MemoryView(QWidget):
         feed = self._feed
         if feed is None:
             return
+        start, end = self.axis.window
+        is_long = end - start > LONG_SECONDS
+        are_stacks_due = is_everything or not is_long or self._turn % LONG_TURNS == 0
+        if are_stacks_due:
+            self._show_stacks(feed)
+        if is_everything or not (is_long and are_stacks_due):
+            self._show_small(feed, is_everything)
+
+    def _show_stacks(self, feed: MemoryFeed) -> None:
         predicted, is_live, marks = self._how
         window = self.axis.window
         self.memory.show_picture(
@@ -210,7 +221,6 @@ class MemoryView(QWidget):
         if paged.bands:
             self.paged.show_picture(paged, marks)
             self.pages.show_lines(feed, memory.small_reading(memory.PAGES_CHART, feed.latest))
-        self._show_small(feed, is_everything)
 
     def _show_small(self, feed: MemoryFeed, is_everything: bool) -> None:
         latest = feed.latest
@@ -221,7 +231,7 @@ class MemoryView(QWidget):
         wanted = [memory.gpu_charts(gpu, has_memory=len(gpus) > 1) for gpu in gpus]
         is_everything |= self._ensure([*wanted, memory.HOST_CHARTS])
         for place, panel in enumerate(self.small.values()):
-            if not is_everything and (place + self._turn) % SMALL_TURNS:
+            if not is_everything and (place - self._turn) % SMALL_TURNS:
                 continue
             panel.show_lines(feed, memory.small_reading(panel.spec, latest))
 

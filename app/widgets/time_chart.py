@@ -213,6 +213,7 @@ class TimeChart(QWidget):
         painter.restore()
         self._paint_marks(painter, plot)
         self._paint_lines(painter, plot)
+        painter.end()  # whoever holds the frame (a debugger, a profiler) must not keep the painter
 
     def _paint_grid(self, painter: QPainter, plot: QRectF) -> None:
         t = theme.tokens()
@@ -374,6 +375,8 @@ def time_text(seconds: float) -> str:
 def runs_of_known(values: Any) -> list[tuple[int, int]]:
     """(first, one past the last) of each stretch without NaN."""
     known = np.isfinite(values)
+    if known.all():
+        return [(0, len(values))] if len(values) else []
     edges = np.flatnonzero(np.diff(np.concatenate([[False], known, [False]]).astype(np.int8)))
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
