@@ -140,7 +140,7 @@ class TimeChart(QWidget):
         self._drag: float | None = None
         self.setMouseTracking(True)
         self.setCursor(Qt.CursorShape.CrossCursor)
-        self.setMinimumHeight(52 if is_small else 120)
+        self.setMinimumHeight(52 if is_small else 110)
         self.setToolTip(
             "" if is_small else "Wheel: zoom in time. Drag: move in time. Double click: the last 10 minutes."
         )
@@ -149,7 +149,7 @@ class TimeChart(QWidget):
         axis.pointed.connect(self.update)
 
     def sizeHint(self) -> QSize:
-        return QSize(120, 56 if self._is_small else 150)
+        return QSize(120, 56 if self._is_small else 128)
 
     @property
     def buckets(self) -> int:

@@ -34,7 +34,7 @@ class StackPanel(Card):
         self._legend.setVerticalSpacing(1)
         self._legend.setColumnStretch(0, 1)
         self._legend.addWidget(self._level_name, 0, 0)
-        self._legend.addWidget(self._level_text, 0, 1)
+        self._legend.addWidget(self._level_text, 0, 1, Qt.AlignmentFlag.AlignRight)
         self._names: tuple[str, ...] = ()
         self._lines: dict[str, tuple[QLabel, QLabel]] = {}
         self._picture = Picture("", ())
