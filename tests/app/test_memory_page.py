@@ -647,15 +647,18 @@ def test_an_answer_is_kept_and_counts_both_quantizations(qtbot: QtBot, window: M
 
 @pytest.mark.usefixtures("quick")
 def test_nothing_is_rehearsed_while_a_run_is_live(qtbot: QtBot, window: MainWindow) -> None:
-    first = engine_of(qtbot, RehearseJob)
+    first, rehearser = engine_of(qtbot, RehearseJob), window.studio.rehearser
     window.studio.trainer.start(window.studio.workspace.config)
-    assert first.stops
     training = engine_of(qtbot, TrainJob)
-    window.studio.workspace.edit("lora.rank", 64)
-    assert "when the running job is over" in mark(window)
-    qtbot.wait(200)  # ten times the delay
-    assert len(rehearsals()) == 1
-    training.tell(ev.RunFailed("x", "It failed", "try again"))
+    try:
+        assert first.stops
+        window.studio.workspace.edit("lora.rank", 64)
+        assert "when the running job is over" in mark(window)
+        assert not rehearser._timer.isActive()
+        rehearser._begin()
+        assert len(rehearsals()) == 1
+    finally:  # a window does not close while it trains
+        training.tell(ev.RunFailed("x", "It failed", "try again"))
     qtbot.waitUntil(lambda: len(rehearsals()) == 2, timeout=5000)
 
 
@@ -669,7 +672,8 @@ def test_a_failed_rehearsal_says_why_and_is_not_tried_again(qtbot: QtBot, window
     )
     window.go_to("model")
     window.go_to("memory")
-    qtbot.wait(200)
+    assert window.studio.rehearser.state == "failed"
+    assert not window.studio.rehearser._timer.isActive()
     assert len(rehearsals()) == 1
 
 
