@@ -27,6 +27,7 @@ Report = Callable[[str, int, int | None, str], None]
 PREFIX = "base_model.model."
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 INTO = ("original", "dequantized")
+CACHED_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,18 @@ class Delta:
     scaling: float
     magnitude: torch.Tensor | None = None
 
-    def merged_into(self, weight: torch.Tensor) -> torch.Tensor:
-        """`weight` (out, in) in fp32 with the adapter added: W + s B A, and for DoRA each row scaled to its magnitude
-        (arXiv 2402.09353, equation 5)."""
-        whole = weight.float() + self.scaling * (self.b @ self.a)
-        if self.magnitude is None:
-            return whole
-        norm = torch.linalg.norm(whole, dim=1)
-        return (self.magnitude / norm).unsqueeze(1) * whole
+    def merged_into(self, weight: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """`weight` (out, in) with the adapter added in fp32, as `dtype`: W + s B A, and for DoRA each row scaled to its
+        magnitude (arXiv 2402.09353, equation 5). Some rows at a time, so that the sums stay in the processor's cache."""
+        merged = torch.empty(weight.shape, dtype=dtype)
+        step = max(1, CACHED_ELEMENTS // weight.shape[1])
+        for start in range(0, weight.shape[0], step):
+            rows = slice(start, start + step)
+            whole = torch.addmm(weight[rows].float(), self.b[rows], self.a, alpha=self.scaling)
+            if self.magnitude is not None:
+                whole *= (self.magnitude[rows] / torch.linalg.norm(whole, dim=1)).unsqueeze(1)
+            merged[rows] = whole
+        return merged
 
 
 @dataclass(frozen=True)
@@ -122,16 +127,18 @@ def write_merged(
     """
     headers = spec.headers_of_folder(base)
     require_modules(headers, deltas)
+    stored = DTYPES[dtype]
     done = 0
 
     def counted(names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         nonlocal done
-        for name, tensor in merged_tensors(base, names, deltas, quantizer, quantized_modules, control):
+        for name, tensor in merged_tensors(
+            base, names, deltas, quantizer, quantized_modules, control, stored
+        ):
             done += 1
             report("exporting", done, len(headers), "tensors")
             yield name, tensor
 
-    stored = DTYPES[dtype]
     for file in dict.fromkeys(header.file for header in headers.values()):
         shapes = {name: tuple(h.shape) for name, h in headers.items() if h.file == file}
         save_file(counted(shapes), shapes, stored, out / file)
@@ -163,8 +170,9 @@ def merged_tensors(
     quantizer: Quantizer | None,
     quantized_modules: frozenset[str],
     control: Control,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The merged weights `names`, one after the other: fp32 where something was added, else as the base stores them.
+    """The merged weights `names`, one after the other: `dtype` where something was added, else as the base stores them.
 
     Raises:
         Cancelled: asked to stop.
@@ -175,7 +183,7 @@ def merged_tensors(
         # Opened for each: what was read through an open file stays mapped, and counts as this process's memory.
         with safe_open(base / headers[name].file, framework="pt") as stored:
             tensor = stored.get_tensor(name)
-        yield name, merged_weight(name, tensor, deltas, quantizer, quantized_modules)
+        yield name, merged_weight(name, tensor, deltas, quantizer, quantized_modules, dtype)
 
 
 def merged_weight(
@@ -184,10 +192,11 @@ def merged_weight(
     deltas: Mapping[str, Delta],
     quantizer: Quantizer | None,
     quantized: frozenset[str],
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """The stored `tensor` of that name as the merge has it; unchanged where nothing is added."""
     module = name.removesuffix(".weight")
     if quantizer is not None and module in quantized:
         tensor = quantizer.round_trip(tensor)
     delta = deltas.get(module)
-    return tensor if delta is None else delta.merged_into(tensor)
+    return tensor if delta is None else delta.merged_into(tensor, dtype)

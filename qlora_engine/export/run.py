@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors import SafetensorError
 
@@ -62,6 +64,7 @@ def export_job(job: ExportJob, control: Control) -> Iterator[Event]:
     source = open_source(job.run_dir)
     out = Path(job.out).expanduser().resolve()
     require_target(out)
+    _clear_leftovers(out)
     aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     yield PhaseChanged("exporting", f"{FORMATS[job.format]}: writing to {out}")
     try:
@@ -90,6 +93,14 @@ def export_job(job: ExportJob, control: Control) -> Iterator[Event]:
         "is_proven": proof["is_proven"], "checks": proof["checks"],
         **({"merges": details["merges"]} if "merges" in details else {}),
     })  # fmt: skip
+
+
+def _clear_leftovers(out: Path) -> None:
+    """Remove what exports to this place left that were killed: their process is gone."""
+    for folder in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+        owner = folder.name.removeprefix(f".{out.name}.").removesuffix(".tmp")
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(
