@@ -45,6 +45,8 @@ def server(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
             "HUGGINGFACE_CO_URL_TEMPLATE",
             fake.url + "/{repo_id}/resolve/{revision}/{filename}",
         )
+        # The suite as a whole runs offline, which the library reads once, when it is imported.
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         huggingface_hub.close_session()
         yield fake
         huggingface_hub.close_session()
