@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PySide6.QtCore import QObject
 
-from app.controllers.memory import own_state
+from app.controllers.memory import own_capacity, own_state
 from app.presenters.problems import PAGES, marks, problems_of
 from app.presenters.runcard import run_card
 from app.presenters.strip import strip_state
@@ -25,7 +25,7 @@ class RunCardController(QObject):
         ):  # fmt: skip
             signal.connect(self.paint)
         studio.machine.sampled.connect(self.paint_strip)
-        studio.machine.sampled.connect(self._first_sample)
+        studio.machine.sampled.connect(self._measure)
         self._had_sample = False
         self.paint()
 
@@ -52,7 +52,10 @@ class RunCardController(QObject):
             predicted = work.own.bar(side).device_likely
         self._strip.show_state(strip_state(self._studio.machine.latest, run, predicted))
 
-    def _first_sample(self) -> None:
+    def _measure(self) -> None:
+        capacity = own_capacity(self._studio)
+        is_gpu = self._studio.workspace.device == "cuda"
+        self._studio.workspace.set_usable_gpu_bytes(capacity.usable_bytes if capacity and is_gpu else None)
         if not self._had_sample:
             self._had_sample = True
             self.paint()

@@ -23,6 +23,7 @@ from qlora_engine.config import TrainingConfig
 from qlora_engine.errors import EngineError
 from qlora_engine.events import Event, PhaseChanged, Progressed, RunFailed, RunFinished
 from qlora_engine.jobs import DataReportJob, PrepareModelJob, RehearseJob
+from qlora_engine.memory import estimate as closed_form
 from qlora_engine.memory import explain, gpus
 from qlora_engine.memory.explain import Comparison
 from qlora_engine.memory.gpus import Gpu
@@ -33,6 +34,8 @@ from qlora_engine.models.spec import ModelFacts
 UNKNOWN_LENGTH = 512
 """Tokens per row assumed until the data has been looked at."""
 CPU_ROWS = 4
+NOTABLE_BYTES = 256 * 1024**2
+"""Free GPU memory moves all the time; less than this does not change what is recommended."""
 SHOWN_ROWS = 8
 SAVE_DELAY_MS = 800
 LOOK_DELAY_MS = 1200
@@ -72,6 +75,7 @@ class Workspace(QObject):
         self._data_job, self._model_job = data_job, model_job
         kept = settings.value
         self.has_gpu = kept.had_gpu
+        self.usable_gpu_bytes: int | None = None
         found = restored(kept.job, kept.preset, is_cpu=not self.has_gpu) if kept.job else None
         self.draft: Draft = found or starter_draft(is_cpu=not self.has_gpu)
         self.models: tuple[CatalogEntry, ...] | None = None
@@ -118,10 +122,28 @@ class Workspace(QObject):
 
     @property
     def micro_batch(self) -> int:
+        """Rows computed at once on the device that is shown: as set, else as the run itself will choose them."""
+        return self._rows_on("cuda" if self.gpu else self.device, gpus.find(self.gpu) if self.gpu else None)
+
+    def _rows_on(self, device: str, gpu: Gpu | None = None) -> int:
         chosen = self.config.training.micro_batch
         if chosen is not None:
             return chosen
-        return math.gcd(CPU_ROWS, self.config.training.effective_batch) if self.device == "cpu" else 1
+        if device == "cpu":
+            return math.gcd(CPU_ROWS, self.config.training.effective_batch)
+        usable = gpu.usable_bytes if gpu is not None else self.usable_gpu_bytes
+        if usable is None or self.facts is None or self.draft.issues:
+            return 1
+        return closed_form.recommend_micro_batch(
+            self.facts, self.config, seq_len=self.seq_len, usable_bytes=usable, device=device
+        )
+
+    def set_usable_gpu_bytes(self, usable: int | None) -> None:
+        """What this machine's GPU has left for a run; small movements change nothing."""
+        before = self.usable_gpu_bytes
+        if usable is not None and (before is None or abs(usable - before) > NOTABLE_BYTES):
+            self.usable_gpu_bytes = usable
+            self._estimate()
 
     def load(self) -> None:
         """Look around for the first time."""
@@ -310,22 +332,22 @@ class Workspace(QObject):
         """What a rehearsal of the memory shown would answer; None while there is nothing to ask."""
         if self.facts is None or self.draft.issues:
             return None
-        return self._question("cuda" if self.gpu else self.device)
+        return self._question("cuda" if self.gpu else self.device, self.micro_batch)
 
     def take_rehearsal(self, question: MemoryQuestion, result: Mapping[str, Any]) -> None:
         """A rehearsed step's numbers replace the formula's wherever this question is shown."""
         self._rehearsals[question.key] = result
         self._estimate()
 
-    def _question(self, device: str) -> MemoryQuestion:
+    def _question(self, device: str, rows: int) -> MemoryQuestion:
         """Two drafts with one key need the same memory in a step, but for double quantization: a rehearsal counts both."""
         config, training = self.config, self.config.training
-        size = {"seq_len": self.seq_len, "micro_batch": self.micro_batch, "device": device}
+        size = {"seq_len": self.seq_len, "micro_batch": rows, "device": device}
         facts = self.facts and (self.facts.name, self.facts.path, self.facts.parameters)
         parts = (
             facts, config.model.name, config.model.revision, size, config.data.packing, config.lora, training.optimizer,
             training.gradient_checkpointing, training.loss, bool(training.max_grad_norm),
-            training.effective_batch > self.micro_batch,
+            training.effective_batch > rows,
         )  # fmt: skip
         return MemoryQuestion(repr(parts), RehearseJob(config_io.to_dict(config), size))
 
@@ -352,10 +374,11 @@ class Workspace(QObject):
 
     def _comparison(self, facts: ModelFacts, device: str, gpu: Gpu | None = None) -> Comparison:
         """The formula's numbers, or those of a rehearsal where there was one."""
+        rows = self._rows_on(device, gpu)
         found = explain.compare(
-            facts, self.config, seq_len=self.seq_len, micro_batch=self.micro_batch, device=device, gpu=gpu
+            facts, self.config, seq_len=self.seq_len, micro_batch=rows, device=device, gpu=gpu
         )
-        result = self._rehearsals.get(self._question(device).key)
+        result = self._rehearsals.get(self._question(device, rows).key)
         return explain.with_rehearsal(found, result) if result is not None else found
 
 

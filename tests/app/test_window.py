@@ -304,6 +304,24 @@ def test_the_memory_follows_every_setting_at_once(qtbot: QtBot, make_window: Mak
     assert "RTX 4090" in window.pages.screens["memory"].verdict.text()
 
 
+def test_rows_at_once_are_those_the_run_will_choose(make_window: MakeWindow) -> None:
+    from qlora_engine.memory import estimate, gpus
+
+    work = make_window().studio.workspace
+    work.edit("training.effective_batch", 6)
+    assert (work.device, work.micro_batch) == ("cpu", 2)
+    work.edit("training.effective_batch", 16)
+    work.choose_gpu("RTX 4090")
+    assert work.facts is not None
+    usable = gpus.find("RTX 4090").usable_bytes
+    wanted = estimate.recommend_micro_batch(
+        work.facts, work.config, seq_len=work.seq_len, usable_bytes=usable
+    )
+    assert work.micro_batch == wanted > 1
+    work.edit("training.micro_batch", 1)
+    assert work.micro_batch == 1
+
+
 def test_a_narrow_window_folds_the_run_card_into_a_button(qtbot: QtBot, make_window: MakeWindow) -> None:
     window = make_window()
     window.resize(FOLD_BELOW - 100, 700)
