@@ -182,7 +182,7 @@ def plan_file(
 
 
 def write_file(plan: Plan, merged: Iterator[tuple[str, torch.Tensor]], out: Path, report: Report) -> None:
-    """Write the file; at most one tensor is in memory. `merged`: base name and weights, in the order of `plan`.
+    """Write the file, one tensor after the other. `merged`: base name and weights, in the order of `plan`.
 
     Raises:
         EngineError: a value that the chosen type cannot hold.
@@ -198,11 +198,11 @@ def write_file(plan: Plan, merged: Iterator[tuple[str, torch.Tensor]], out: Path
         writer.write_ti_data_to_file()
         for values in plan.extra.values():
             writer.write_tensor_data(values)
-        for done, ((source, weights), tensor) in enumerate(
-            zip(merged, plan.tensors.values(), strict=True), start=1
-        ):
+        for done, tensor in enumerate(plan.tensors.values(), start=1):
+            source, weights = next(merged)
             assert source == tensor.source
             writer.write_tensor_data(tensor.stored(weights.float().numpy()))
+            del weights  # before the next one is made
             report("exporting", done, len(plan.tensors), "tensors")
     finally:
         writer.close()

@@ -119,7 +119,7 @@ def write_merged(
     """Write the merged weights into `out`, in the base's own shards. With `quantizer`, every module of
     `quantized_modules` is first brought to what the 4-bit base computes with.
 
-    At most one tensor is in memory.
+    At most two tensors are in memory: the one that is made and the last.
 
     Raises:
         EngineError: an adapter's module is not in the base.

@@ -23,7 +23,7 @@ def save_file(
     dtype: torch.dtype,
     path: Path,
 ) -> None:
-    """Write `tensors`, which come in the order of `shapes`, as `dtype`. One of them is in memory at a time.
+    """Write `tensors`, which come in the order of `shapes`, as `dtype`. Each may be freed when the next is asked for.
 
     Raises:
         OSError: the disk is full or may not be written.
