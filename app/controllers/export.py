@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.presenters.export import ExportFold, default_target, formats
+from app.presenters.export import ExportFold, default_target, dtypes_of, formats, merges_of
 from app.presenters.runs import run_title, usable_runs
 from app.screens.export import ExportScreen
 from app.studio import Studio
@@ -53,7 +53,8 @@ class ExportController:
         self._kind = kind
         name = self._run_dir.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
         if not self._job.is_running:
-            self._screen.set_choice(kind, str(default_target(name, kind)) if name else "")
+            target = str(default_target(name, kind)) if name else ""
+            self._screen.set_choice(kind, target, dtypes_of(kind), merges_of(kind))
         self.paint()
 
     def _take(self, event: Event) -> None:

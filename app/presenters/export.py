@@ -7,14 +7,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.presenters.words import bytes_text
+from app.presenters.words import bytes_text, number_text, percent_text
 from qlora_engine import events as ev
 from qlora_engine import paths
-from qlora_engine.export.source import FORMATS
+from qlora_engine.export.source import DTYPES, FORMATS, INTO
 
 DETAILS = {
     "adapter": "Small. Loads with PEFT on top of the base model.",
     "merged": "The adapter added to the base weights, stored in 16 bits. Loads with plain transformers.",
+    "gguf": "One file with weights, tokenizer and chat template. Loads with llama.cpp and programs built on it.",
+    "ollama": "A GGUF file with a Modelfile: template, stop words and context length. `ollama create` takes it.",
+}
+DTYPE_TITLES = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp32": "float32",
+    "f16": "F16, 16-bit float",
+    "f32": "F32, 32-bit float",
+    "q8_0": "Q8_0, 8 bits",
+    "q5_1": "Q5_1, 5 bits",
+    "q5_0": "Q5_0, 5 bits",
+    "q4_1": "Q4_1, 4 bits",
+    "q4_0": "Q4_0, 4 bits",
+}
+INTO_TITLES = {
+    "original": "The original weights",
+    "dequantized": "The dequantized 4-bit weights",
+    "measured": "The better one, measured on held-out rows",
+}
+SIDE_WORDS = {
+    "live": "4-bit with adapter, as trained",
+    "original": "into the original",
+    "dequantized": "into the dequantized",
 }
 
 
@@ -57,6 +81,21 @@ class ExportFold:
     def outcome_tone(self) -> str:
         return "good" if self.result.get("is_proven") else "warning"
 
+    @property
+    def merges_text(self) -> str:
+        """The scores of both merges, where they were measured."""
+        merges = self.result.get("merges")
+        if not isinstance(merges, Mapping):
+            return ""
+        lines = [
+            f"{words}: held-out loss {number_text(found.get('loss'))}, KL divergence {number_text(found.get('kl'))}, "
+            f"same first choice {percent_text(found.get('agreement'))}"
+            for side, words in SIDE_WORDS.items()
+            if isinstance(found := (merges.get("scores") or {}).get(side), Mapping)
+        ]
+        why = str(merges.get("why") or "")
+        return "\n".join([*(_capital(line) for line in lines), *([_capital(why)] if why else [])])
+
     def fold(self, event: ev.Event) -> None:
         match event:
             case ev.PhaseChanged(_, text):
@@ -85,6 +124,18 @@ def default_target(run_id: str, kind: str) -> Path:
     while found.exists():
         found, number = base.with_name(f"{base.name}-{number}"), number + 1
     return found
+
+
+def dtypes_of(kind: str) -> tuple[tuple[str, str], ...]:
+    """(value, title) of how a format can be stored; the first is the default. Empty for an adapter."""
+    return tuple((value, DTYPE_TITLES.get(value, value)) for value in DTYPES.get(kind, ()))
+
+
+def merges_of(kind: str) -> tuple[tuple[str, str], ...]:
+    """(value, title) of what the adapter can be merged into; empty for an adapter."""
+    if kind == "adapter":
+        return ()
+    return (("", "Automatic"), *((value, INTO_TITLES.get(value, value)) for value in INTO))
 
 
 def formats() -> Mapping[str, tuple[str, str]]:

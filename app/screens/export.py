@@ -24,13 +24,6 @@ from app.widgets.form import QuietCombo
 from app.widgets.kit import Card, SideBySide, boxed, button, column, label, row, set_role
 from app.widgets.page import Page
 
-DTYPES = (("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32"))
-INTO = (
-    ("", "Automatic"),
-    ("original", "The original weights"),
-    ("dequantized", "The dequantized 4-bit weights"),
-)
-
 
 class ExportScreen(Page):
     """Signals: `run_chosen(str)`, `format_chosen(str)`, `export_asked`, `cancel_asked`."""
@@ -51,12 +44,8 @@ class ExportScreen(Page):
         self._formats_box = QVBoxLayout()
         self._radios: dict[str, QRadioButton] = {}
         self.dtype = QuietCombo()
-        for value, text in DTYPES:
-            self.dtype.addItem(text, value)
         self.dtype.setAccessibleName("Stored as")
         self.into = QuietCombo()
-        for value, text in INTO:
-            self.into.addItem(text, value)
         self.into.setAccessibleName("Merged into")
         self.into.setToolTip("The adapter was trained against the 4-bit weights; merged into the original ones it usually does as well or better")  # fmt: skip
         self.merge_options = boxed(column(
@@ -77,9 +66,10 @@ class ExportScreen(Page):
         self.cancel = button("Cancel", self.cancel_asked.emit)
         self.progress_row = boxed(row(boxed(column(self.progress_text, self.progress, gap=4)), self.cancel))
         self.outcome = label(wraps=True, selectable=True)
+        self.merges = label(role="quiet", wraps=True, selectable=True)
         self.open = button("Open folder", self._open)
         self.checks = QVBoxLayout()
-        self.proof = Card("Proof").add(self.progress_row, self.outcome, row(self.open, None))
+        self.proof = Card("Proof").add(self.progress_row, self.outcome, self.merges, row(self.open, None))
         self.proof.body.addLayout(self.checks)
         self.empty = label("The proof appears here, step by step.", "quiet", wraps=True)
         self.proof.add(self.empty)
@@ -106,14 +96,21 @@ class ExportScreen(Page):
             self.run.addItem(title, value)
         self.run.setCurrentIndex(max(0, self.run.findData(chosen)))
 
-    def set_choice(self, kind: str, target: str) -> None:
+    def set_choice(
+        self, kind: str, target: str, dtypes: Sequence[tuple[str, str]], merges: Sequence[tuple[str, str]]
+    ) -> None:
+        """Show a format with how it can be stored and what the adapter can be merged into."""
         self._radios[kind].setChecked(True)
-        self.merge_options.setVisible(kind == "merged")
+        for combo, choices in ((self.dtype, dtypes), (self.into, merges)):
+            combo.clear()
+            for value, text in choices:
+                combo.addItem(text, value)
+        self.merge_options.setVisible(bool(dtypes))
         self.out.setText(target)
 
     def options(self) -> dict[str, object]:
         found: dict[str, object] = {"verify": self.verify.isChecked()}
-        if self.merge_options.isVisibleTo(self):
+        if self.dtype.count():
             found["dtype"] = self.dtype.currentData()
             if self.into.currentData():
                 found["into"] = self.into.currentData()
@@ -128,6 +125,8 @@ class ExportScreen(Page):
         self.progress.setValue(int(1000 * (fold.share or 0)))
         self.outcome.setText(fold.outcome_text)
         self.outcome.setVisible(bool(fold.outcome_text))
+        self.merges.setText(fold.merges_text)
+        self.merges.setVisible(bool(fold.merges_text))
         set_role(self.outcome, tone=fold.outcome_tone if fold.state == "done" else "")
         self._result_path = str(fold.result.get("path") or "")
         self.open.setVisible(fold.state == "done")

@@ -33,6 +33,8 @@ WHEEL_FACTOR = 1.25
 HEADROOM = 1.12
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 8.0, 12.0, 18.0
 SMALL_LEFT = 36.0
+SHORTEST_FOLLOWED = 30.0
+"""Seconds that a following chart spans at least, however little was sampled."""
 LINE_PIXELS = 20.0
 """Least distance of two grid lines."""
 HATCH_PIXELS = 6
@@ -65,6 +67,10 @@ class TimeAxis(QObject):
     def window(self) -> tuple[float, float]:
         end = self.newest if self._end is None else self._end
         start = self.first if self.span is None else end - self.span
+        if self.span is not None and self._end is None:
+            start = max(
+                start, min(self.first, end - SHORTEST_FOLLOWED)
+            )  # no empty past before the first sample
         return start, max(end, start + LEAST_SPAN)
 
     def know(self, first: float, newest: float) -> None:

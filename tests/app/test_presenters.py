@@ -331,6 +331,30 @@ def test_an_export_with_a_failed_check_is_not_called_proven() -> None:
     assert fold.outcome_tone == "warning"
 
 
+def test_every_format_says_how_it_can_be_stored_in_words() -> None:
+    from app.presenters.export import dtypes_of, formats, merges_of
+
+    assert set(formats()) == {"adapter", "merged", "gguf", "ollama"}
+    assert all(detail for _, detail in formats().values())
+    assert dtypes_of("adapter") == merges_of("adapter") == ()
+    for kind in ("merged", "gguf", "ollama"):
+        assert all(title != value for value, title in dtypes_of(kind))
+        assert [value for value, _ in merges_of(kind)] == ["", "original", "dequantized", "measured"]
+
+
+def test_measured_merges_are_told_with_their_numbers() -> None:
+    fold = ExportFold()
+    fold.begin()
+    score = {"loss": 0.4491, "kl": 0.0123, "agreement": 0.97}
+    scores = {"live": score, "original": score, "dequantized": score}
+    merges = {"scores": scores, "recommended": "original", "why": "the losses do not differ"}
+    fold.fold(ev.RunFinished({"path": "/out", "bytes": 1, "is_proven": True, "merges": merges}))
+    assert fold.merges_text.splitlines()[1] == (
+        "Into the original: held-out loss 0.4491, KL divergence 0.01230, same first choice 97 %"
+    )
+    assert fold.merges_text.endswith("The losses do not differ")
+
+
 def test_an_export_never_offers_a_folder_that_exists() -> None:
     first = default_target("demo", "merged")
     first.mkdir(parents=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from PySide6.QtCore import QRect
+from PySide6.QtCore import QRect, Qt
 from PySide6.QtGui import QColor, QFontMetrics
 from PySide6.QtWidgets import QAbstractButton, QApplication, QLabel, QLineEdit, QScrollArea, QWidget
 from pytestqt.qtbot import QtBot
@@ -153,7 +153,9 @@ def clipped(window: QWidget) -> list[str]:
         if (isinstance(widget, QLabel) and not widget.wordWrap() and widget.text()) or (
             isinstance(widget, QAbstractButton) and widget.text()
         ):
-            need = QFontMetrics(widget.font()).horizontalAdvance(widget.text())
+            is_rich = isinstance(widget, QLabel) and widget.textFormat() == Qt.TextFormat.RichText
+            text_width = QFontMetrics(widget.font()).horizontalAdvance(widget.text())
+            need = widget.sizeHint().width() if is_rich else text_width
         else:
             continue
         if widget.width() + 1 < need:
