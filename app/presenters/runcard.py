@@ -43,9 +43,11 @@ def run_card(
     if run.is_live:
         return _live(draft, facts, report, memory_text, run)
     count = len(problems)
+    is_too_large = memory_text.startswith("does not fit")
+    ready = "Ready, but does not fit" if is_too_large else "Ready to train"
     return RunCardState(
-        headline=f"{count} to fix" if count else "Ready to train",
-        tone="warning" if count else "good",
+        headline=f"{count} to fix" if count else ready,
+        tone="warning" if count or is_too_large else "good",
         rows=_rows(draft, facts, report, memory_text),
         problems=tuple(problems),
         start_text="Start training",

@@ -15,8 +15,8 @@ def bytes_text(count: float | None) -> str:
     if count is None:
         return UNKNOWN
     size = abs(count)
-    for name, unit in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
-        if size >= unit:
+    for name, unit, least in (("GiB", GIB, 1000 * MIB), ("MiB", MIB, 1000 * KIB), ("KiB", KIB, KIB)):
+        if size >= least:
             whole = size / unit
             decimals = 2 if whole < 10 or (unit == GIB and whole < 100) else 1 if whole < 100 else 0
             return f"{count / unit:.{decimals}f} {name}"

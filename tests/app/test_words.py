@@ -15,7 +15,7 @@ from app.presenters import words
     ("count", "text"),
     [
         (None, "n/a"), (0, "0 B"), (900, "900 B"), (12 * 1024, "12.0 KiB"), (336 * 1024**2, "336 MiB"),
-        (int(4.5 * 1024**2), "4.50 MiB"), (18.24 * 1024**3, "18.24 GiB"), (780 * 1024**3, "780 GiB"),
+        (int(4.5 * 1024**2), "4.50 MiB"), (1002 * 1024**2, "0.98 GiB"), (18.24 * 1024**3, "18.24 GiB"), (780 * 1024**3, "780 GiB"),
     ],
 )  # fmt: skip
 def test_bytes(count: float | None, text: str) -> None:
