@@ -89,7 +89,10 @@ def run() -> int:
 
 
 def test() -> int:
-    return lint() or pytest("-m", "not gpu", "--ignore=tests/bench")
+    # Two at a time: much of the suite waits for processes and clocks. A file stays with one worker.
+    return lint() or pytest(
+        "-n", "2", "--dist", "loadfile", "-p", "no:benchmark", "-m", "not gpu", "--ignore=tests/bench"
+    )
 
 
 def lint() -> int:

@@ -7,6 +7,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from filelock import FileLock
+
 from qlora_engine.models import catalog, gguf_import
 
 
@@ -25,6 +27,8 @@ def starter_folder() -> Path:
     user = os.getuid() if hasattr(os, "getuid") else 0
     converter = hashlib.sha256(Path(gguf_import.__file__).read_bytes()).hexdigest()[:8]
     target = Path(tempfile.gettempdir()) / f"qlora-studio-tests-{user}" / f"starter-{converter}"
-    if not (target / "config.json").is_file():
-        gguf_import.convert(source, target, licence="Apache-2.0", report=lambda *_: None)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):  # tests run in two processes
+        if not (target / "config.json").is_file():
+            gguf_import.convert(source, target, licence="Apache-2.0", report=lambda *_: None)
     return target
