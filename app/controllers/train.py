@@ -78,6 +78,7 @@ class TrainController:
             self._screen.show_view(LIVE)
         sentences = {
             "idle": "Choose a recipe, then press Start",
+            "running": "The run is training",
             "finished": "The run has finished: try it, or export it",
             "stopped": "The run was stopped",
             "failed": "The run failed",
