@@ -13,7 +13,7 @@ from app.theme import GAP
 from app.widgets.kit import button, column, label, set_role
 from qlora_engine.knobs import Knob
 
-EDITOR_WIDTH = 226
+EDITOR_WIDTH = 212
 
 
 class QuietCombo(QComboBox):

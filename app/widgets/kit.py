@@ -143,7 +143,7 @@ class Card(QFrame):
 class SideBySide(QWidget):
     """Columns side by side where there is room for them, else one below the other."""
 
-    def __init__(self, *columns: QWidget, stretch: Sequence[int] = (), needs: int = 780) -> None:
+    def __init__(self, *columns: QWidget, stretch: Sequence[int] = (), needs: int = 840) -> None:
         super().__init__()
         self._needs = needs
         self._columns = QBoxLayout(QBoxLayout.Direction.LeftToRight, self)
