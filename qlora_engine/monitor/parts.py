@@ -86,18 +86,6 @@ def host_parts(sample: Mapping[str, Any]) -> tuple[Part, ...]:
     return _closed(parts, resident, "rest")
 
 
-def paged_parts(sample: Mapping[str, Any]) -> tuple[Part, ...]:
-    """Managed optimizer memory: on the GPU, on the CPU; one part `managed` when its place is unknown."""
-    paged = sample.get("paged") or {}
-    managed = paged.get("managed_bytes")
-    if not managed:
-        return ()
-    if paged.get("on_cpu_bytes") is None:
-        return (Part("managed", managed, ACCOUNTED),)
-    kind = paged.get("residency_kind") or ACCOUNTED
-    return (Part("on_gpu", paged["on_gpu_bytes"], kind), Part("on_cpu", paged["on_cpu_bytes"], kind))
-
-
 def _closed(parts: list[Part], total: int, rest: str) -> tuple[Part, ...]:
     """The parts, cut or filled up to `total`: figures of different moments never stack above what was measured."""
     kept: list[Part] = []

@@ -1,7 +1,7 @@
 """Memory traces on disk: one sample a line, with the system before it is shown, read back whatever its end. Torch-free.
 
-A line is handed to the kernel by one write call, so that killing the process loses none; a line that a full disk or a
-power cut left half-written is passed over by readers and closed off by the next writer.
+A line is handed to the kernel by one write call, so that killing the process loses none that was written; a line that a
+kill in mid-call, a full disk or a power cut left half-written is passed over by readers and closed off by the next writer.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_engine.monitor.parts import DEVICE_PARTS, HOST_PARTS, Part, paged_parts, run_parts
+from qlora_engine.monitor.parts import DEVICE_PARTS, HOST_PARTS, Part, run_parts
 from tests.engine.monitor.samples import GIB, MIB, cpu_sample, gpu, gpu_sample
 
 MAYBE = st.one_of(st.none(), st.integers(0, 40 * GIB))
@@ -28,14 +28,6 @@ def test_an_estimated_residency_is_painted_as_one() -> None:
     sample = gpu_sample()
     sample["paged"] |= {"residency_kind": "estimated", "on_gpu_bytes": GIB, "on_cpu_bytes": GIB // 2}
     assert Part("managed", GIB, "estimated") in run_parts(sample)
-    assert paged_parts(sample) == (Part("on_gpu", GIB, "estimated"), Part("on_cpu", GIB // 2, "estimated"))
-
-
-def test_managed_memory_of_unknown_place() -> None:
-    sample = gpu_sample()
-    sample["paged"] |= {"on_gpu_bytes": None, "on_cpu_bytes": None}
-    assert paged_parts(sample) == (Part("managed", 3 * GIB // 2, "accounted"),)
-    assert paged_parts(gpu_sample(paged=None)) == ()
 
 
 def test_before_a_run_and_from_outside() -> None:

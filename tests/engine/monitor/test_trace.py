@@ -70,7 +70,8 @@ def test_a_killed_process_loses_no_sample(tmp_path: Path) -> None:
         child.wait()
         child.stdout.close()
         found = trace.read(path)
-        assert found.unreadable_lines == 0
+        # A kill in the middle of a write leaves half of a line; nothing was said of that one.
+        assert found.unreadable_lines <= 1
         written = [sample["time"] for sample in found.samples]
         assert written == list(range(len(written)))
         assert len(written) > said[-1] > 100
