@@ -12,7 +12,7 @@ class DataController:
     def __init__(self, studio: Studio, screen: DataScreen) -> None:
         self._workspace, self._screen = studio.workspace, screen
         work = studio.workspace
-        work.data_changed.connect(self.paint)
+        work.data.changed.connect(self.paint)
         work.draft_changed.connect(self.paint)
         screen.path_chosen.connect(work.choose_data)
         screen.edited.connect(work.edit)
@@ -26,7 +26,12 @@ class DataController:
         can_check = work.facts_error is None and not work.draft.issues
         self._screen.show_state(
             data_state(
-                work.config.data, work.report, work.rows, work.data_error, work.data_progress, can_check
+                work.config.data,
+                work.data.report,
+                work.data.rows,
+                work.data.error,
+                work.data.progress,
+                can_check,
             )
         )
         self._screen.render_options(*option_values(work.draft))

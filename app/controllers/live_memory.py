@@ -9,6 +9,7 @@ from PySide6.QtCore import QObject, QTimer
 
 from app.presenters.memory_series import MemoryFeed, Prediction, tail_since
 from app.presenters.run_fold import RunFold
+from app.presenters.words import capital
 from app.screens.train_charts import MemoryView
 from app.studio import Studio
 from qlora_engine.memory.optimizer_state import StateBytes
@@ -105,7 +106,7 @@ class LiveMemory(QObject):
         text = words.memory_line(sample, compared, reached, self._slowdown.ratio)
         if not run.is_live and predicted.tensor_bytes is not None:
             text += f"; the next run is predicted to need {words.gib(predicted.device_bytes or predicted.tensor_bytes)}"
-        return text[:1].upper() + text[1:]
+        return capital(text)
 
     def _paging(self, run: RunFold) -> str:
         """The badge of the optimizer that was built; before that the forecast."""

@@ -20,7 +20,7 @@ class RunCardController(QObject):
         self._studio, self._card, self._strip, self._rail = studio, card, strip, rail
         work, trainer = studio.workspace, studio.trainer
         for signal in (
-            work.draft_changed, work.facts_changed, work.data_changed, work.estimate_changed,
+            work.draft_changed, work.facts_changed, work.data.changed, work.estimate_changed,
             trainer.state_changed, trainer.changed,
         ):  # fmt: skip
             signal.connect(self.paint)
@@ -31,10 +31,10 @@ class RunCardController(QObject):
 
     def paint(self) -> None:
         work, run = self._studio.workspace, self._studio.trainer.run
-        problems = problems_of(work.draft, work.facts_error, work.data_error)
+        problems = problems_of(work.draft, work.facts_error, work.data.error)
         memory = own_state(self._studio)
         self._card.show_state(
-            run_card(work.draft, work.facts, work.report, memory.short_verdict, problems, run)
+            run_card(work.draft, work.facts, work.data.report, memory.short_verdict, problems, run)
         )
         attention = marks(problems)
         for page in PAGES:

@@ -10,6 +10,7 @@ from PySide6.QtCore import QObject, QThread, Signal, Slot
 
 from qlora_engine.client import Engine, InlineEngine, ProcessEngine
 from qlora_engine.control import STOP_DISCARD, STOP_SAVE
+from qlora_engine.errors import EngineError
 from qlora_engine.events import TERMINAL, Event, RunFailed
 from qlora_engine.jobs import Job
 
@@ -124,3 +125,63 @@ class JobRunner(QObject):
             thread.deleteLater()
         if self._last is not None:
             self.ended.emit(self._last)
+
+
+class NewestJob(QObject):
+    """Hears only the newest job of a runner: a newer one ends the older, and begins once that is gone.
+
+    Signals: `event_arrived(Event)` of the newest job; `ended` whenever the engine is gone and none waits.
+    """
+
+    event_arrived = Signal(object)
+    ended = Signal()
+
+    def __init__(self, runner: JobRunner) -> None:
+        super().__init__()
+        self._runner = runner
+        self._wanted: Job | None = None
+        self._running: Job | None = None
+        runner.event_arrived.connect(self._hear)
+        runner.ended.connect(self._next)
+
+    @property
+    def is_wanted(self) -> bool:
+        """True until the newest job has ended or was dropped."""
+        return self._wanted is not None
+
+    def ask(self, job: Job) -> None:
+        self._wanted = job
+        if self._runner.is_running:
+            self._runner.stop()
+        else:
+            self._start(job)
+
+    def drop(self) -> None:
+        """Hear no more of it."""
+        self._wanted = None
+        self._runner.stop()
+
+    def _start(self, job: Job) -> None:
+        self._running = job
+        self._runner.start(job)
+
+    def _hear(self, event: Event) -> None:
+        if self._running is None or self._running is not self._wanted:
+            return
+        if isinstance(event, TERMINAL):
+            self._wanted = None
+        self.event_arrived.emit(event)
+
+    def _next(self) -> None:
+        self._running = None
+        if self._wanted is not None:
+            self._start(self._wanted)
+        else:
+            self.ended.emit()
+
+
+def as_error(event: Event) -> EngineError | None:
+    """The failure that a terminal event tells; None for any other."""
+    if isinstance(event, RunFailed):
+        return EngineError(event.code, event.message, event.hint)
+    return None

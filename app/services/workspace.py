@@ -6,7 +6,6 @@ Every edit goes through here; each `*_changed` signal says what must be painted 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,14 @@ from PySide6.QtCore import QObject, QTimer, Signal
 
 from app.presenters.draft import Draft, restored, starter_draft
 from app.services.background import Background
+from app.services.data_check import DataCheck
 from app.services.engine_thread import JobRunner
+from app.services.model_fetch import ModelFetch
 from app.services.settings import SettingsFile
 from qlora_engine import config_io
 from qlora_engine.config import TrainingConfig
 from qlora_engine.errors import EngineError
-from qlora_engine.events import Event, PhaseChanged, Progressed, RunFailed, RunFinished
-from qlora_engine.jobs import DataReportJob, PrepareModelJob, RehearseJob
+from qlora_engine.jobs import RehearseJob
 from qlora_engine.memory import estimate as closed_form
 from qlora_engine.memory import explain, gpus
 from qlora_engine.memory.explain import Comparison
@@ -33,10 +33,8 @@ from qlora_engine.models.spec import ModelFacts
 
 UNKNOWN_LENGTH = 512
 """Tokens per row assumed until the data has been looked at."""
-CPU_ROWS = 4
 NOTABLE_BYTES = 256 * 1024**2
 """Free GPU memory moves all the time; less than this does not change what is recommended."""
-SHOWN_ROWS = 8
 SAVE_DELAY_MS = 800
 LOOK_DELAY_MS = 1200
 """How long nothing must change before the data is looked at without being asked."""
@@ -51,7 +49,8 @@ class MemoryQuestion:
 
 
 class Workspace(QObject):
-    """Lives in the GUI thread. `draft`, `facts`, `report` are the newest; None while unknown.
+    """Lives in the GUI thread. `draft` and `facts` are the newest; None while unknown. `data` is what is trained on,
+    `fetch` gets the model.
 
     `own` is the memory on this machine, `what_if` on the GPU chosen on the Memory page (None: this machine).
     """
@@ -59,9 +58,7 @@ class Workspace(QObject):
     draft_changed = Signal()
     models_changed = Signal()
     facts_changed = Signal()
-    data_changed = Signal()
     estimate_changed = Signal()
-    preparing_changed = Signal()
 
     def __init__(
         self,
@@ -72,7 +69,6 @@ class Workspace(QObject):
     ) -> None:
         super().__init__()
         self._settings, self._background = settings, background
-        self._data_job, self._model_job = data_job, model_job
         kept = settings.value
         self.has_gpu = kept.had_gpu
         self.usable_gpu_bytes: int | None = None
@@ -81,26 +77,20 @@ class Workspace(QObject):
         self.models: tuple[CatalogEntry, ...] | None = None
         self.facts: ModelFacts | None = None
         self.facts_error: EngineError | None = None
-        self.report: Mapping[str, Any] | None = None
-        self.rows: tuple[Mapping[str, Any], ...] = ()
-        self.data_error: EngineError | None = None
-        self.data_progress: str = ""
-        self._was_cancelled = self._is_outdated = False
+        self.data = DataCheck(data_job)
+        self.fetch = ModelFetch(model_job)
         self.own: Comparison | None = None
         self.what_if: Comparison | None = None
         self._rehearsals: dict[str, Mapping[str, Any]] = {}
-        self.preparing: str = ""
-        self.preparing_share: float | None = None
-        self.preparing_error: EngineError | None = None
         self._save_timer = QTimer(self, singleShot=True, interval=SAVE_DELAY_MS)
         self._save_timer.timeout.connect(self._save)
         self._look_timer = QTimer(self, singleShot=True, interval=LOOK_DELAY_MS)
         self._look_timer.timeout.connect(self._look_at_data)
         self.may_look = False
-        """True once data may be read without being asked: local data for a local model costs seconds and no network."""
-        data_job.event_arrived.connect(self._take_data_event)
-        data_job.ended.connect(self._data_job_ended)
-        model_job.event_arrived.connect(self._take_model_event)
+        """True once data may be read without being asked."""
+        self._may_begin = True
+        self.data.changed.connect(self._data_changed)
+        self.fetch.done.connect(self._fetched)
 
     # ------------------------------------------------------------ edits
 
@@ -118,7 +108,8 @@ class Workspace(QObject):
         """Tokens per row: as set, as the data report found, or assumed."""
         if self.config.data.seq_len is not None:
             return self.config.data.seq_len
-        return int(self.report["seq_len"]) if self.report else UNKNOWN_LENGTH
+        report = self.data.report
+        return int(report["seq_len"]) if report else UNKNOWN_LENGTH
 
     @property
     def micro_batch(self) -> int:
@@ -126,16 +117,15 @@ class Workspace(QObject):
         return self._rows_on("cuda" if self.gpu else self.device, gpus.find(self.gpu) if self.gpu else None)
 
     def _rows_on(self, device: str, gpu: Gpu | None = None) -> int:
-        chosen = self.config.training.micro_batch
-        if chosen is not None:
-            return chosen
-        if device == "cpu":
-            return math.gcd(CPU_ROWS, self.config.training.effective_batch)
         usable = gpu.usable_bytes if gpu is not None else self.usable_gpu_bytes
-        if usable is None or self.facts is None or self.draft.issues:
-            return 1
-        return closed_form.recommend_micro_batch(
-            self.facts, self.config, seq_len=self.seq_len, usable_bytes=usable, device=device
+        if self.facts is None or self.draft.issues:
+            return self.config.training.micro_batch or 1
+        return closed_form.rows_at_once(
+            self.facts,
+            self.config,
+            seq_len=self.seq_len,
+            device=device,
+            usable_bytes=None if device == "cpu" else usable,
         )
 
     def set_usable_gpu_bytes(self, usable: int | None) -> None:
@@ -175,10 +165,6 @@ class Workspace(QObject):
         if path and path != self.config.data.path:
             self.edit("data.path", path)
 
-    def use_starter(self) -> None:
-        """Begin anew with what a newcomer finds."""
-        self._set_draft(starter_draft(is_cpu=not self.has_gpu))
-
     def use_config(self, config: TrainingConfig, preset: str = "custom") -> None:
         """Edit a copy of a run's settings or of a job file."""
         self._set_draft(Draft(config, config, preset, not self.has_gpu))
@@ -193,10 +179,16 @@ class Workspace(QObject):
         before, self.draft = self.draft, draft
         self._save_timer.start()
         self.draft_changed.emit()
-        if draft.config.model != before.config.model:
+        old, new = before.config, draft.config
+        is_other_model = (old.model.name, old.model.revision) != (new.model.name, new.model.revision)
+        if is_other_model:
+            self._forget_model()
+        if is_other_model or old.model.offline != new.model.offline:
             self._look_at_model()
-        if draft.config.data != before.config.data or draft.config.model.name != before.config.model.name:
-            self._forget_report()
+        if is_other_model or old.data != new.data:
+            self._may_begin = True
+            self.data.forget()
+            self._look_timer.start()
         self._estimate()
 
     def _save(self) -> None:
@@ -226,6 +218,13 @@ class Workspace(QObject):
             self._take_facts_error,
         )
 
+    def _forget_model(self) -> None:
+        """Nothing of another model is shown while the chosen one is being looked at."""
+        self.facts = self.facts_error = self.own = self.what_if = None
+        self.fetch.forget()
+        self.facts_changed.emit()
+        self.estimate_changed.emit()
+
     def _take_facts(self, facts: ModelFacts) -> None:
         self.facts, self.facts_error = facts, None
         self.facts_changed.emit()
@@ -237,88 +236,51 @@ class Workspace(QObject):
         self.facts_changed.emit()
         self.estimate_changed.emit()
 
-    def prepare_model(self) -> None:
+    def fetch_model(self) -> None:
         """Download or convert the chosen model now instead of at the start of the run."""
-        model = self.config.model
-        self.preparing, self.preparing_share, self.preparing_error = "Looking for the model", None, None
-        self.preparing_changed.emit()
-        self._model_job.start(PrepareModelJob(model.name, model.revision, model.offline))
+        self.fetch.begin(self.config.model)
 
-    def cancel_preparing(self) -> None:
-        self._model_job.stop()
-
-    def _take_model_event(self, event: Event) -> None:
-        if isinstance(event, PhaseChanged):
-            self.preparing = event.text
-        elif isinstance(event, Progressed):
-            self.preparing_share = event.done / event.total if event.total else None
-        else:
-            self.preparing = ""
-            self.preparing_error = as_error(event)
-            self.refresh_models()
-            self._look_at_model()
-        self.preparing_changed.emit()
+    def _fetched(self) -> None:
+        self.refresh_models()
+        self._look_at_model()
 
     # ------------------------------------------------------------ data
 
-    @property
-    def is_checking_data(self) -> bool:
-        return bool(self.data_progress)
-
     def check_data(self) -> None:
-        """Read and tokenize the data as the run would, and show what it will see."""
-        self._was_cancelled = self._is_outdated = False
-        self.data_error, self.data_progress = None, "Starting the engine"
-        self.data_changed.emit()
-        self._data_job.start(DataReportJob(config_io.to_dict(self.config), show_rows=SHOWN_ROWS))
+        """Look at the data now."""
+        self._may_begin = True
+        self.data.ask(self.config)
+
+    def cancel_check(self) -> None:
+        """Stop looking, and do not begin again by itself before something changes."""
+        self._may_begin = False
+        self.data.cancel()
 
     def _look_at_data(self) -> None:
+        """Unasked: local data for a local model cost seconds and no network."""
         path = self.config.data.path
         is_local = path == "starter" or Path(path).expanduser().exists()
-        is_idle = self.report is None and self.data_error is None and not self._data_job.is_running
-        if self.may_look and is_local and is_idle and self._is_model_local() and not self.draft.issues:
-            self.check_data()
+        has_model = self.facts is not None and self.facts.path is not None
+        if (
+            self.may_look
+            and self._may_begin
+            and self.data.is_open
+            and is_local
+            and has_model
+            and not self.draft.issues
+        ):
+            self.data.ask(self.config)
 
-    def _is_model_local(self) -> bool:
-        return self.facts is not None and self.facts.path is not None
+    def _data_changed(self) -> None:
+        if self.data.report is not None:
+            self._estimate()
+            if not self._is_model_ready():
+                self.refresh_models()  # looking at the data has converted the model
+                self._look_at_model()
 
     def _is_model_ready(self) -> bool:
         chosen = self.config.model.name
-        return any(entry.name == chosen and entry.is_ready for entry in self.models or ())
-
-    def cancel_check(self) -> None:
-        """Stop looking, and do not begin again by itself."""
-        self._was_cancelled = True
-        self._data_job.stop()
-
-    def _forget_report(self) -> None:
-        self.report, self.rows, self.data_error = None, (), None
-        if self._data_job.is_running:
-            self._is_outdated = True
-            self._data_job.stop()
-        self._look_timer.start()
-        self.data_changed.emit()
-
-    def _data_job_ended(self) -> None:
-        if self.report is not None and not self._is_model_ready():
-            self.refresh_models()  # looking at the data has converted the model
-            self._look_at_model()
-        if self.report is None and self.data_error is None and not self._was_cancelled:
-            self._look_timer.start()
-
-    def _take_data_event(self, event: Event) -> None:
-        if isinstance(event, PhaseChanged):
-            self.data_progress = event.text
-        elif isinstance(event, Progressed):
-            of = f" of {event.total:,}" if event.total else ""
-            self.data_progress = f"{event.phase.capitalize()}: {event.done:,}{of} {event.unit}"
-        else:
-            self.data_progress = ""
-            self.data_error = None if self._is_outdated else as_error(event)
-            if isinstance(event, RunFinished) and not self._is_outdated:
-                self.report, self.rows = event.result["report"], tuple(event.result["rows"])
-            self._estimate()
-        self.data_changed.emit()
+        return self.models is None or any(entry.name == chosen and entry.is_ready for entry in self.models)
 
     # ------------------------------------------------------------ memory
 
@@ -380,10 +342,3 @@ class Workspace(QObject):
         )
         result = self._rehearsals.get(self._question(device, rows).key)
         return explain.with_rehearsal(found, result) if result is not None else found
-
-
-def as_error(event: Event) -> EngineError | None:
-    """The failure that a terminal event tells; None for any other."""
-    if isinstance(event, RunFailed):
-        return EngineError(event.code, event.message, event.hint)
-    return None

@@ -6,6 +6,7 @@ and `device_bytes` low / likely / high (with reserve, context and workspace: wha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,8 +26,8 @@ CONTEXT_BYTES = (350 * MIB, 550 * MIB, 1400 * MIB)
 RESERVE_SHARE = (0.03, 0.18, 0.30)
 """Reserved but not allocated, as a share of what comes and goes in a step; what stays does not fragment. The likely
 value is fitted, the only number here that is: on published peaks of Llama 3.1 8B at four lengths (see the tests)."""
-FULL_TUNING_BYTES = 12
-"""Per parameter in full 16-bit fine-tuning: weight 2, gradient 2, two fp32 moments 8 (arXiv 2305.14314, section 1)."""
+CPU_ROWS = 4
+"""Rows at once that are worth having on a CPU: more make no step faster."""
 SIDES = ("double_quant", "single_quant", "lora_16bit", "full_16bit")
 PART_NAMES = (
     "quantized_weights",
@@ -207,6 +208,22 @@ def recommend_micro_batch(
         if variant.device_likely <= usable_bytes:
             return rows
     return 1
+
+
+def rows_at_once(
+    facts: ModelFacts, config: TrainingConfig, *, seq_len: int, device: str, usable_bytes: int | None
+) -> int:
+    """The micro-batch of a run: as set, else the largest that fits and is worth having; 1 on a GPU whose free memory is
+    unknown. Always divides the effective batch."""
+    chosen, effective = config.training.micro_batch, config.training.effective_batch
+    if chosen is not None:
+        return chosen
+    if device == "cpu" and usable_bytes is None:
+        return math.gcd(CPU_ROWS, effective)
+    if usable_bytes is None:
+        return 1
+    rows = recommend_micro_batch(facts, config, seq_len=seq_len, usable_bytes=usable_bytes, device=device)
+    return math.gcd(min(rows, CPU_ROWS), effective) if device == "cpu" else rows
 
 
 def side_of(config: TrainingConfig) -> str:

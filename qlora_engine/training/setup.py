@@ -36,7 +36,6 @@ from qlora_engine.models import catalog, loading, prepare
 from qlora_engine.runs.record import RunFolder
 from qlora_engine.training import checkpoint, loss, optim, schedule
 
-CPU_MICRO_BATCH_ROWS = 4
 VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "safetensors", "accelerate")
 
 
@@ -131,14 +130,9 @@ def pad_token_id(tokenizer: Any) -> int:
 
 def choose_micro_batch(config: TrainingConfig, facts: Any, seq_len: int, plan: DevicePlan) -> tuple[int, Any]:
     """Rows computed at once (asked for, or the largest that fits) and the memory estimate for them."""
-    wanted = config.training.micro_batch
-    if wanted is None:
-        usable = usable_bytes(plan)
-        wanted = memory_estimate.recommend_micro_batch(
-            facts, config, seq_len=seq_len, usable_bytes=usable, device=plan.kind
-        )
-        if plan.kind == "cpu":
-            wanted = math.gcd(min(wanted, CPU_MICRO_BATCH_ROWS), config.training.effective_batch)
+    wanted = memory_estimate.rows_at_once(
+        facts, config, seq_len=seq_len, device=plan.kind, usable_bytes=usable_bytes(plan)
+    )
     estimate = memory_estimate.estimate(facts, config, seq_len=seq_len, micro_batch=wanted, device=plan.kind)
     return wanted, estimate
 

@@ -213,7 +213,9 @@ def _measured(window: MainWindow, seconds: float) -> Report:
 
     studio, trainer = window.studio, window.studio.trainer
     _expect(
-        wait(READY_SECONDS, lambda: studio.workspace.report is not None and window.card.start.isEnabled()),
+        wait(
+            READY_SECONDS, lambda: studio.workspace.data.report is not None and window.card.start.isEnabled()
+        ),
         "the window was not ready to train",
     )
     studio.workspace.edit("training.max_steps", 100_000)
