@@ -122,6 +122,7 @@ class MainWindow(QMainWindow):
         self.card.stop_asked.connect(self._stop)
         self.card.problem_chosen.connect(self.go_to)
         studio.trainer.ended.connect(self._ended)
+        studio.trainer.state_changed.connect(self._remember_run)
         studio.history.changed.connect(self._offer_resume)
         QShortcut(QKeySequence.StandardKey.HelpContents, self).activated.connect(self._help)
         QShortcut(QKeySequence("Ctrl+Return"), self).activated.connect(self._start_by_key)
@@ -155,6 +156,8 @@ class MainWindow(QMainWindow):
             self.close()
             return
         run = self.studio.trainer.run
+        if not isinstance(event, ev.RunFailed):
+            self.studio.settings.change(unfinished=None)
         if isinstance(event, ev.RunFinished):
             self.studio.history.choose(run.run_id)
             numbers = run.numbers()
@@ -171,17 +174,24 @@ class MainWindow(QMainWindow):
             self._say("Stopped. Nothing was saved.", "", "accent")
 
     def _offer_resume(self) -> None:
-        """Once, after the first look at the runs: a run that broke off can go on."""
+        """Once, after the first look at the runs: a run that was interrupted can go on."""
         if self._has_offered or not self.studio.history.is_read:
             return
         self._has_offered = True
-        found = interrupted_run(self.studio.history.summaries)
+        found = interrupted_run(self.studio.history.summaries, self.studio.settings.value.unfinished)
         if found is not None and not self.studio.trainer.is_running:
             step = f" at step {found.last_step} of {found.total_steps}" if found.last_step else ""
             self._say(
-                f"The run {found.run_id} broke off{step}.", f"Its last checkpoint is whole. Held-out loss {loss_text(found)}.",
+                f"The run {found.run_id} was interrupted{step}.",
+                f"Its last checkpoint is whole. Held-out loss {loss_text(found)}.",
                 "warning", ("Resume", partial(self._resume_offered, found)),
             )  # fmt: skip
+
+    def _remember_run(self) -> None:
+        """Until it has ended, a run belongs to the next start, whatever becomes of this window."""
+        run = self.studio.trainer.run
+        if run.is_live and run.run_dir and run.run_dir != self.studio.settings.value.unfinished:
+            self.studio.settings.change(unfinished=run.run_dir)
 
     def _resume_offered(self, found: RunSummary) -> None:
         self._say("", "", "accent")

@@ -21,7 +21,6 @@ SMOOTHING = 0.85
 LOSS_DIGITS = 4
 SHOWN_ANSWER = 120
 LIVE = ("starting", "running", "paused", "stopping")
-ENDED = ("finished", "stopped", "failed")
 
 
 @dataclass(frozen=True)

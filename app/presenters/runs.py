@@ -53,15 +53,18 @@ def runs_state(summaries: Sequence[RunSummary], chosen: str | None) -> RunsState
     return RunsState(lines, lines[index], detail_rows(summary), summary.notices)
 
 
-def interrupted_run(summaries: Sequence[RunSummary]) -> RunSummary | None:
-    """The newest run, if it broke off and can go on: what the next start offers to resume."""
+def interrupted_run(summaries: Sequence[RunSummary], unfinished: str | None = None) -> RunSummary | None:
+    """What a start offers to go on with: the run that the window left unfinished, else the newest if it broke off."""
+    left = next((s for s in summaries if str(s.path) == unfinished), None)
+    if left is not None and left.is_resumable:
+        return left
     newest = summaries[0] if summaries else None
     return newest if newest is not None and newest.state == "crashed" and newest.is_resumable else None
 
 
 def usable_runs(summaries: Sequence[RunSummary]) -> tuple[RunSummary, ...]:
     """Runs with an adapter to try or export."""
-    return tuple(s for s in summaries if (s.path / "adapter" / "adapter_model.safetensors").is_file())
+    return tuple(s for s in summaries if s.has_adapter)
 
 
 def run_title(summary: RunSummary) -> str:

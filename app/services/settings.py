@@ -16,7 +16,8 @@ from qlora_engine.runs.record import write_aside
 class Settings:
     """`theme`: system, dark or light. `engine`: process or inline. `folders`: model folders the person added.
     `job`: the job file being edited, as plain values; None: the starter.
-    `had_gpu` is what was found last time, so that the window need not wait for the driver."""
+    `had_gpu` is what was found last time, so that the window need not wait for the driver.
+    `unfinished` is the folder of a run that was going on when the window went, however it went."""
 
     theme: str = "system"
     engine: str = "process"
@@ -28,6 +29,7 @@ class Settings:
     job: dict[str, Any] | None = None
     preset: str = "quick-look"
     had_gpu: bool = False
+    unfinished: str | None = None
 
 
 class SettingsFile:

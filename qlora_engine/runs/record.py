@@ -47,6 +47,7 @@ class RunSummary:
     measured_peak_bytes: int | None
     is_resumable: bool
     notices: tuple[str, ...] = ()
+    has_adapter: bool = False
 
 
 class RunFolder:
@@ -237,6 +238,7 @@ class RunFolder:
             measured_peak_bytes=record.get("measured_peak_bytes"),
             is_resumable=state in RESUMABLE_STATES and bool(checkpoints),
             notices=tuple(notices),
+            has_adapter=(self.adapter_dir / "adapter_model.safetensors").is_file(),
         )
 
     def _asked_for(self, table: str, name: str) -> str:

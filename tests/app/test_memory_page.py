@@ -125,8 +125,8 @@ def test_the_parts_and_the_reserve_add_up_to_the_total_of_each_bar(device: str) 
     found = compared(subject_of("llama-3-8b", seq_len=2048, device=device))
     state = memory_state(found, None, is_double=True, gpu=None)
     for bar in state.bars:
-        assert sum(part[2] for part in bar.parts) == found.bar(bar.name).device_likely
-        assert all(part[1].endswith(("iB", " B")) for part in bar.parts)
+        assert sum(part.bytes_ for part in bar.segments) == found.bar(bar.name).device_likely
+        assert all(part.text.endswith(("iB", " B")) for part in bar.segments)
 
 
 def test_three_totals_are_never_mixed_and_the_cpu_has_one() -> None:
@@ -496,8 +496,8 @@ def test_the_largest_known_model_is_chosen_by_its_button(qtbot: QtBot, window: M
     work = window.studio.workspace
     wait_for_largest(qtbot, window)
     name = page(window).sizes[3].use.text().removeprefix("Use ")
-    with qtbot.waitSignal(work.facts_changed, timeout=10_000):
-        qtbot.mouseClick(page(window).sizes[3].use, LEFT)
+    qtbot.mouseClick(page(window).sizes[3].use, LEFT)
+    qtbot.waitUntil(lambda: work.facts is not None, timeout=10_000)
     assert work.facts is not None
     assert work.facts.name == name
     assert work.facts.parameters > 8e9

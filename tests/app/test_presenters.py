@@ -184,8 +184,8 @@ def test_the_saving_of_double_quantization_is_computed() -> None:
 
 def test_both_bars_have_the_same_parts_and_only_constants_and_temporaries_differ() -> None:
     state = memory_state(comparison(), None, is_double=True, gpu=None)
-    with_dq, without = state.bars[0].parts, state.bars[1].parts
-    differing = {a[0] for a, b in zip(with_dq, without, strict=True) if a[2] != b[2]}
+    with_dq, without = state.bars[0].segments, state.bars[1].segments
+    differing = {a.name for a, b in zip(with_dq, without, strict=True) if a.bytes_ != b.bytes_}
     assert "quantization_constants" in differing
     assert differing <= {"quantization_constants", "step_temporary", "allocator_rounding", "reserve"}
 
@@ -194,8 +194,8 @@ def test_parts_too_small_for_gib_are_told_in_mib() -> None:
     state = memory_state(
         comparison("starter" if catalog.starter_gguf() else "llama-7b"), None, is_double=True, gpu=None
     )
-    constants = next(part for part in state.bars[0].parts if part[0] == "quantization_constants")
-    assert "iB" in constants[1]
+    constants = next(part for part in state.bars[0].segments if part.name == "quantization_constants")
+    assert "iB" in constants.text
 
 
 def test_the_run_card_counts_steps_as_the_run_will() -> None:
@@ -259,11 +259,13 @@ def summary(run_id: str, state: str, *, is_resumable: bool = False, created: flo
     )  # fmt: skip
 
 
-def test_only_a_newest_run_that_broke_off_is_offered_for_resuming() -> None:
+def test_what_broke_off_or_was_left_unfinished_is_offered_for_resuming() -> None:
     broken = summary("b", "crashed", is_resumable=True)
     assert interrupted_run([broken, summary("a", "finished")]) is broken
     assert interrupted_run([summary("c", "finished"), broken]) is None
-    assert interrupted_run([summary("d", "stopped", is_resumable=True)]) is None
+    stopped = summary("d", "stopped", is_resumable=True)
+    assert interrupted_run([stopped]) is None
+    assert interrupted_run([summary("e", "finished"), stopped], "/runs/d") is stopped
     assert interrupted_run([]) is None
 
 

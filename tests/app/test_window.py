@@ -16,7 +16,7 @@ from app.window import FOLD_BELOW, MainWindow
 from qlora_engine import config_io
 from qlora_engine import events as ev
 from qlora_engine.config import TrainingConfig
-from qlora_engine.jobs import ChatJob, DataReportJob, ExportJob, ResumeJob, TrainJob
+from qlora_engine.jobs import ChatJob, DataReportJob, ExportJob, PrepareModelJob, ResumeJob, TrainJob
 from qlora_engine.runs.record import RunFolder
 from tests.app import events_of_a_run as told
 from tests.app.conftest import MakeWindow, engine_of
@@ -140,6 +140,7 @@ def test_closing_in_mid_run_asks_and_saves_before_it_goes(qtbot: QtBot, make_win
     assert not timer.isActive()
     qtbot.waitUntil(lambda: not window.isVisible(), timeout=10_000)
     assert engine.stops[0] == "save"
+    assert window.studio.settings.value.unfinished == "/runs/demo"
 
 
 def test_a_failed_run_says_what_and_what_next(qtbot: QtBot, make_window: MakeWindow) -> None:
@@ -216,7 +217,7 @@ def test_a_run_that_broke_off_is_offered_at_the_next_start(
 ) -> None:
     folder = interrupted(home)
     window = make_window(loads=True)
-    qtbot.waitUntil(lambda: "broke off at step 40 of 60" in window.banner.text, timeout=20_000)
+    qtbot.waitUntil(lambda: "was interrupted at step 40 of 60" in window.banner.text, timeout=20_000)
     resume = next(b for b in window.banner.findChildren(type(window.card.start)) if b.text() == "Resume")
     qtbot.mouseClick(resume, LEFT)
     engine = engine_of(qtbot, ResumeJob)
@@ -224,6 +225,69 @@ def test_a_run_that_broke_off_is_offered_at_the_next_start(
     assert window.banner.text == ""
     engine.tell(told.finished())
     qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
+
+
+@pytest.mark.parametrize(
+    ("end", "kept"),
+    [
+        (told.finished(), None),
+        (ev.RunStopped("stopped by the user", True, {"step": 7}), None),
+        (
+            ev.RunFailed("engine.killed", "The engine was ended by the system (SIGKILL)", "resume"),
+            "/runs/demo",
+        ),
+    ],
+    ids=["finished", "stopped", "killed"],
+)
+def test_a_run_is_remembered_until_it_has_ended(
+    qtbot: QtBot, make_window: MakeWindow, end: ev.Event, kept: str | None
+) -> None:
+    window = make_window()
+    start(qtbot, window)
+    engine = engine_of(qtbot, TrainJob)
+    engine.tell(told.started(), told.step(7))
+    qtbot.waitUntil(lambda: window.studio.settings.value.unfinished == "/runs/demo")
+    engine.tell(end)
+    qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
+    assert window.studio.settings.value.unfinished == kept
+
+
+def test_what_an_older_question_says_is_dropped(qtbot: QtBot, make_window: MakeWindow) -> None:
+    from app.services.engine_thread import JobRunner, NewestJob
+    from tests.app.conftest import ScriptedEngine
+
+    job = NewestJob(JobRunner(ScriptedEngine))
+    heard: list[ev.Event] = []
+    job.event_arrived.connect(heard.append)
+    job.ask(TrainJob({"number": 1}))
+    old = engine_of(qtbot, TrainJob)
+    job.ask(TrainJob({"number": 2}))
+    old.tell(ev.RunFinished({"number": 1}))
+    qtbot.waitUntil(lambda: engine_of(qtbot, TrainJob) is not old, timeout=10_000)
+    engine_of(qtbot, TrainJob).tell(ev.RunFinished({"number": 2}))
+    qtbot.waitUntil(lambda: not job.is_wanted)
+    assert heard == [ev.RunFinished({"number": 2})]
+
+
+def test_nothing_of_another_model_is_shown_while_the_chosen_one_is_looked_at(
+    qtbot: QtBot, make_window: MakeWindow
+) -> None:
+    work = make_window().studio.workspace
+    assert work.facts is not None
+    work.choose_model("llama-65b")
+    assert (work.facts, work.own) == (None, None)
+    qtbot.waitUntil(lambda: work.own is not None, timeout=10_000)
+    assert work.own is not None
+    assert work.own.estimate.model == "llama-65b"
+
+
+def test_the_failure_to_get_one_model_is_not_told_of_another(qtbot: QtBot, make_window: MakeWindow) -> None:
+    work = make_window().studio.workspace
+    work.fetch_model()
+    engine_of(qtbot, PrepareModelJob).tell(ev.RunFailed("hub.gated", "org/a needs an agreement", "accept it"))
+    qtbot.waitUntil(lambda: work.fetch.error is not None)
+    work.choose_model("llama-7b")
+    assert work.fetch.error is None
 
 
 def test_a_chat_streams_both_sides(qtbot: QtBot, make_window: MakeWindow) -> None:
@@ -283,10 +347,10 @@ def test_the_data_report_is_forgotten_when_the_data_changes(qtbot: QtBot, make_w
               "length_p50": 62, "length_p95": 71, "length_max": 75, "format": "alpaca", "format_reason": "columns",
               "columns": {}, "template": "own", "template_reason": "it has one", "origin": "starter", "sha256": "ab" * 32}  # fmt: skip
     engine.tell(ev.RunFinished({"report": report, "rows": []}))
-    qtbot.waitUntil(lambda: work.report is not None)
+    qtbot.waitUntil(lambda: work.data.report is not None)
     assert work.seq_len == 80
     work.choose_data("/somewhere/else.jsonl")
-    assert work.report is None
+    assert work.data.report is None
     assert work.seq_len == 512
 
 

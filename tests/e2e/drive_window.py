@@ -25,6 +25,7 @@ SHORT = {
     "training.eval_every_steps": "7",
     "training.eval_rows": "8",
     "training.sample_tokens": "8",
+    "checkpoint.every_steps": "2",
 }
 SLOWEST_SECONDS = 240.0
 
@@ -165,6 +166,17 @@ def train(person: Person) -> None:
         print(json.dumps({"points": told, "run_dir": person.window.studio.trainer.run.run_dir}), flush=True)
 
 
+def offered(person: Person) -> None:
+    """The next start after something was killed."""
+    person.wait("an offer to resume", lambda: "was interrupted" in person.window.banner.text)
+    person.seen["offer"] = person.window.banner.text
+    person.click(next(b for b in person.window.banner.findChildren(QPushButton) if b.text() == "Resume"))
+    person.wait("the run to go on", lambda: person.window.studio.trainer.run.is_live)
+    person.wait("the end", person.is_over)
+    run = person.window.studio.trainer.run
+    person.seen |= {"state": run.state, "steps": [int(x) for x in run.series["loss"].x]}
+
+
 def main() -> int:
     app = make_application([sys.argv[0]])
     collector = Collector()
@@ -172,7 +184,7 @@ def main() -> int:
     window.show()
     window.load()
     person = Person(window)
-    {"whole": whole, "train": train}[sys.argv[1]](person)
+    {"whole": whole, "train": train, "offered": offered}[sys.argv[1]](person)
     print(json.dumps(person.seen), flush=True)
     window.close()
     app.processEvents()
