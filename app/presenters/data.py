@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app.presenters.words import count_text, percent_text, plural
+from app.presenters.words import capital, count_text, percent_text, plural
 from qlora_engine.config import DataSettings
 from qlora_engine.errors import EngineError
 from qlora_engine.knobs import knobs_of
@@ -46,7 +46,7 @@ def data_state(
     notice = hint = ""
     tone = "accent"
     if error is not None:
-        notice, hint, tone = _capital(error.message), _capital(error.hint), "bad"
+        notice, hint, tone = capital(error.message), capital(error.hint), "bad"
     elif report is None and not checking:
         notice = "Not looked at yet."
         hint = "Check the data to see how many rows there are, what is trained and what is left out. The run checks it too."
@@ -90,7 +90,3 @@ def _drop(drop: Mapping[str, Any]) -> str:
     first = ", ".join(str(number) for number in drop["first_rows"])
     more = " \u2026" if drop["count"] > len(drop["first_rows"]) else ""
     return f"{plural(int(drop['count']), 'row')}: {drop['reason']} (row {first}{more})"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

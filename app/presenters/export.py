@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.presenters.words import bytes_text, number_text, percent_text
+from app.presenters.words import bytes_text, capital, number_text, percent_text
 from qlora_engine import events as ev
 from qlora_engine import paths
 from qlora_engine.export.source import DTYPES, FORMATS, INTO
@@ -94,7 +94,7 @@ class ExportFold:
             if isinstance(found := (merges.get("scores") or {}).get(side), Mapping)
         ]
         why = str(merges.get("why") or "")
-        return "\n".join([*(_capital(line) for line in lines), *([_capital(why)] if why else [])])
+        return "\n".join([*(capital(line) for line in lines), *([capital(why)] if why else [])])
 
     def fold(self, event: ev.Event) -> None:
         match event:
@@ -106,13 +106,13 @@ class ExportFold:
                 mark, tone = {True: ("\u2713", "good"), False: ("\u2717", "bad"), None: ("\u2013", "")}[
                     passed
                 ]
-                self.checks.append(CheckLine(_capital(name), detail, mark, tone))
+                self.checks.append(CheckLine(capital(name), detail, mark, tone))
             case ev.RunFinished(result):
                 self.state, self.result = "done", result
             case ev.RunStopped():
                 self.state = "stopped"
             case ev.RunFailed(_, message, hint):
-                self.state, self.error_text, self.error_hint = "failed", _capital(message), _capital(hint)
+                self.state, self.error_text, self.error_hint = "failed", capital(message), capital(hint)
             case _:
                 pass
 
@@ -141,7 +141,3 @@ def merges_of(kind: str) -> tuple[tuple[str, str], ...]:
 def formats() -> Mapping[str, tuple[str, str]]:
     """Format -> (title, what it is good for)."""
     return {name: (title, DETAILS.get(name, "")) for name, title in FORMATS.items()}
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

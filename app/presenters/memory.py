@@ -12,14 +12,13 @@ from app.presenters.memory_words import (
     RehearsalStatus,
     Remedy,
     arrow,
-    capital,
     mark_of,
     past_error,
     remedy_of,
     saving_of,
     verdict_of,
 )
-from app.presenters.words import bytes_text, gib_text, joined
+from app.presenters.words import bytes_text, capital, gib_text, joined
 from qlora_engine.config import all_knobs
 from qlora_engine.memory import gpus
 from qlora_engine.memory.explain import MOVING, Bar, Comparison, Part
@@ -59,14 +58,25 @@ MOMENTS = {
 
 
 @dataclass(frozen=True)
+class Segment:
+    """One part of a bar: `name` chooses the colour, `text` is its label, `tip` explains it."""
+
+    name: str
+    text: str
+    bytes_: int
+    tip: str = ""
+
+
+@dataclass(frozen=True)
 class BarState:
+    """One stacked bar: its caption, its parts and its total in words."""
+
     name: str
     caption: str
-    parts: tuple[tuple[str, str, int, str], ...]
-    """(part, label, bytes, tooltip)"""
+    segments: tuple[Segment, ...]
     total_text: str
-    is_faint: bool
-    is_chosen: bool
+    is_faint: bool = False
+    is_chosen: bool = False
 
 
 @dataclass(frozen=True)
@@ -191,14 +201,16 @@ def _basis(found: Comparison, length_note: str) -> str:
 
 def _bar(bar: Bar, is_chosen: bool) -> BarState:
     parts = tuple(
-        (part.name, f"{SHORT.get(part.name, part.name)} {bytes_text(part.bytes_)}", part.bytes_, _tip(part))
+        Segment(
+            part.name, f"{SHORT.get(part.name, part.name)} {bytes_text(part.bytes_)}", part.bytes_, _tip(part)
+        )
         for part in bar.parts
         if part.bytes_
     )
     reserve = bar.device_likely - sum(part.bytes_ for part in bar.parts)
     if reserve > 0:
         tip = f"Reserve: {bytes_text(reserve)}\nlikely kept by the allocator and not in use at the peak"
-        parts = (*parts, (RESERVE, f"reserve {bytes_text(reserve)}", reserve, tip))
+        parts = (*parts, Segment(RESERVE, f"reserve {bytes_text(reserve)}", reserve, tip))
     total = gib_text(bar.device_likely)
     return BarState(bar.name, CAPTIONS[bar.name], parts, total, bar.name in FAINT, is_chosen)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.presenters.memory_sizes import Fitting
-from app.presenters.words import GIB, bytes_text, duration_text, gib_text, joined, plural
+from app.presenters.words import GIB, bytes_text, capital, duration_text, gib_text, joined, plural
 from qlora_engine.config import all_knobs
 from qlora_engine.memory import advise
 from qlora_engine.memory.explain import Bar, Comparison
@@ -199,7 +199,3 @@ def _advice_sentence(text: str) -> str:
 
 def arrow(text: str) -> str:
     return text.replace("->", "\u2192")
-
-
-def capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

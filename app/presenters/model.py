@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.presenters.words import UNKNOWN, bytes_text, count_text, parameters_text
+from app.presenters.words import UNKNOWN, bytes_text, capital, count_text, parameters_text
 from qlora_engine.errors import EngineError
 from qlora_engine.models.catalog import CatalogEntry
 from qlora_engine.models.spec import ModelFacts
@@ -64,7 +64,7 @@ def model_state(
     shown = preparing_error or error
     notice, hint, tone = "", "", "accent"
     if shown is not None and not preparing:
-        notice, hint, tone = _capital(shown.message), _capital(shown.hint), "bad"
+        notice, hint, tone = capital(shown.message), capital(shown.hint), "bad"
     elif facts is not None and facts.path is None and not preparing:
         notice = "The weights are not on this disk yet."
         hint = "They are fetched when the run starts, or now with the button."
@@ -134,7 +134,3 @@ def _subtitle(facts: ModelFacts | None) -> str:
     origin = ORIGINS.get(facts.origin, facts.origin)
     kind = f"{facts.model_type} \u00b7 " if facts.model_type != facts.architecture else ""
     return f"{parameters_text(facts.parameters)} parameters \u00b7 {kind}{origin}"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

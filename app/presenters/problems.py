@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.presenters.draft import Draft
+from app.presenters.words import capital
 from qlora_engine.config import all_knobs
 from qlora_engine.errors import EngineError
 
@@ -28,9 +29,9 @@ def problems_of(
     """All of them, in the order of the pages."""
     found = []
     if facts_error is not None:
-        found.append(Problem("model", _sentence(facts_error.message), _sentence(facts_error.hint)))
+        found.append(Problem("model", capital(facts_error.message), capital(facts_error.hint)))
     if data_error is not None:
-        found.append(Problem("data", _sentence(data_error.message), _sentence(data_error.hint)))
+        found.append(Problem("data", capital(data_error.message), capital(data_error.hint)))
     knobs = all_knobs()
     for issue in draft.issues:
         name = knobs[issue.path].label if issue.path in knobs else issue.path
@@ -47,7 +48,3 @@ def page_of(path: str) -> str:
 def marks(problems: Sequence[Problem]) -> frozenset[str]:
     """Pages that need attention."""
     return frozenset(problem.page for problem in problems)
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]

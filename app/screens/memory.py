@@ -15,7 +15,7 @@ from app.presenters.memory_words import Remedy
 from app.theme import GAP_WIDE
 from app.widgets.form import KnobForm, QuietCombo
 from app.widgets.kit import Card, button, column, label, line, row, set_role
-from app.widgets.memory_bar import Bar, Capacity, MemoryBars, Segment
+from app.widgets.memory_bar import MemoryBars
 from app.widgets.memory_lines import AdviceList, CostList, MomentTable
 from app.widgets.page import Page
 from app.widgets.part_list import PartList
@@ -106,16 +106,7 @@ class MemoryScreen(Page):
             place.setVisible(bool(text))
         self._show_remedy(state.remedy)
         self._show_gpus(state)
-        bars = [
-            Bar(b.caption, tuple(Segment(*part) for part in b.parts), b.total_text, b.is_faint, b.is_chosen)
-            for b in state.bars
-        ]
-        capacity = state.capacity
-        self.bars.show_bars(
-            bars,
-            Capacity(capacity.total_bytes, capacity.usable_bytes, f"usable {capacity.usable_bytes / 2**30:.1f} GiB")
-            if capacity else None,
-        )  # fmt: skip
+        self.bars.show_bars(state.bars, state.capacity)
         self.sizes_heading.setText(state.sizes_heading)
         self.show_sizes(state.sizes)
         self.parts.show_parts(state.parts, state.totals, state.chosen_caption, state.other_caption)

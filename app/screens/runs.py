@@ -17,6 +17,7 @@ from PySide6.QtWidgets import (
 
 from app import theme
 from app.presenters.runs import COLUMNS, RunsState
+from app.presenters.words import capital
 from app.theme import GAP_WIDE
 from app.widgets.kit import Card, Facts, Notice, button, row, scrolled
 from app.widgets.page import Page
@@ -110,7 +111,7 @@ class RunsScreen(Page):
         if self.chart is not None:
             self.chart.setVisible(chosen is not None)
         self.facts.set_rows(state.rows)
-        self.notices.say("\n".join(n[:1].upper() + n[1:] for n in state.notices), "", "warning")
+        self.notices.say("\n".join(capital(n) for n in state.notices), "", "warning")
         self.resume.setEnabled(chosen is not None and chosen.is_resumable)
         self.chat.setEnabled(chosen is not None and chosen.is_finished)
         self.export.setEnabled(chosen is not None and chosen.is_finished)

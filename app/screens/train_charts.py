@@ -12,6 +12,7 @@ from app import theme
 from app.presenters import memory_series as memory
 from app.presenters.memory_series import MemoryFeed, Prediction, SmallChart
 from app.presenters.run_fold import RunFold
+from app.presenters.words import capital
 from app.widgets.charts import Chart, CurveStyle
 from app.widgets.kit import Segments, boxed, button, column, label, row
 from app.widgets.time_chart import MARK_COLOURS, MARK_SIGNS, USUAL_SPAN, TimeAxis, swatch
@@ -176,7 +177,7 @@ class MemoryView(QWidget):
 
     def say_paging(self, text: str) -> None:
         """What there is to say about paging where there is nothing to draw."""
-        self.paging_words.setText(text[:1].upper() + text[1:])
+        self.paging_words.setText(capital(text))
         self.paging_words.setVisible(bool(text) and self._paged_row.isHidden())
 
     def say(self, text: str) -> None:

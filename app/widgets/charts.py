@@ -115,14 +115,6 @@ class Chart(Card):
             for side in ("left", "bottom"):
                 self.plot.getPlotItem().getAxis(side).setStyle(showValues=are_shown)
 
-    def clear_points(self) -> None:
-        for name in self._curves:
-            self.set_points(name, (), ())
-
-    def set_y_from_zero(self) -> None:
-        self.plot.setLimits(yMin=0)
-        self.plot.enableAutoRange(y=True)
-
     def follow(self, first: Chart) -> None:
         """Share the x axis and the crosshair with `first`."""
         self.plot.setXLink(first.plot)

@@ -9,6 +9,7 @@ from PySide6.QtCore import Qt, Signal
 from PySide6.QtGui import QWheelEvent
 from PySide6.QtWidgets import QCheckBox, QComboBox, QHBoxLayout, QLineEdit, QVBoxLayout, QWidget
 
+from app.presenters.words import capital
 from app.theme import GAP
 from app.widgets.kit import button, column, label, set_role
 from qlora_engine.knobs import Knob
@@ -71,7 +72,7 @@ class KnobRow(QWidget):
         self._is_painting = True
         self._paint(value)
         self._is_painting = False
-        self._problem.setText(problem[:1].upper() + problem[1:])
+        self._problem.setText(capital(problem))
         self._problem.setVisible(bool(problem))
         self._changed.setVisible(is_changed)
         set_role(self._editor, state="bad" if problem else "")

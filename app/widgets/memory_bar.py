@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from PySide6.QtCore import QEvent, QPoint, QPointF, QRectF, QSize, Qt, Signal
@@ -11,6 +10,9 @@ from PySide6.QtGui import QBrush, QColor, QFontMetricsF, QHelpEvent, QMouseEvent
 from PySide6.QtWidgets import QSizePolicy, QToolTip, QWidget
 
 from app import theme
+from app.presenters.memory import BarState, Segment
+from app.presenters.memory_words import Capacity
+from app.presenters.words import GIB
 
 LABEL_PADDING = 6
 LEGEND_ROW = 20
@@ -19,36 +21,6 @@ OUTLINED = "reserve"
 FAINTNESS = 0.45
 ARROWS = 18
 """Pixels that the sign of a bar running out of the scale takes."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One part: `name` chooses the colour; `text` is its label; `tip` explains it."""
-
-    name: str
-    text: str
-    bytes_: int
-    tip: str = ""
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One stacked bar: its caption, its parts and its total in words."""
-
-    caption: str
-    segments: tuple[Segment, ...]
-    total_text: str
-    is_faint: bool = False
-    is_chosen: bool = False
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What the device has, and how much of it can be used; drawn as lines over all bars."""
-
-    total_bytes: int
-    usable_bytes: int
-    text: str
 
 
 class MemoryBars(QWidget):
@@ -63,7 +35,7 @@ class MemoryBars(QWidget):
 
     def __init__(self, bar_height: int = 30) -> None:
         super().__init__()
-        self._bars: tuple[Bar, ...] = ()
+        self._bars: tuple[BarState, ...] = ()
         self._capacity: Capacity | None = None
         self._height = bar_height
         self._hits: list[tuple[QRectF, Segment]] = []
@@ -74,7 +46,7 @@ class MemoryBars(QWidget):
         self.setSizePolicy(policy)
         self.setMouseTracking(True)
 
-    def show_bars(self, bars: Sequence[Bar], capacity: Capacity | None = None) -> None:
+    def show_bars(self, bars: Sequence[BarState], capacity: Capacity | None = None) -> None:
         self._bars, self._capacity, self._legend = tuple(bars), capacity, (-1.0, [])
         words = "; ".join(f"{bar.caption}: {bar.total_text}" for bar in bars)
         self.setAccessibleName(words)
@@ -163,7 +135,7 @@ class MemoryBars(QWidget):
                     )
                 )
 
-    def _paint_bar(self, painter: QPainter, bar: Bar, area: QRectF, per_byte: float) -> None:
+    def _paint_bar(self, painter: QPainter, bar: BarState, area: QRectF, per_byte: float) -> None:
         t = theme.tokens()
         painter.setFont(theme.font(theme.NORMAL))
         painter.setPen(QColor(t.text if bar.is_chosen else t.quiet))
@@ -268,7 +240,7 @@ class MemoryBars(QWidget):
         x = left + self._capacity.usable_bytes * per_byte
         painter.setFont(theme.font(theme.SMALL - 1))
         painter.setPen(QColor(t.text))
-        text = self._capacity.text
+        text = f"usable {self._capacity.usable_bytes / GIB:.1f} GiB"
         wide = QFontMetricsF(painter.font()).horizontalAdvance(text)
         end = min(left + width, x) if x <= left + width else left + width
         shown = text if x <= left + width else f"{text}  \u2192"

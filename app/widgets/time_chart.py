@@ -32,7 +32,6 @@ USUAL_SPAN = 600.0
 WHEEL_FACTOR = 1.25
 HEADROOM = 1.12
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 8.0, 12.0, 18.0
-SMALL_LEFT = 36.0
 SHORTEST_FOLLOWED = 30.0
 """Seconds that a following chart spans at least, however little was sampled."""
 LINE_PIXELS = 20.0
