@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from PySide6.QtCore import QTimer
@@ -10,12 +9,13 @@ from PySide6.QtGui import QCloseEvent, QKeySequence, QResizeEvent, QShortcut
 from PySide6.QtWidgets import QApplication, QHBoxLayout, QMainWindow, QStackedWidget, QVBoxLayout, QWidget
 
 from app import theme as looks
+from app.controllers.announcer import Announcer
 from app.controllers.pages import Pages
 from app.controllers.runcard import RunCardController
 from app.dialogs import CLOSE_ANYWAY, KEEP, SAVE, SettingsDialog, ask_close, ask_stop, show_help
-from app.presenters.runs import interrupted_run, loss_text
 from app.studio import Studio
-from app.widgets.kit import Notice, button
+from app.widgets.banner import Banner
+from app.widgets.kit import button
 from app.widgets.rail import Rail
 from app.widgets.run_card import RunCard
 from app.widgets.strip import Strip
@@ -36,14 +36,14 @@ class MainWindow(QMainWindow):
         self.setWindowTitle("QLoRA Studio")
         self.setMinimumSize(*SMALLEST)
         self.resize(studio.settings.value.width, studio.settings.value.height)
-        self.rail, self.card, self.strip, self.banner = Rail(), RunCard(), Strip(), Notice()
+        self.rail, self.card, self.strip, self.banner = Rail(), RunCard(), Strip(), Banner()
         self.stack = QStackedWidget()
         self.card_button = button("This run", self._toggle_card)
         self.pages = Pages(studio, self.stack, go_to=self.go_to, resume=self.resume)
         self._lay_out()
+        self.announcer = Announcer(studio, self.banner, self.pages, self.resume)
         self.run_card = RunCardController(studio, self.card, self.strip, self.rail)
         self._is_closing = False
-        self._has_offered = False
         self._connect()
         self.go_to("model")
         self.stack.setFocus()
@@ -67,7 +67,7 @@ class MainWindow(QMainWindow):
 
     def resume(self, summary: RunSummary) -> None:
         """Go on with a run that was stopped or broke off."""
-        self._say("", "", "accent")
+        self.announcer.clear()
         self._make_room()
         self.go_to("train")
         self.studio.trainer.resume(summary.path)
@@ -83,14 +83,7 @@ class MainWindow(QMainWindow):
         middle = QVBoxLayout()
         middle.setContentsMargins(0, 0, 0, 0)
         middle.setSpacing(0)
-        held = QWidget()
-        holder = QVBoxLayout(held)
-        holder.setContentsMargins(looks.GAP_PAGE, 10, looks.GAP_PAGE, 0)
-        holder.addWidget(self.banner)
-        self._banner_place = held
-        self.banner.hide()
-        held.hide()
-        middle.addWidget(held)
+        middle.addWidget(self.banner)
         middle.addWidget(self.stack, 1)
         upper = QHBoxLayout()
         upper.setContentsMargins(0, 0, 0, 0)
@@ -122,19 +115,8 @@ class MainWindow(QMainWindow):
         self.card.stop_asked.connect(self._stop)
         self.card.problem_chosen.connect(self.go_to)
         studio.trainer.ended.connect(self._ended)
-        studio.trainer.state_changed.connect(self._remember_run)
-        studio.history.changed.connect(self._offer_resume)
         QShortcut(QKeySequence.StandardKey.HelpContents, self).activated.connect(self._help)
         QShortcut(QKeySequence("Ctrl+Return"), self).activated.connect(self._start_by_key)
-
-    def _say(self, text: str, hint: str, tone: str, *actions: tuple[str, Callable[[], object]]) -> None:
-        closing = ("Dismiss", lambda: self._say("", "", "accent"))
-        self.banner.say(text, hint, tone, *((*actions, closing) if text else ()))
-        self._banner_place.setVisible(bool(text))
-
-    def _leave_banner(self, act: Callable[[str | None], None], run_dir: str | None) -> None:
-        self._say("", "", "accent")
-        act(run_dir)
 
     # ------------------------------------------------------------ what happens
 
@@ -154,48 +136,8 @@ class MainWindow(QMainWindow):
         self.studio.history.refresh()
         if self._is_closing:
             self.close()
-            return
-        run = self.studio.trainer.run
-        if not isinstance(event, ev.RunFailed):
-            self.studio.settings.change(unfinished=None)
-        if isinstance(event, ev.RunFinished):
-            self.studio.history.choose(run.run_id)
-            numbers = run.numbers()
-            self._say(
-                f"Finished. Held-out loss {numbers.held_out_text}: {numbers.held_out_note}.", "", "good",
-                ("Try it", partial(self._leave_banner, self.pages.try_run, run.run_dir)),
-                ("Export", partial(self._leave_banner, self.pages.export_run, run.run_dir)),
-            )  # fmt: skip
-        elif isinstance(event, ev.RunFailed):
-            self._say(f"{event.message}.", event.hint, "bad")
-        elif isinstance(event, ev.RunStopped) and event.is_resumable:
-            self._say(f"Stopped at step {event.result.get('step')}, and saved.", "Resume it at any time from Runs.", "accent")  # fmt: skip
         else:
-            self._say("Stopped. Nothing was saved.", "", "accent")
-
-    def _offer_resume(self) -> None:
-        """Once, after the first look at the runs: a run that was interrupted can go on."""
-        if self._has_offered or not self.studio.history.is_read:
-            return
-        self._has_offered = True
-        found = interrupted_run(self.studio.history.summaries, self.studio.settings.value.unfinished)
-        if found is not None and not self.studio.trainer.is_running:
-            step = f" at step {found.last_step} of {found.total_steps}" if found.last_step else ""
-            self._say(
-                f"The run {found.run_id} was interrupted{step}.",
-                f"Its last checkpoint is whole. Held-out loss {loss_text(found)}.",
-                "warning", ("Resume", partial(self._resume_offered, found)),
-            )  # fmt: skip
-
-    def _remember_run(self) -> None:
-        """Until it has ended, a run belongs to the next start, whatever becomes of this window."""
-        run = self.studio.trainer.run
-        if run.is_live and run.run_dir and run.run_dir != self.studio.settings.value.unfinished:
-            self.studio.settings.change(unfinished=run.run_dir)
-
-    def _resume_offered(self, found: RunSummary) -> None:
-        self._say("", "", "accent")
-        self.resume(found)
+            self.announcer.tell_end(event)
 
     def _help(self) -> None:
         show_help(self, self.pages.current)

@@ -92,7 +92,7 @@ _HANDLERS: dict[type[Job], str] = {
     TrainJob: "qlora_engine.training.recipe:train",
     ResumeJob: "qlora_engine.training.recipe:resume",
     PrepareModelJob: "qlora_engine.models.prepare:prepare_job",
-    DataReportJob: "qlora_engine.data.report:report_job",
+    DataReportJob: "qlora_engine.data.inspection:report_job",
     ChatJob: "qlora_engine.evaluate.chat:chat_job",
     ExportJob: "qlora_engine.export.run:export_job",
     RehearseJob: "qlora_engine.memory.rehearsal:rehearse_job",

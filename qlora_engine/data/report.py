@@ -1,4 +1,4 @@
-"""What the model will see, in numbers and in coloured tokens. Torch-free but for the job, which loads a tokenizer."""
+"""What the model will see, in numbers. Torch-free."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qlora_engine.bridge import Emit, events_while
-from qlora_engine.control import Control
 from qlora_engine.data.formats import Detection
 from qlora_engine.data.sources import RawRows
 from qlora_engine.data.templates import Template
 from qlora_engine.data.tokenize import TokenRow
-from qlora_engine.events import Event, PhaseChanged, Progressed, RunFinished
-from qlora_engine.jobs import DataReportJob
 
 EXAMPLES_NAMED = 5
 REASONING_MARK = "<think>"
@@ -173,74 +169,6 @@ def _lost_reasoning(raw: RawRows, rows: Sequence[TokenRow]) -> int:
             stored = str(raw.rows[row.source_row - 1]).count(REASONING_MARK)
             lost += stored > row.text.count(REASONING_MARK)
     return lost
-
-
-def shown_rows(rows: Sequence[TokenRow], tokenizer: Any, count: int) -> list[dict[str, Any]]:
-    """The first rows as tokens with a state each: trained, masked, special, cut."""
-    special = set(tokenizer.all_special_ids)
-    shown = []
-    for row in rows[:count]:
-        whole = tokenizer(row.text, add_special_tokens=False)["input_ids"]
-        states = [_state(index, token, row, special) for index, token in enumerate(whole)]
-        tokens = [
-            {"text": tokenizer.decode([token]), "id": token, "state": state}
-            for token, state in zip(whole, states, strict=True)
-        ]
-        shown.append(
-            {
-                "row": row.source_row,
-                "tokens": tokens,
-                "cut_tokens": row.cut_tokens,
-                "is_answer_cut": row.is_answer_cut,
-            }
-        )
-    return shown
-
-
-def _state(index: int, token: int, row: TokenRow, special: set[int]) -> str:
-    if index >= len(row.input_ids):
-        return "cut"
-    if row.trained[index]:
-        return "trained"
-    return "special" if token in special else "masked"
-
-
-def report_job(job: DataReportJob, control: Control) -> Iterator[Event]:
-    """Read and tokenize as a run would; result: {"report", "rows"}."""
-    from qlora_engine import config_io
-    from qlora_engine.data import pipeline
-    from qlora_engine.models import loading, prepare
-
-    config = config_io.from_dict(job.config)
-
-    def ready(emit: Emit) -> Any:
-        def report(phase: str, done: int, total: int | None, unit: str) -> None:
-            emit(Progressed(phase, done, total, unit))
-
-        path = prepare.ensure_ready(
-            config.model.name, config.model.revision, config.model.offline, control, report
-        )
-        tokenizer = loading.load_tokenizer(path, trust_remote_code=config.model.trust_remote_code)
-        from qlora_engine.models import spec
-
-        longest = spec.facts_of_folder(path).max_positions
-        unpacked = config.data if not config.data.packing else _unpacked(config.data)
-        found = pipeline.prepare(
-            unpacked, tokenizer, seed=config.training.seed, model_max_length=longest,
-            is_offline=config.model.offline, report_progress=report, control=control,
-        )  # fmt: skip
-        return found, tokenizer
-
-    yield PhaseChanged("tokenizing", f"Reading the dataset {config.data.path}")
-    found, tokenizer = yield from events_while(ready)
-    rows = shown_rows(found.train, tokenizer, job.show_rows)
-    yield RunFinished({"report": found.report.to_json(), "rows": rows})
-
-
-def _unpacked(settings: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(settings, packing=False)
 
 
 def _percentile(ordered: Sequence[int], share: float) -> int:

@@ -54,7 +54,7 @@ def failed(window: MainWindow) -> None:
     running(window)
     event = ev.RunFailed("memory.gpu", "The GPU is out of memory even at micro-batch 1", "shorten data.seq_len, lower lora.rank, or train fewer modules", log_tail="...")  # fmt: skip
     window.studio.trainer.run.fold(event)
-    window._ended(event)
+    window.announcer.tell_end(event)
     window.studio.trainer.changed.emit()
 
 

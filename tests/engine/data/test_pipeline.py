@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 from qlora_engine import data
 from qlora_engine.config import DataSettings
 from qlora_engine.data import batches
+from qlora_engine.data.inspection import shown_rows
 from qlora_engine.data.packing import pack
 from qlora_engine.data.pipeline import automatic_length
-from qlora_engine.data.report import shown_rows
 from qlora_engine.data.tokenize import TokenRow
 from qlora_engine.errors import EngineError
 from qlora_engine.paths import resources_dir
