@@ -52,9 +52,9 @@ class Studio:
 
     def close(self) -> None:
         """End everything; a job that does not listen is killed."""
-        self.workspace.save_now()
+        self.workspace.close()
         self.machine.stop()
-        for service in (self.workspace, self.trainer, self.history, self.machine, self.rehearser):
+        for service in (self.trainer, self.history, self.machine, self.rehearser):
             service.blockSignals(True)
         self.rehearser.close()
         for job in self.jobs.values():

@@ -199,6 +199,13 @@ class Workspace(QObject):
             self._save_timer.stop()
             self._save()
 
+    def close(self) -> None:
+        """Keep what was edited, and say and ask nothing more."""
+        self.save_now()
+        self._look_timer.stop()
+        for speaker in (self, self.data, self.fetch):
+            speaker.blockSignals(True)
+
     # ------------------------------------------------------------ model
 
     def refresh_models(self) -> None:
