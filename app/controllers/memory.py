@@ -15,6 +15,7 @@ from app.screens.memory import MemoryScreen
 from app.studio import Studio
 from qlora_engine.memory import estimate as closed_form
 from qlora_engine.memory import gpus
+from qlora_engine.memory.context import context_of
 
 SEARCH_DELAY_MS = 120
 """How long nothing must move before the largest that fits is looked for."""
@@ -71,7 +72,7 @@ class MemoryController:
         if work.facts is None or work.draft.issues:
             return None
         device = "cuda" if work.gpu else work.device
-        return Subject(work.facts, work.config, work.seq_len, work.micro_batch, device)
+        return Subject(work.facts, work.config, work.seq_len, work.micro_batch, device, context_of(work.gpu))
 
     @property
     def _status(self) -> RehearsalStatus:

@@ -13,6 +13,7 @@ from qlora_engine.memory import advise
 from qlora_engine.memory import estimate as closed_form
 from qlora_engine.memory.activations import CHUNK_TOKENS
 from qlora_engine.memory.advise import Largest
+from qlora_engine.memory.context import UNMEASURED, Context
 from qlora_engine.memory.estimate import Advice
 from qlora_engine.memory.explain import Comparison
 from qlora_engine.models.spec import ModelFacts
@@ -33,6 +34,7 @@ class Subject:
     seq_len: int
     micro_batch: int
     device: str
+    context: Context = UNMEASURED
 
 
 @dataclass(frozen=True)
@@ -72,19 +74,19 @@ def fitting(subject: Subject, usable_bytes: int) -> Fitting:
     facts, config = subject.facts, subject.config
     largest = advise.largest_that_fits(
         facts, config, seq_len=subject.seq_len, micro_batch=subject.micro_batch, usable_bytes=usable_bytes,
-        device=subject.device,
+        device=subject.device, context=subject.context,
     )  # fmt: skip
 
     def fits(rows: int) -> bool:
         found = closed_form.variant_of(
-            facts, config, seq_len=subject.seq_len, micro_batch=rows, device=subject.device
-        )
+            facts, config, seq_len=subject.seq_len, micro_batch=rows, device=subject.device, context=subject.context
+        )  # fmt: skip
         return found.device_likely <= usable_bytes
 
     divisors = reversed(divisors_of(config.training.effective_batch))
     plan = advise.plan(
         facts, config, seq_len=subject.seq_len, micro_batch=subject.micro_batch, usable_bytes=usable_bytes,
-        device=subject.device,
+        device=subject.device, context=subject.context,
     )  # fmt: skip
     return Fitting(largest, next((rows for rows in divisors if fits(rows)), None), plan)
 

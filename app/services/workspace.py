@@ -25,6 +25,7 @@ from qlora_engine.errors import EngineError
 from qlora_engine.jobs import RehearseJob
 from qlora_engine.memory import estimate as closed_form
 from qlora_engine.memory import explain, gpus
+from qlora_engine.memory.context import context_of
 from qlora_engine.memory.explain import Comparison
 from qlora_engine.memory.gpus import Gpu
 from qlora_engine.models import catalog
@@ -126,6 +127,7 @@ class Workspace(QObject):
             seq_len=self.seq_len,
             device=device,
             usable_bytes=None if device == "cpu" else usable,
+            context=context_of(gpu.name if gpu is not None else None),
         )
 
     def set_usable_gpu_bytes(self, usable: int | None) -> None:
@@ -345,7 +347,8 @@ class Workspace(QObject):
         """The formula's numbers, or those of a rehearsal where there was one."""
         rows = self._rows_on(device, gpu)
         found = explain.compare(
-            facts, self.config, seq_len=self.seq_len, micro_batch=rows, device=device, gpu=gpu
-        )
+            facts, self.config, seq_len=self.seq_len, micro_batch=rows, device=device, gpu=gpu,
+            context=context_of(gpu.name if gpu is not None else None),
+        )  # fmt: skip
         result = self._rehearsals.get(self._question(device, rows).key)
         return explain.with_rehearsal(found, result) if result is not None else found

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlora_engine.config import TrainingConfig, with_value
+from qlora_engine.memory.context import UNMEASURED, Context
 from qlora_engine.memory.estimate import GIB, MIB, Advice, Estimate, Variant, variant_of
 from qlora_engine.models import known
 from qlora_engine.models.spec import ModelFacts
@@ -59,6 +60,7 @@ def changes(
     micro_batch: int,
     device: str = "cuda",
     upcast_unquantized: bool = False,
+    context: Context = UNMEASURED,
 ) -> tuple[Advice, ...]:
     """Every cheaper setting that saves memory, the most first. Paths and values can be put into the config."""
     found = []
@@ -71,6 +73,7 @@ def changes(
             micro_batch=value if path == "training.micro_batch" else micro_batch,
             device=device,
             upcast_unquantized=upcast_unquantized,
+            context=context,
         )
         saved = now.peak_bytes - variant.peak_bytes
         if saved > 0:
@@ -121,15 +124,20 @@ def plan(
     micro_batch: int,
     usable_bytes: int,
     device: str = "cuda",
+    context: Context = UNMEASURED,
 ) -> tuple[Advice, ...] | None:
     """The cheapest changes, one after the other, that together make it fit; None when nothing does. Each one's saving
     is what it saves after those before it."""
     taken: list[Advice] = []
     for _ in range(64):
-        now = variant_of(facts, config, seq_len=seq_len, micro_batch=micro_batch, device=device)
+        now = variant_of(
+            facts, config, seq_len=seq_len, micro_batch=micro_batch, device=device, context=context
+        )
         if now.device_likely <= usable_bytes:
             return tuple(taken)
-        found = changes(facts, config, now=now, seq_len=seq_len, micro_batch=micro_batch, device=device)
+        found = changes(
+            facts, config, now=now, seq_len=seq_len, micro_batch=micro_batch, device=device, context=context
+        )
         if not found:
             return None
         cheapest = min(found, key=lambda advice: COST_ORDER.index(advice.path))
@@ -155,11 +163,12 @@ def largest_that_fits(
     micro_batch: int,
     usable_bytes: int,
     device: str = "cuda",
+    context: Context = UNMEASURED,
 ) -> Largest:
     """Longest sequence, most rows, highest rank and largest known model whose likely device memory fits."""
 
     def fits(one: ModelFacts, changed: TrainingConfig, length: int, rows: int) -> bool:
-        found = variant_of(one, changed, seq_len=length, micro_batch=rows, device=device)
+        found = variant_of(one, changed, seq_len=length, micro_batch=rows, device=device, context=context)
         return found.device_likely <= usable_bytes
 
     limit = facts.max_positions or LONGEST

@@ -14,6 +14,7 @@ from typing import Any
 from qlora_engine.config import TrainingConfig
 from qlora_engine.memory import activations, gpus, static
 from qlora_engine.memory.activations import Shape
+from qlora_engine.memory.context import UNMEASURED, Context
 from qlora_engine.memory.moments import peaks
 from qlora_engine.memory.optimizer_state import StateBytes, state_bytes
 from qlora_engine.memory.static import adapter_tensors, constants_bytes
@@ -21,8 +22,6 @@ from qlora_engine.models.spec import ModelFacts
 
 GIB = 1024**3
 MIB = 1024**2
-CONTEXT_BYTES = (350 * MIB, 550 * MIB, 1400 * MIB)
-"""CUDA context and cuBLAS workspace: low, likely, high (FACTS: 0.14-1.4 GB by GPU and driver)."""
 RESERVE_SHARE = (0.03, 0.18, 0.30)
 """Reserved but not allocated, as a share of what comes and goes in a step; what stays does not fragment. The likely
 value is fitted, the only number here that is: on published peaks of Llama 3.1 8B at four lengths (see the tests)."""
@@ -61,6 +60,7 @@ class Variant:
     """What the allocator is likely to have reserved at the peak."""
     moments: Mapping[str, int] = field(default_factory=dict)
     """Other peaks: loading, evaluating, generating, saving, resuming, host_loading."""
+    context: Context = UNMEASURED
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -137,15 +137,17 @@ def estimate(
     device: str = "cuda",
     upcast_unquantized: bool = False,
     wants_advice: bool = True,
+    context: Context = UNMEASURED,
 ) -> Estimate:
     """The memory of training `facts` with `config` on rows of `seq_len` tokens, `micro_batch` at a time.
 
     On `cuda` what is not quantized is 16-bit and the optimizer pages; on `cpu` everything is fp32 and nothing pages.
+    `context` is what the GPU takes besides (memory.context).
     """
     from qlora_engine.memory import advise
 
     sides = {
-        name: _variant(facts, config, seq_len, micro_batch, device, upcast_unquantized, name)
+        name: _variant(facts, config, seq_len, micro_batch, device, upcast_unquantized, name, context)
         for name in SIDES
     }
     double, single = sides["double_quant"], sides["single_quant"]
@@ -154,13 +156,13 @@ def estimate(
         model=facts.name,
         parameters=facts.parameters,
         quantized_parameters=facts.quantized_parameters,
-        settings=_settings(config, seq_len, micro_batch, device, upcast_unquantized),
+        settings=_settings(config, seq_len, micro_batch, device, upcast_unquantized, context),
         double_quant=double,
         single_quant=single,
         lora_16bit=sides["lora_16bit"].peak_bytes,
         full_16bit=sides["full_16bit"].peak_bytes,
         fits=_fits(double, single),
-        advice=advise.changes(facts, config, now=chosen, seq_len=seq_len, micro_batch=micro_batch, device=device, upcast_unquantized=upcast_unquantized) if wants_advice else (),
+        advice=advise.changes(facts, config, now=chosen, seq_len=seq_len, micro_batch=micro_batch, device=device, upcast_unquantized=upcast_unquantized, context=context) if wants_advice else (),
         sides=sides,
     )  # fmt: skip
 
@@ -176,6 +178,7 @@ def rehearsed(
             {**before.parts, **parts},
             str(base.settings["device"]),
             before.numbers,
+            before.context,
             source="rehearsal",
             peak_operation=operations[side],
         )
@@ -192,27 +195,30 @@ def variant_of(
     micro_batch: int,
     device: str = "cuda",
     upcast_unquantized: bool = False,
+    context: Context = UNMEASURED,
 ) -> Variant:
     """The side that `config` asks for, alone: what searches and advice compare."""
-    return _variant(facts, config, seq_len, micro_batch, device, upcast_unquantized, side_of(config))
+    return _variant(facts, config, seq_len, micro_batch, device, upcast_unquantized, side_of(config), context)
 
 
 def recommend_micro_batch(
-    facts: ModelFacts, config: TrainingConfig, *, seq_len: int, usable_bytes: int, device: str = "cuda"
-) -> int:
+    facts: ModelFacts, config: TrainingConfig, *, seq_len: int, usable_bytes: int, device: str = "cuda",
+    context: Context = UNMEASURED,
+) -> int:  # fmt: skip
     """The largest divisor of the effective batch, at most 16 rows, whose likely device memory fits; at least 1."""
     for rows in range(min(16, config.training.effective_batch), 1, -1):
         if config.training.effective_batch % rows:
             continue
-        variant = _variant(facts, config, seq_len, rows, device, False, side_of(config))
+        variant = _variant(facts, config, seq_len, rows, device, False, side_of(config), context)
         if variant.device_likely <= usable_bytes:
             return rows
     return 1
 
 
 def rows_at_once(
-    facts: ModelFacts, config: TrainingConfig, *, seq_len: int, device: str, usable_bytes: int | None
-) -> int:
+    facts: ModelFacts, config: TrainingConfig, *, seq_len: int, device: str, usable_bytes: int | None,
+    context: Context = UNMEASURED,
+) -> int:  # fmt: skip
     """The micro-batch of a run: as set, else the largest that fits and is worth having; 1 on a GPU whose free memory is
     unknown. Always divides the effective batch."""
     chosen, effective = config.training.micro_batch, config.training.effective_batch
@@ -222,7 +228,9 @@ def rows_at_once(
         return math.gcd(CPU_ROWS, effective)
     if usable_bytes is None:
         return 1
-    rows = recommend_micro_batch(facts, config, seq_len=seq_len, usable_bytes=usable_bytes, device=device)
+    rows = recommend_micro_batch(
+        facts, config, seq_len=seq_len, usable_bytes=usable_bytes, device=device, context=context
+    )
     return math.gcd(min(rows, CPU_ROWS), effective) if device == "cpu" else rows
 
 
@@ -242,7 +250,8 @@ def optimizer_bytes(facts: ModelFacts, config: TrainingConfig, device: str) -> S
 
 
 def _variant(
-    facts: ModelFacts, config: TrainingConfig, seq_len: int, micro_batch: int, device: str, upcast: bool, side: str
+    facts: ModelFacts, config: TrainingConfig, seq_len: int, micro_batch: int, device: str, upcast: bool, side: str,
+    context: Context,
 ) -> Variant:  # fmt: skip
     element = 2 if device == "cuda" else 4
     stream = 4 if upcast else element
@@ -265,7 +274,7 @@ def _variant(
     if side != "full_16bit":
         parts["gradients"] = found.gradients
     numbers["activations"] = dict(activations.numbers(facts, config, shape))
-    whole = _with_totals(parts, device, numbers, peak_operation=found.operation)
+    whole = _with_totals(parts, device, numbers, context, peak_operation=found.operation)
     moments = peaks(facts, config, shape, whole.parts, config.training.sample_tokens)
     return replace(whole, moments=moments)
 
@@ -274,19 +283,25 @@ def _with_totals(
     parts: dict[str, int],
     device: str,
     numbers: Mapping[str, Mapping[str, int | str]],
+    context: Context,
     source: str = "closed-form",
     peak_operation: str | None = None,
 ) -> Variant:
-    parts["device_context"] = CONTEXT_BYTES[1] if device == "cuda" else 0
+    parts["device_context"] = context.likely_bytes if device == "cuda" else 0
     parts = {name: parts[name] for name in PART_NAMES}
     peak = sum(parts.values()) - parts["device_context"]
+    one = Variant(parts, peak, peak, peak, peak, source, peak_operation, numbers, reserved_bytes=peak)
     if device != "cuda":
-        return Variant(parts, peak, peak, peak, peak, source, peak_operation, numbers, reserved_bytes=peak)
+        return one
     moving = parts["activations"] + parts["step_temporary"] + parts["gradients"]
-    reserved = tuple(peak + int(share * moving) for share in RESERVE_SHARE)
-    low, likely, high = (r + context for r, context in zip(reserved, CONTEXT_BYTES, strict=True))
-    return Variant(
-        parts, peak, low, likely, high, source, peak_operation, numbers, reserved_bytes=reserved[1]
+    low, likely, high = (peak + int(share * moving) for share in RESERVE_SHARE)
+    return replace(
+        one,
+        device_low=low + context.low_bytes,
+        device_likely=likely + context.likely_bytes,
+        device_high=high + context.high_bytes,
+        reserved_bytes=likely,
+        context=context,
     )
 
 
@@ -336,7 +351,7 @@ def _full_parts(facts: ModelFacts) -> tuple[dict[str, int], dict[str, dict[str, 
 
 
 def _settings(
-    config: TrainingConfig, seq_len: int, micro_batch: int, device: str, upcast: bool
+    config: TrainingConfig, seq_len: int, micro_batch: int, device: str, upcast: bool, context: Context
 ) -> dict[str, Any]:
     targets = config.lora.targets
     return {
@@ -350,4 +365,5 @@ def _settings(
         "adapter_dtype": config.lora.dtype,
         "upcast_unquantized": upcast,
         "device": device,
+        "device_context": context.source if device == "cuda" else "",
     }

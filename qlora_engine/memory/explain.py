@@ -5,11 +5,12 @@ source and what changes it. Pure arithmetic, no torch: the window calls it at ev
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qlora_engine.config import TrainingConfig
 from qlora_engine.memory import estimate as closed_form
+from qlora_engine.memory.context import UNMEASURED, Context
 from qlora_engine.memory.estimate import SIDES, Estimate, Variant
 from qlora_engine.memory.gpus import Gpu
 from qlora_engine.models.spec import ModelFacts
@@ -149,7 +150,7 @@ TEXTS: Mapping[str, PartText] = {
     "device_context": PartText(
         "Device context",
         "CUDA context, kernels and cuBLAS workspace",
-        "measured by an empty process where there is a GPU, else the usual 0.14 to 1.4 GiB",
+        "an empty process, asked of NVML, once per GPU and driver",
         ("model.device",),
     ),
 }
@@ -164,6 +165,7 @@ def compare(
     gpu: Gpu | None = None,
     device: str = "cuda",
     upcast_unquantized: bool = False,
+    context: Context = UNMEASURED,
 ) -> Comparison:
     """All four bars for training `facts` with `config` on rows of `seq_len` tokens, `micro_batch` at a time."""
     found = closed_form.estimate(
@@ -173,6 +175,7 @@ def compare(
         micro_batch=micro_batch,
         device=device,
         upcast_unquantized=upcast_unquantized,
+        context=context,
     )
     return comparison_of(found, gpu)
 
@@ -192,8 +195,14 @@ def with_rehearsal(found: Comparison, result: Mapping[str, Any]) -> Comparison:
 
 def _bar(name: str, found: Estimate) -> Bar:
     variant = found.sides[name]
-    parts = tuple(_part(key, size, variant.numbers.get(key, {})) for key, size in variant.parts.items())
-    return Bar(name, SIDE_TITLES[name], parts, variant)
+    parts = (_part(key, size, variant.numbers.get(key, {})) for key, size in variant.parts.items())
+    named = tuple(
+        replace(part, source=variant.context.source)
+        if part.name == "device_context" and part.bytes_
+        else part
+        for part in parts
+    )
+    return Bar(name, SIDE_TITLES[name], named, variant)
 
 
 def _part(name: str, size: int, numbers: Mapping[str, object]) -> Part:

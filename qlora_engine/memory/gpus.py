@@ -10,6 +10,7 @@ from qlora_engine import paths
 from qlora_engine.errors import EngineError, did_you_mean
 
 GIB = 1024**3
+NOT_THE_KIND = frozenset({"pcie", "hbm3", "nvl", "gpu", "tesla"})
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,17 @@ def find(name: str) -> Gpu:
         f"there is no GPU {name!r} in the table",
         did_you_mean(name, [g.name for g in known_gpus()]),
     )
+
+
+def same_gpu(one: str, other: str) -> bool:
+    """True when both names mean one kind of GPU: `A100 80GB` and what the driver calls `NVIDIA A100-SXM4-80GB`."""
+    return _kind(one) == _kind(other)
+
+
+def _kind(name: str) -> str:
+    """Without size, socket and brand."""
+    words = (word for word in _key(name).split() if not word.endswith("gb"))
+    return " ".join(word for word in words if word not in NOT_THE_KIND and not word.startswith("sxm"))
 
 
 def _key(name: str) -> str:

@@ -28,6 +28,7 @@ from qlora_engine.events import Event, PhaseChanged, Progressed, RunFinished
 from qlora_engine.jobs import RehearseJob
 from qlora_engine.memory import estimate as closed_form
 from qlora_engine.memory import symbolic
+from qlora_engine.memory.context import context_of
 from qlora_engine.memory.estimate import Estimate
 from qlora_engine.memory.ledger import Ledger, Peak
 from qlora_engine.models import catalog
@@ -52,6 +53,8 @@ class Question:
     micro_batch: int
     device: str = "cuda"
     upcast_unquantized: bool = False
+    gpu: str | None = None
+    """Whose context is added to the totals; None: this machine's."""
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -111,6 +114,7 @@ def rehearse(
         micro_batch=question.micro_batch,
         device=question.device,
         upcast_unquantized=question.upcast_unquantized,
+        context=context_of(question.gpu),
     )
     moving = {side: {name: getattr(one, name) for name in MOVING} for side, one in outcomes.items()}
     return closed_form.rehearsed(base, moving, {side: one.operation for side, one in outcomes.items()})

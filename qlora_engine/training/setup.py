@@ -31,6 +31,7 @@ from qlora_engine.events import (
     PlanMade,
     Progressed,
 )
+from qlora_engine.memory import context
 from qlora_engine.memory import estimate as memory_estimate
 from qlora_engine.models import catalog, loading, prepare
 from qlora_engine.runs.record import RunFolder
@@ -75,6 +76,8 @@ def prepare_parts(
     """
     plan = plan_device(config.model, config.quantization.compute_dtype)
     _seed(config.training.seed)
+    if plan.kind == "cuda":
+        yield from _know_context(plan, control)
     base_path = yield from _ready_model(config, control)
     facts = catalog.facts(config.model.name, config.model.revision, config.model.offline)
     tokenizer = loading.load_tokenizer(base_path, trust_remote_code=config.model.trust_remote_code)
@@ -130,10 +133,13 @@ def pad_token_id(tokenizer: Any) -> int:
 
 def choose_micro_batch(config: TrainingConfig, facts: Any, seq_len: int, plan: DevicePlan) -> tuple[int, Any]:
     """Rows computed at once (asked for, or the largest that fits) and the memory estimate for them."""
+    known = context.context_of()
     wanted = memory_estimate.rows_at_once(
-        facts, config, seq_len=seq_len, device=plan.kind, usable_bytes=usable_bytes(plan)
+        facts, config, seq_len=seq_len, device=plan.kind, usable_bytes=usable_bytes(plan), context=known
     )
-    estimate = memory_estimate.estimate(facts, config, seq_len=seq_len, micro_batch=wanted, device=plan.kind)
+    estimate = memory_estimate.estimate(
+        facts, config, seq_len=seq_len, micro_batch=wanted, device=plan.kind, context=known
+    )
     return wanted, estimate
 
 
@@ -159,6 +165,13 @@ def versions() -> dict[str, str]:
 def _seed(seed: int) -> None:
     random.seed(seed)
     torch.manual_seed(seed)
+
+
+def _know_context(plan: DevicePlan, control: Control) -> Generator[Event, None, None]:
+    """Have an empty process measured on this GPU, once; a run never fails for want of it."""
+    yield PhaseChanged("preparing", f"Looking up what an empty process takes on {plan.title}")
+    name = torch.cuda.get_device_name(plan.index)
+    yield from events_while(lambda _: context.ensure(name, torch.__version__, plan.index, control.check))
 
 
 def _ready_model(config: TrainingConfig, control: Control) -> Generator[Event, None, Path]:

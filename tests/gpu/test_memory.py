@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,13 @@ from qlora_engine import adapters
 from qlora_engine.config import ModelSettings
 from qlora_engine.data.batches import Batch
 from qlora_engine.device import plan_device
+from qlora_engine.memory import context
+from qlora_engine.memory.context_probe import taken, used_by_uuid
 from qlora_engine.memory.estimate import estimate
 from qlora_engine.memory.rehearsal import Question, rehearse
 from qlora_engine.models import loading, spec
 from qlora_engine.monitor import paging
+from qlora_engine.monitor.nvml import Nvml
 from qlora_engine.training import loss, optim
 from tests.engine.memory.settings import SIZE, config
 from tests.support.tiny import make_tiny
@@ -53,3 +58,26 @@ def test_the_allocators_peak_is_the_predicted_one(
     assert rehearsed.peak_bytes == pytest.approx(measured, rel=0.05)
     assert closed.peak_bytes == pytest.approx(measured, rel=0.08)
     assert torch.cuda.max_memory_reserved() + paging.managed_bytes() < closed.device_high
+
+
+def test_an_empty_process_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QLORA_HOME", str(tmp_path))
+    name, version = torch.cuda.get_device_name(0), torch.__version__
+    first = context.ensure(name, version)
+    assert first.problem == ""
+    assert first.bytes_ is not None
+    assert 64 * context.MIB < first.bytes_ < 2048 * context.MIB
+    assert context.ensure(name, version).unix_time == first.unix_time
+    assert context.context_of().likely_bytes == first.bytes_
+
+
+def test_this_process_takes_what_the_empty_one_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process has run far more kernels than the probe: more than it, and not above the high end."""
+    monkeypatch.setenv("QLORA_HOME", str(tmp_path))
+    context.ensure(torch.cuda.get_device_name(0), torch.__version__)
+    found, nvml = context.context_of(), Nvml()
+    assert nvml.start()
+    gc.collect()
+    own = taken(nvml, str(torch.cuda.get_device_properties(0).uuid), os.getpid(), used_by_uuid(nvml))
+    besides = own - torch.cuda.memory_reserved() + torch.cuda.memory_allocated()
+    assert 0.9 * found.low_bytes < besides < found.high_bytes

@@ -42,6 +42,7 @@ def doctor(as_json: bool) -> None:
     """Say what this machine can do. Looks at GPU, driver, libraries, paging, disk and window."""
     machine = machine_facts()
     ml = ml_facts()
+    ml["context"] = context_facts(ml)
     findings = list(diagnose(machine, ml))
     if as_json:
         shown = [asdict(finding) for finding in findings]
@@ -100,6 +101,17 @@ def ml_facts() -> dict[str, Any]:
     return facts
 
 
+def context_facts(ml: dict[str, Any]) -> dict[str, Any] | None:
+    """What an empty process takes on the first GPU, measured now where it is not known yet; None without a GPU."""
+    torch = ml.get("torch")
+    if not torch or not torch["devices"]:
+        return None
+    from qlora_engine.memory import context
+
+    found = context.ensure(torch["devices"][0]["name"], torch["version"])
+    return {"bytes": found.bytes_, "problem": found.problem, "source": found.words}
+
+
 def _no_answer(reason: str) -> dict[str, Any]:
     return {"torch": None, "bitsandbytes": None, "errors": [f"the probe of torch gave {reason}"]}
 
@@ -126,6 +138,7 @@ def diagnose(machine: dict[str, Any], ml: dict[str, Any]) -> Iterator[Finding]:
     )
     yield _gpu(machine, ml.get("torch"))
     yield from _compute(ml)
+    yield from _context(ml)
     yield _disk(machine)
     yield _starter(machine)
     yield _window(machine)
@@ -167,6 +180,18 @@ def _compute(ml: dict[str, Any]) -> Iterator[Finding]:
             "there is no GPU" if not (torch and torch["is_cuda_available"]) else "this system cannot page"
         )
         yield Finding("paging", "note", f"paged optimizers page nothing here, because {reason}")
+
+
+def _context(ml: dict[str, Any]) -> Iterator[Finding]:
+    found = ml.get("context")
+    if not found:
+        return
+    if found["bytes"] is None:
+        text = f"what an empty process takes on the GPU could not be measured: {found['problem']}"
+        yield Finding("context", "note", text, "memory estimates allow for 140 MiB to 1.4 GiB instead")
+    else:
+        text = f"an empty process takes {output.size(found['bytes'])} on the GPU, {found['source']}"
+        yield Finding("context", "good", text)
 
 
 def _dtype_words(torch: dict[str, Any]) -> str:

@@ -89,6 +89,7 @@ def estimate(model: str, as_json: bool, **options: Any) -> None:
     wanted_gpu = gpus.find(options["gpu"]).name if options["gpu"] else None
     config = configured(model, options)
     size = {key: options[key] for key in ("seq_len", "micro_batch", "device", "upcast_unquantized")}
+    size["gpu"] = wanted_gpu
     document = _rehearsed(config, size, as_json) if options["rehearse"] else _closed_form(config, size)
     if wanted_gpu:
         document["fits"] = [fit for fit in document["fits"] if fit["gpu"] == wanted_gpu]
@@ -130,10 +131,12 @@ def configured(model: str, options: Mapping[str, Any]) -> TrainingConfig:
 
 def _closed_form(config: TrainingConfig, size: Mapping[str, Any]) -> dict[str, Any]:
     from qlora_engine.memory import estimate as closed_form
+    from qlora_engine.memory.context import context_of
     from qlora_engine.models import catalog
 
     facts = catalog.facts(config.model.name, config.model.revision, config.model.offline)
-    return closed_form.estimate(facts, config, **size).to_json()
+    settings = {key: value for key, value in size.items() if key != "gpu"}
+    return closed_form.estimate(facts, config, **settings, context=context_of(size["gpu"])).to_json()
 
 
 def _rehearsed(config: TrainingConfig, size: Mapping[str, Any], is_quiet: bool) -> dict[str, Any]:
@@ -166,6 +169,8 @@ def _print_estimate(document: Mapping[str, Any], gpu: str | None) -> None:
     rows.append(("  low to high", *(_range(side["device_bytes"]) for side in (double, single))))
     output.table(("", "double quantization", "without"), rows)
     output.say(f"\nsource: {double['source']}{_peak_words(double)}")
+    if document["settings"]["device_context"]:
+        output.say(f"device context: {document['settings']['device_context']}")
     compare = document["compare"]
     output.say(
         f"16-bit LoRA: {output.size(compare['lora_16bit'])}, full 16-bit: {output.size(compare['full_16bit'])}"
