@@ -24,7 +24,7 @@ JOB_FILES = "Job files (*.toml)"
 class TrainController:
     def __init__(self, studio: Studio, screen: TrainScreen) -> None:
         self._studio, self._screen = studio, screen
-        self._drawn = -1
+        self._drawn: tuple[int, int, int] | None = None
         self.memory: LiveMemory | None = None
         work, trainer = studio.workspace, studio.trainer
         self._presets = config_io.presets()
@@ -47,7 +47,7 @@ class TrainController:
 
         self._screen.set_charts(charts)
         self.memory = LiveMemory(self._studio, charts.memory_view)
-        self._drawn = -1
+        self._drawn = None
         self.paint_run()
 
     def paint_settings(self) -> None:
@@ -65,7 +65,7 @@ class TrainController:
         charts = self._screen.charts
         if charts is None or not self._screen.isVisible():
             return
-        drawn = len(run.series["loss"]) + len(run.series["held_out"])
+        drawn = (len(run.series["loss"]), len(run.series["held_out"]), run.from_step)
         if drawn != self._drawn or run.state == "starting":
             charts.show_run(run)
         self._drawn = drawn
@@ -73,7 +73,7 @@ class TrainController:
     def _state_changed(self) -> None:
         run = self._studio.trainer.run
         if run.state == "starting":
-            self._drawn = -1
+            self._drawn = None
             self._screen.notice.say("")
             self._screen.show_view(LIVE)
         sentences = {

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from array import array
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from app.presenters.curves import Curves
 from app.presenters.words import UNKNOWN, bytes_text, clock_text, duration_text, number_text
 from qlora_engine import events as ev
 
@@ -17,7 +17,6 @@ MEMORY_KEPT = 4
 """The newest samples, for figures in words; the charts read the run's trace."""
 OUT_OF_MEMORY = "memory."
 """What the codes of notices begin with that tell of memory that ran out."""
-SMOOTHING = 0.85
 LOSS_DIGITS = 4
 SHOWN_ANSWER = 120
 LIVE = ("starting", "running", "paused", "stopping")
@@ -44,20 +43,6 @@ class RunNumbers:
     peak_note: str = ""
 
 
-class Series:
-    """Points of one curve, oldest first."""
-
-    def __init__(self) -> None:
-        self.x, self.y = array("d"), array("d")
-
-    def add(self, x: float, y: float | None) -> None:
-        self.x.append(x)
-        self.y.append(float("nan") if y is None else y)
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-
 class RunFold:
     """One run as it was told. `state`: idle, starting, running, paused, stopping, finished, stopped, failed."""
 
@@ -69,20 +54,18 @@ class RunFold:
         self.run_dir: str | None = None
         self.plan: ev.PlanMade | None = None
         self.optimizer: ev.OptimizerBuilt | None = None
+        self.from_step = 0
         self.last_step: ev.StepFinished | None = None
         self.loss_before: float | None = None
         self.last_evaluation: ev.EvaluationFinished | None = None
-        self.best: ev.EvaluationFinished | None = None
         self.end: ev.Event | None = None
         self.samples: list[ev.SampleAnswered] = []
-        self.series = {name: Series() for name in ("loss", "smooth", "held_out", "rate", "grad", "speed")}
+        self.series = Curves()
         self.memory: deque[Mapping[str, Any]] = deque(maxlen=MEMORY_KEPT)
         self.log: deque[LogLine] = deque(maxlen=LOG_LINES)
         self.marks: list[tuple[float, str]] = []
         self.began_unix = self._newest_unix = time.time()
         self.version = 0
-        self._smooth: float | None = None
-        self._smooth_weight = 0.0
 
     @property
     def is_live(self) -> bool:
@@ -97,9 +80,12 @@ class RunFold:
     @property
     def share(self) -> float | None:
         """Of the steps done, 0 to 1."""
-        if self.last_step is None or not self.last_step.total_steps:
-            return None
-        return self.last_step.step / self.last_step.total_steps
+        return self.step / self.total_steps if self.step and self.total_steps else None
+
+    @property
+    def step(self) -> int:
+        """Steps done that count."""
+        return self.last_step.step if self.last_step is not None else self.from_step
 
     def begin(self) -> None:
         self.state, self.phase_text = "starting", "Starting the engine"
@@ -120,7 +106,7 @@ class RunFold:
     def numbers(self) -> RunNumbers:
         step, plan = self.last_step, self.plan
         return RunNumbers(
-            step_text=f"{step.step} / {step.total_steps}" if step else f"0 / {plan.total_steps}" if plan else UNKNOWN,
+            step_text=f"{self.step} / {self.total_steps}" if self.total_steps is not None else UNKNOWN,
             loss_text=number_text(step.loss if step else None, LOSS_DIGITS),
             held_out_text=number_text(self.last_evaluation.loss if self.last_evaluation else None, LOSS_DIGITS),
             held_out_note=self._held_out_note(),
@@ -150,7 +136,19 @@ class RunFold:
     def _on_RunStarted(self, event: ev.RunStarted) -> None:
         self.run_id, self.run_dir, self.began_unix = event.run_id, event.run_dir, event.unix_time
         self.state = "running" if self.state == "starting" else self.state
+        if event.is_resumed:
+            self._forget_after(event.from_step)
         self._say(f"{'Resumed' if event.is_resumed else 'Started'} as {event.run_id}", unix=event.unix_time)
+
+    def _forget_after(self, step: int) -> None:
+        """A resume goes on from its checkpoint: what came after that is trained again."""
+        self.series.forget_after(step)
+        self.from_step = step
+        self.samples = [sample for sample in self.samples if sample.step <= step]
+        if self.last_step is not None and self.last_step.step > step:
+            self.last_step = None
+        if self.last_evaluation is not None and self.last_evaluation.step > step:
+            self.last_evaluation = None
 
     def _on_PhaseChanged(self, event: ev.PhaseChanged) -> None:
         if self.state not in ("stopping", "paused"):
@@ -188,21 +186,13 @@ class RunFold:
 
     def _on_StepFinished(self, event: ev.StepFinished) -> None:
         self.last_step = event
-        self._smooth_weight = SMOOTHING * self._smooth_weight + (1 - SMOOTHING)
-        self._smooth = SMOOTHING * (self._smooth or 0.0) + (1 - SMOOTHING) * event.loss
-        for name, value in (
-            ("loss", event.loss), ("smooth", self._smooth / self._smooth_weight), ("rate", event.learning_rate),
-            ("grad", event.grad_norm), ("speed", event.tokens_per_second),
-        ):  # fmt: skip
-            self.series[name].add(event.step, value)
+        self.series.add_step(event)
 
     def _on_EvaluationFinished(self, event: ev.EvaluationFinished) -> None:
         self.last_evaluation = event
         if event.step == 0:
             self.loss_before = event.loss
-        if event.is_best:
-            self.best = event
-        self.series["held_out"].add(event.step, event.loss)
+        self.series.add_evaluation(event)
         self.marks.append((event.unix_time, "evaluation"))
         best = ", the best so far" if event.is_best and event.step else ""
         self._say(f"Held-out loss {number_text(event.loss)} at step {event.step}{best}", unix=event.unix_time)

@@ -64,11 +64,28 @@ def test_every_curve_holds_every_point() -> None:
     }  # fmt: skip
 
 
+def started_then(*steps: int) -> list[ev.Event]:
+    return [told.started(), told.plan(60), *(told.step(number) for number in steps)]
+
+
 def test_the_smoothed_loss_begins_at_the_first_loss_and_lags_later() -> None:
     run = folded(told.step(1, loss=4.0), told.step(2, loss=2.0))
     first, second = run.series["smooth"].y
     assert first == pytest.approx(4.0)
     assert 2.0 < second < 4.0
+
+
+def test_what_a_crash_threw_away_is_not_drawn_twice() -> None:
+    straight = folded(*started_then(*range(1, 9)))
+    broken = folded(*started_then(*range(1, 6)))
+    broken.begin()
+    broken.fold(told.started(is_resumed=True, from_step=4))
+    assert broken.numbers().step_text == "4 / 60"
+    assert broken.share == pytest.approx(4 / 60)
+    for number in range(5, 9):
+        broken.fold(told.step(number))
+    assert list(broken.series["loss"].x) == list(range(1, 9))
+    assert list(broken.series["smooth"].y) == pytest.approx(list(straight.series["smooth"].y))
 
 
 def test_states_follow_the_events() -> None:
