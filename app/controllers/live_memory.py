@@ -14,6 +14,7 @@ from app.screens.train_charts import MemoryView
 from app.studio import Studio
 from qlora_engine.memory.optimizer_state import StateBytes
 from qlora_engine.monitor import words
+from qlora_engine.monitor.residency import why_never_paged
 
 LOOK_MS = 250
 TRACE = "memory.jsonl"
@@ -110,9 +111,9 @@ class LiveMemory(QObject):
 
     def _paging(self, run: RunFold) -> str:
         """The badge of the optimizer that was built; before that the forecast."""
-        built = run.optimizer if run.is_live else None
+        built, never = run.optimizer if run.is_live else None, why_never_paged()
         if built is not None:
-            badge = words.paging_badge(built.class_name, built.paged_bytes, built.why_not_paged)
+            badge = words.paging_badge(built.class_name, built.paged_bytes, built.why_not_paged, never)
             return badge or f"{built.class_name}: {words.mib(built.state_bytes)} of state" + (
                 "" if built.paged_bytes else ", not paged"
             )
@@ -128,4 +129,5 @@ class LiveMemory(QObject):
         return words.paging_forecast(
             optimizer=config.training.optimizer, rank=config.lora.rank, state=state,
             device=self._studio.workspace.device, peak_bytes=variant.device_likely, usable_bytes=usable,
+            why_never=never,
         )  # fmt: skip

@@ -12,9 +12,11 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from qlora_engine.monitor.gpu import NO_DRIVER_ANSWER, NOT_READ_YET
+from qlora_engine.monitor.shared_memory import FIELD as SHARED_FIELD
 
 MIB = 1024**2
 GIB = 1024**3
@@ -27,6 +29,10 @@ JITTER_BYTES = 8 * MIB
 """Smaller changes of an estimate are not called movement."""
 PASSING = (NOT_READ_YET, NO_DRIVER_ANSWER)
 """Reasons that may be gone in the next sample."""
+NEVER_ON_WINDOWS = "on Windows the driver cannot move managed memory out of the GPU"
+NEVER_UNDER_WSL = "under WSL the driver cannot move managed memory out of the GPU"
+NEVER_ON_JETSON = "a Jetson's GPU uses the computer's memory: there is nowhere to move to"
+TEGRA = Path("/etc/nv_tegra_release")
 ACCOUNTED, ESTIMATED = "accounted", "estimated"
 
 
@@ -58,14 +64,16 @@ class ResidencyMeter:
         self._least_free_bytes: int | None = None
         self._counts_managed: bool | None = None
         self._reserved_before: int | None = None
+        self._shared_before = 0
         self._seen: tuple[float, int] | None = None
 
     def complete(self, sample: dict[str, Any]) -> None:
         """Add what can be said to the sample's "paged" block: `on_gpu_bytes`, `on_cpu_bytes`, `uncertainty_bytes`,
-        `residency_kind`, `residency_reason`, `to_gpu_bytes_per_second` and `to_cpu_bytes_per_second`; and on Windows
-        `spilled_bytes` to "torch". A block that its own engine completed is left as it is."""
+        `residency_kind`, `residency_reason`, `to_gpu_bytes_per_second` and `to_cpu_bytes_per_second`, unless they were
+        counted (`monitor.page_moves`); and on Windows `spilled_bytes` to "torch". A block that its own engine
+        completed is left as it is."""
         gpu = gpu_of_run(sample)
-        self._tell_spilled(sample.get("torch"), gpu)
+        self._tell_spilled(sample.get("torch"), gpu, sample.get("host") or {})
         paged = sample.get("paged")
         if paged is None or "managed_bytes" not in paged or "residency_reason" in paged:
             return
@@ -75,7 +83,8 @@ class ResidencyMeter:
         paged["uncertainty_bytes"] = found.uncertainty_bytes
         paged["residency_kind"], paged["residency_reason"] = found.kind, found.reason
         to_gpu, to_cpu = self._rates(found, sample.get("time") or time.time())
-        paged["to_gpu_bytes_per_second"], paged["to_cpu_bytes_per_second"] = to_gpu, to_cpu
+        paged.setdefault("to_gpu_bytes_per_second", to_gpu)
+        paged.setdefault("to_cpu_bytes_per_second", to_cpu)
 
     def _located(
         self, paged: Mapping[str, Any], gpu: Mapping[str, Any] | None, now: Difference | None
@@ -88,7 +97,7 @@ class ResidencyMeter:
             self._least_free_bytes = self._counts_managed = None
             return Residency(0, 0, 0, ACCOUNTED, "no optimizer state is in managed memory")
         if self._platform != "linux":
-            return Residency(managed, 0, 0, ACCOUNTED, "on Windows the driver cannot page managed memory out")
+            return Residency(managed, 0, 0, ACCOUNTED, why_never_paged() or NEVER_ON_WINDOWS)
         if paged.get("was_restored"):
             self._baseline = now or self._baseline
             return Residency(
@@ -147,12 +156,19 @@ class ResidencyMeter:
         spread = 0 if before is None else abs(reserved - before)
         return Difference(used - reserved - (gpu.get("others_bytes") or 0), spread)
 
-    def _tell_spilled(self, torch: Any, gpu: Mapping[str, Any] | None) -> None:
-        """Where the driver may put a run's memory into system memory, what torch holds beyond the device's use."""
+    def _tell_spilled(self, torch: Any, gpu: Mapping[str, Any] | None, host: Mapping[str, Any]) -> None:
+        """Where the driver may put a run's memory into system memory: what torch holds beyond the device's use, or what
+        Windows counts as shared beyond its amount from before the GPU was full (staging memory is always shared)."""
         if self._platform == "linux" or not torch or gpu is None or gpu.get("used_bytes") is None:
             return
-        beyond = (torch.get("reserved_bytes") or 0) - gpu["used_bytes"]
-        torch["spilled_bytes"] = beyond if beyond > FLOOR_BYTES else 0
+        spilled = (torch.get("reserved_bytes") or 0) - gpu["used_bytes"]
+        shared, free = host.get(SHARED_FIELD), gpu.get("free_bytes")
+        if shared is not None and free is not None:
+            if free > PRESSURE_FREE_BYTES:
+                self._shared_before = shared
+            else:
+                spilled = max(spilled, shared - self._shared_before)
+        torch["spilled_bytes"] = spilled if spilled > FLOOR_BYTES else 0
 
     def _rates(self, found: Residency, at: float) -> tuple[float | None, float | None]:
         """(to the GPU, to the CPU) bytes per second since the sample before, from how the part on the CPU changed."""
@@ -188,9 +204,22 @@ def same_uuid(one: str | None, other: str | None) -> bool:
     return bare[0] == bare[1]
 
 
+def why_never_paged() -> str | None:
+    """Why a paged optimizer protects nothing on this computer; None where managed memory can leave the GPU."""
+    if sys.platform == "win32":
+        return NEVER_ON_WINDOWS
+    if _is_wsl():
+        return NEVER_UNDER_WSL
+    return NEVER_ON_JETSON if TEGRA.exists() else None
+
+
+def _is_wsl() -> bool:
+    return sys.platform == "linux" and "microsoft" in machine.release().lower()
+
+
 def _platform() -> str:
     """ "win32" also inside WSL2, where the same driver does the work."""
-    return "win32" if sys.platform == "linux" and "microsoft" in machine.release().lower() else sys.platform
+    return "win32" if _is_wsl() else sys.platform
 
 
 def _why(gpu: Mapping[str, Any], name: str) -> str:

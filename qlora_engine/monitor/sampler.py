@@ -16,6 +16,7 @@ from qlora_engine.monitor.gpu import GpuWatch, next_due
 from qlora_engine.monitor.host import Host
 from qlora_engine.monitor.nvml import Nvml
 from qlora_engine.monitor.residency import ResidencyMeter
+from qlora_engine.monitor.shared_memory import SharedGpuMemory
 
 Sample = dict[str, Any]
 Source = Callable[[], Mapping[str, Any] | None]
@@ -40,7 +41,9 @@ class Sampler:
         torch_source: Source | None = None,
         parts_source: Source | None = None,
         nvml: Nvml | None = None,
+        shared: SharedGpuMemory | None = None,
     ) -> None:
+        self._shared = shared or SharedGpuMemory.where_there_is()
         self._period = 1.0 / hz
         self._host = Host(pid)
         self._gpus = GpuWatch(hz, lambda: self._host.pids, self._host.memory, nvml)
@@ -56,6 +59,8 @@ class Sampler:
     def start(self, *, own_beat: bool = True) -> None:
         """Begin. Without `own_beat` only the driver is asked regularly, and whoever wants a sample calls `sample`."""
         self._gpus.start()
+        if self._shared is not None:
+            self._shared.start()
         if own_beat:
             self._thread.start()
 
@@ -65,6 +70,8 @@ class Sampler:
         until = time.monotonic() + timeout_seconds
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(timeout_seconds)
+        if self._shared is not None:
+            self._shared.stop(max(0.0, until - time.monotonic()))
         self._gpus.stop(max(0.0, until - time.monotonic()))
 
     def wait_for_driver(self, timeout_seconds: float = 0.5) -> bool:
@@ -93,7 +100,10 @@ class Sampler:
 
     def _of_host(self, no: dict[str, str]) -> dict[str, Any] | None:
         try:
-            return dict(vars(self._host.sample()))
+            found = dict(vars(self._host.sample()))
+            if self._shared is not None:
+                self._shared.complete(found, self._host.pids)
+            return found
         except Exception as error:  # noqa: BLE001 - /proc may refuse anything; the GPU's figures go on
             self._tell_once("the host's memory could not be read", error)
             no["host"] = f"{type(error).__name__}: {error}"

@@ -84,11 +84,16 @@ def spilled(torch: Mapping[str, Any] | None) -> str:
     return f"{gib(amount)} of the run is in shared GPU memory, which is system memory: steps are much slower"
 
 
-def paging_badge(class_name: str, paged_bytes: int, why_not_paged: str | None) -> str | None:
-    """The badge on an optimizer that is called paged and pages nothing; None when there is nothing to warn of."""
-    if not class_name.startswith("Paged") or paged_bytes:
+def paging_badge(
+    class_name: str, paged_bytes: int, why_not_paged: str | None, why_never: str | None = None
+) -> str | None:
+    """The badge on an optimizer that is called paged and pages nothing, or cannot on this computer (`why_never`, see
+    `residency.why_never_paged`); None when there is nothing to warn of."""
+    if not class_name.startswith("Paged"):
         return None
-    return f"{class_name} pages nothing: {why_not_paged or 'no state has been built yet'}"
+    if not paged_bytes:
+        return f"{class_name} pages nothing: {why_not_paged or 'no state has been built yet'}"
+    return f"{class_name} protects nothing here: {why_never}" if why_never else None
 
 
 def paging_forecast(
@@ -99,9 +104,11 @@ def paging_forecast(
     device: str,
     peak_bytes: int | None = None,
     usable_bytes: int | None = None,
+    why_never: str | None = None,
 ) -> str:
     """What can be paged, said before a run: "of 320 MiB optimizer state 168 MiB can be paged at rank 16; at this
-    batch nothing should need to". `peak_bytes` and `usable_bytes` are of the device; unknown leaves the end out."""
+    batch nothing should need to". `peak_bytes` and `usable_bytes` are of the device; unknown leaves the end out.
+    `why_never`: see `residency.why_never_paged`."""
     total = mib(state.total)
     if device != "cuda":
         return f"the {total} of optimizer state are in the computer's memory: on the CPU nothing is paged"
@@ -112,6 +119,8 @@ def paging_forecast(
             f"of {total} optimizer state nothing can be paged at rank {rank}: "
             f"every adapter tensor has fewer than {MIN_PAGED_ELEMENTS:,} elements"
         )
+    if why_never:
+        return f"the {total} of optimizer state stay on the GPU: {why_never}"
     text = f"of {total} optimizer state {mib(state.pageable)} can be paged at rank {rank}"
     return text + _need(state.pageable, peak_bytes, usable_bytes)
 

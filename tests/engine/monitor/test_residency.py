@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qlora_engine.monitor import residency
 from qlora_engine.monitor.residency import FLOOR_BYTES, ResidencyMeter, gpu_of_run, same_uuid
 from tests.engine.monitor.samples import GIB, MIB, gpu, gpu_sample
 
@@ -199,6 +201,20 @@ def test_windows_cannot_page_and_names_what_it_does_instead() -> None:
     sample = gpu_sample()
     meter.complete(sample)
     assert sample["torch"]["spilled_bytes"] == 0
+
+
+def test_where_paging_protects_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(residency, "TEGRA", tmp_path / "nv_tegra_release")
+    monkeypatch.setattr(residency.machine, "release", lambda: "6.8.0-generic")
+    monkeypatch.setattr(residency.sys, "platform", "linux")
+    assert residency.why_never_paged() is None
+    (tmp_path / "nv_tegra_release").touch()
+    assert residency.why_never_paged() == residency.NEVER_ON_JETSON
+    monkeypatch.setattr(residency.machine, "release", lambda: "5.15.153.1-Microsoft-standard-WSL2")
+    assert residency.why_never_paged() == residency.NEVER_UNDER_WSL
+    assert residency._platform() == "win32"
+    monkeypatch.setattr(residency.sys, "platform", "win32")
+    assert residency.why_never_paged() == residency.NEVER_ON_WINDOWS
 
 
 def test_what_the_engine_found_is_not_found_again() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from qlora_engine.memory.optimizer_state import StateBytes
 from qlora_engine.monitor import words
+from qlora_engine.monitor.residency import NEVER_ON_WINDOWS, NEVER_UNDER_WSL
 from qlora_engine.monitor.words import Slowdown
 from tests.engine.monitor.samples import GIB, MIB, cpu_sample, gpu, gpu_sample
 
@@ -82,6 +83,11 @@ def test_the_badge() -> None:
         words.paging_badge("PagedAdamW32bit", 0, "all too small")
         == "PagedAdamW32bit pages nothing: all too small"
     )
+    assert words.paging_badge("AdamW", 5, None, NEVER_UNDER_WSL) is None
+    assert (
+        words.paging_badge("PagedAdamW32bit", 5, None, NEVER_UNDER_WSL)
+        == "PagedAdamW32bit protects nothing here: under WSL the driver cannot move managed memory out of the GPU"
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,6 +109,10 @@ def test_the_badge() -> None:
         (
             {"state": StateBytes(320 * MIB, 0, 0)},
             "of 320 MiB optimizer state nothing can be paged at rank 16: every adapter tensor has fewer than 100,000 elements",
+        ),
+        (
+            {"why_never": NEVER_ON_WINDOWS},
+            "the 320 MiB of optimizer state stay on the GPU: on Windows the driver cannot move managed memory out of the GPU",
         ),
         ({"optimizer": "adamw_8bit"}, "adamw_8bit does not page: its 320 MiB of state stay on the GPU"),
         (
