@@ -329,6 +329,12 @@ class TrainingSettings:
         hi=4096,
         is_expert=True,
     )
+    count_page_moves: bool = knob(
+        False,
+        label="Count page moves",
+        help="Diagnosis: have the driver count what a paged optimizer moves. Needs the extra `gpu`; slows paging down, and keeps other profilers out.",
+        is_expert=True,
+    )
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from qlora_engine.events import Event, MemorySampled, OptimizerBuilt
+from qlora_engine.events import Event, MemorySampled, Noticed, OptimizerBuilt
 from qlora_engine.memory import tracker
 from qlora_engine.monitor import paging
+from qlora_engine.monitor.page_moves import PageMoves
 from qlora_engine.monitor.sampler import Sampler
 from qlora_engine.monitor.trace import TraceWriter
 
@@ -26,10 +27,11 @@ KEPT_FOR_EVENTS = 8
 
 
 class MemoryTrace:
-    """Samples from entering to leaving; each is on disk before it is told."""
+    """Samples from entering to leaving; each is on disk before it is told. `moves` counts page moves if it was asked."""
 
-    def __init__(self, parts: Any, hz: float = TRACE_HZ) -> None:
-        self._parts = parts
+    def __init__(self, parts: Any, moves: PageMoves | None = None, hz: float = TRACE_HZ) -> None:
+        self._parts, self._moves = parts, moves
+        self._is_moves_problem_told = moves is None or moves.why_not is None
         self._is_cuda = parts.plan.kind == "cuda"
         self._model_parts = model_parts(parts.model)
         self._report: tuple[int, paging.PagingReport] | None = None
@@ -63,7 +65,12 @@ class MemoryTrace:
             self._writer.close()
 
     def new_samples(self) -> Iterator[Event]:
-        """The samples since the last call, as events."""
+        """The samples since the last call, as events, and once why page moves are not counted."""
+        if not self._is_moves_problem_told and self._moves is not None:
+            self._is_moves_problem_told = True
+            yield Noticed(
+                "warning", "monitor.page_moves", f"Page moves are not counted: {self._moves.why_not}"
+            )
         while self._new:
             yield MemorySampled(self._new.popleft())
 
@@ -121,6 +128,7 @@ class MemoryTrace:
             "why_not_paged": found.why_not_paged,
             "was_restored": self._was_restored,
             "was_read_by_cpu": self._was_read_by_cpu(),
+            **(self._moves.block() if self._moves is not None else {}),
         }
 
     def _was_read_by_cpu(self) -> bool:

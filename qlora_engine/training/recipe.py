@@ -34,6 +34,7 @@ from qlora_engine.events import (
     StepFinished,
 )
 from qlora_engine.jobs import ResumeJob, TrainJob
+from qlora_engine.monitor import page_moves
 from qlora_engine.runs.record import LIVE_STATES, RunFolder, is_complete
 from qlora_engine.training import checkpoint, finish, recovery
 from qlora_engine.training.checkpoint import Found, TrainState
@@ -146,19 +147,21 @@ def _run(
     yield RunStarted(
         folder.run_id, str(folder.path), os.getpid(), resume_from is not None, time.time(), from_step
     )
-    parts = yield from prepare_parts(config, folder, control)
-    state = TrainState(micro_batch=parts.micro_batch)
-    if resume_from is not None:
-        state = yield from _restore(parts, resume_from)
-    with MemoryTrace(parts) as trace:
-        try:
-            yield from recovery.with_smaller_batches(
-                lambda size: dry_step(parts, parts.data.train, size), state
-            )
-            yield from _loop(parts, state, control, trace)
-            yield from _finish(parts, state, control, trace)
-        except Interrupted:
-            yield from _stop(parts, state, control, trace)
+    with page_moves.counting(config.training.count_page_moves, config.model.device) as moves:
+        parts = yield from prepare_parts(config, folder, control)
+        fresh = TrainState(micro_batch=parts.micro_batch)
+        state = (yield from _restore(parts, resume_from)) if resume_from is not None else fresh
+        with MemoryTrace(parts, moves) as trace:
+            yield from _steps(parts, state, control, trace)
+
+
+def _steps(parts: Parts, state: TrainState, control: Control, trace: MemoryTrace) -> Iterator[Event]:
+    try:
+        yield from recovery.with_smaller_batches(lambda size: dry_step(parts, parts.data.train, size), state)
+        yield from _loop(parts, state, control, trace)
+        yield from _finish(parts, state, control, trace)
+    except Interrupted:
+        yield from _stop(parts, state, control, trace)
 
 
 def _restore(parts: Parts, found: Found) -> Generator[Event, None, TrainState]:

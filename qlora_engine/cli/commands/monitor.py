@@ -12,6 +12,8 @@ import click
 
 from qlora_engine.cli import output
 
+SHARED_GPU = "process_shared_gpu_bytes"
+"""Windows alone tells it."""
 Sample = Mapping[str, Any]
 Row = tuple[str, str]
 
@@ -119,8 +121,26 @@ def _paged_rows(sample: Sample) -> list[Row]:
         ("paged optimizer memory", managed),
         ("  on the GPU", told("on_gpu_bytes", size)),
         ("  on the CPU", told("on_cpu_bytes", lambda v: size(v) + about)),
-        ("  moving", f"{_rate(paged, 'to_gpu')} to the GPU, {_rate(paged, 'to_cpu')} to the CPU"),
+        ("  moving", _moving(paged)),
+        *_fault_rows(paged),
     ]
+
+
+def _moving(paged: Sample) -> str:
+    """Both ways, and whether it was counted or follows from where the memory is."""
+    words = f"{_rate(paged, 'to_gpu')} to the GPU, {_rate(paged, 'to_cpu')} to the CPU"
+    how = paged.get("moving_kind") or paged.get("residency_kind")
+    return f"{words} ({how})" if how else words
+
+
+def _fault_rows(paged: Sample) -> list[Row]:
+    """Faults of managed pages: only where somebody asked to have them counted."""
+    reason = paged.get("page_moves_reason")
+    if paged.get("moving_kind") is None:
+        return [("  page moves", f"{output.NOT_AVAILABLE} ({reason})")] if reason else []
+    gpu, cpu = paged.get("gpu_page_faults_per_second"), paged.get("cpu_page_faults_per_second")
+    words = f"{_number(gpu)}/s by the GPU, {_number(cpu)}/s by the CPU"
+    return [("  faults", f"{words} ({reason})" if reason else words)]
 
 
 def _host_rows(sample: Sample) -> list[Row]:
@@ -141,6 +161,7 @@ def _host_rows(sample: Sample) -> list[Row]:
         ("  processes watched", told("process_count", str)),
         ("  resident", told("process_resident_bytes", size)),
         ("  shared", told("process_shared_bytes", size)),
+        *([("  shared GPU memory", told(SHARED_GPU, size))] if SHARED_GPU in host else []),
         ("  swapped", told("process_swap_bytes", size)),
         ("  processor", told("process_cpu_ratio", lambda v: f"{v:.2f} cores")),
         ("  page faults", faults),

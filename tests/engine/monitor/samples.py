@@ -26,7 +26,7 @@ def gpu(index: int = 0, **changes: Any) -> dict[str, Any]:
         "index": index, "name": "NVIDIA GeForce RTX 4090", "uuid": f"GPU-0000-{index}", "memory_source": "device",
         "total_bytes": 24 * GIB, "used_bytes": 18 * GIB, "free_bytes": 6 * GIB - GIB // 4, "reserved_bytes": GIB // 4,
         "own_bytes": 15 * GIB, "others_bytes": GIB, "unaccounted_bytes": 2 * GIB, "unaccounted_spread_bytes": 0,
-        "utilisation_ratio": 0.97, "temperature_celsius": 67.0, "power_watts": 351.5, "power_limit_watts": 450.0,
+        "utilisation_ratio": 0.97, "encoder_ratio": 0.0, "temperature_celsius": 67.0, "power_watts": 351.5, "power_limit_watts": 450.0,
         "sm_clock_mhz": 2520, "throttle_reasons": (), "pcie_received_bytes_per_second": 1e6,
         "pcie_sent_bytes_per_second": 2e6,
     }  # fmt: skip

@@ -155,13 +155,18 @@ def test_every_row_says_its_figure() -> None:
     assert found["  PCIe"] == "976.56 KiB/s in, 1.91 MiB/s out"
     assert found["paged optimizer memory"] == "1.50 GiB"
     assert found["  on the CPU"] == "512.00 MiB ± 64.00 MiB (estimated)"
-    assert found["  moving"] == "0 B/s to the GPU, 256.00 MiB/s to the CPU"
+    assert found["  moving"] == "0 B/s to the GPU, 256.00 MiB/s to the CPU (estimated)"
+    assert "  faults" not in found
     assert found["host memory"] == "24.00 GiB of 64.00 GiB"
     assert found["  managed"] == "1.00 GiB (estimated)"
 
 
 def test_what_is_unknown_says_why() -> None:
-    device = gpu(temperature_celsius=None, unavailable={"temperature_celsius": "this GPU does not tell it"})
+    device = gpu(
+        temperature_celsius=None,
+        encoder_ratio=None,
+        unavailable={"temperature_celsius": "this GPU does not tell it"},
+    )
     found = dict(
         monitor.rows(gpu_sample(gpus=[device], paged=None, unavailable={"paged": "nothing to tell yet"}))
     )
@@ -171,3 +176,24 @@ def test_what_is_unknown_says_why() -> None:
     found = dict(monitor.rows(cpu_sample(host=None, unavailable={"host": "PermissionError"})))
     assert found["GPU"] == "n/a (no NVIDIA driver is installed)"
     assert found["host"] == "n/a (PermissionError)"
+
+
+def test_counted_page_moves_have_rows_of_their_own_and_say_why_not() -> None:
+    counted = {
+        "moving_kind": "measured",
+        "gpu_page_faults_per_second": 30.0,
+        "cpu_page_faults_per_second": 4.0,
+    }
+    found = dict(monitor.rows(gpu_sample(paged={**gpu_sample()["paged"], **counted})))
+    assert found["  moving"] == "0 B/s to the GPU, 0 B/s to the CPU (measured)"
+    assert found["  faults"] == "30/s by the GPU, 4/s by the CPU"
+    refused = {**gpu_sample()["paged"], "page_moves_reason": "another profiler has CUPTI already"}
+    found = dict(monitor.rows(gpu_sample(paged=refused)))
+    assert found["  page moves"] == "n/a (another profiler has CUPTI already)"
+
+
+def test_shared_gpu_memory_has_a_row_where_windows_tells_it() -> None:
+    sample = gpu_sample()
+    assert "  shared GPU memory" not in dict(monitor.rows(sample))
+    sample["host"]["process_shared_gpu_bytes"] = GIB
+    assert dict(monitor.rows(sample))["  shared GPU memory"] == "1.00 GiB"

@@ -14,11 +14,12 @@ import torch
 from qlora_engine import config_io
 from qlora_engine.config import TrainingConfig, TrainingSettings, with_value
 from qlora_engine.control import Control
-from qlora_engine.events import MemorySampled, OptimizerBuilt, RunFinished, RunStopped, StepFinished
+from qlora_engine.events import MemorySampled, Noticed, OptimizerBuilt, RunFinished, RunStopped, StepFinished
 from qlora_engine.jobs import ResumeJob, TrainJob
 from qlora_engine.memory import tracker
 from qlora_engine.monitor import parts as bands
 from qlora_engine.monitor import trace
+from qlora_engine.monitor.page_moves import PageMoves
 from qlora_engine.runs.record import RunFolder
 from qlora_engine.training import memory_trace, optim, recipe
 from qlora_engine.training.memory_trace import MemoryTrace
@@ -47,7 +48,7 @@ def run_in(folder: Path) -> tuple[list[Any], RunFolder]:
     }.items():  # fmt: skip
         config = with_value(config, path, value)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory_trace.MemoryTrace.__init__, "__defaults__", (20.0,))
+        patch.setattr(memory_trace.MemoryTrace.__init__, "__defaults__", (None, 20.0))
         events = list(recipe.train(TrainJob(config_io.to_dict(config)), Control()))
     assert isinstance(events[-1], RunFinished)
     return events, RunFolder.open(events[-1].result["run_dir"])
@@ -246,6 +247,22 @@ def test_a_gpu_run_and_its_resume(graphics: Graphics, tmp_path: Path) -> None:
         **parts.folder.record()["optimizer"],
         "managed_bytes": 2 * state,
     }
+
+
+def test_counted_page_moves_are_in_every_sample(graphics: Graphics, tmp_path: Path) -> None:
+    class Counted(PageMoves):
+        def block(self) -> dict[str, Any]:
+            return {"moving_kind": "measured", "to_gpu_bytes_per_second": 5.0, "to_cpu_bytes_per_second": 7.0,
+                    "gpu_page_faults_per_second": 3.0, "cpu_page_faults_per_second": 2.0}  # fmt: skip
+
+    parts = gpu_parts(tmp_path / "run")
+    graphics.hold(0)
+    with MemoryTrace(parts, Counted(), hz=50.0) as traced:
+        step(parts)
+        newest_where(parts, lambda s: s["paged"]["managed_bytes"] > 0)
+        assert not [event for event in traced.new_samples() if isinstance(event, Noticed)]
+    for sample in trace.read(parts.folder.memory_path).samples:
+        assert Counted().block().items() <= sample["paged"].items()
 
 
 def test_a_checkpoint_is_noticed(graphics: Graphics, tmp_path: Path) -> None:

@@ -95,6 +95,9 @@ class Outcome:
     def samples(self) -> list[tuple[int, str, int]]:
         return [(e.step, e.prompt, e.tokens) for e in tiny_runs.of(self.events, SampleAnswered)]
 
+    def notices(self, code: str) -> list[Noticed]:
+        return [e for e in tiny_runs.of(self.events, Noticed) if e.code == code]
+
     @property
     def checkpoints(self) -> list[tuple[int, str]]:
         return [(e.step, e.reason) for e in tiny_runs.of(self.events, CheckpointSaved)]
@@ -170,6 +173,7 @@ CASES = [
     Case("training.eval_rows", 2, lambda o: o.evaluations[0].trained_tokens),
     Case("training.sample_prompts", ("Hello",), lambda o: o.samples),
     Case("training.sample_tokens", 2, lambda o: o.samples, {"training.sample_prompts": ("Hello",)}),
+    Case("training.count_page_moves", True, lambda o: [e.message for e in o.notices("monitor.page_moves")]),
     Case("checkpoint.every_steps", 1, lambda o: [c for c in o.checkpoints if c[1] == "steps"]),
     Case("checkpoint.every_minutes", 1e-6, lambda o: [c for c in o.checkpoints if c[1] == "time"]),
     Case("checkpoint.keep", 1, lambda o: o.kept, {"checkpoint.every_steps": 1}),
