@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from qlora_engine.monitor import parts, trace
+from qlora_engine.monitor.residency import ACCOUNTED, ESTIMATED
 from qlora_engine.monitor.series import Curve, Ring, numbers
 
 GIB = 1024**3
-MIB = 1024**2
 TITLES = {
     "others": "Other programs",
     "quantized_weights": "4-bit weights",
@@ -56,16 +56,17 @@ class MemoryFeed:
         self.first = self.newest = math.nan
         self._tail: trace.TraceTail | None = None
         self._traced_at = -math.inf
-        self._gpus = 0
 
     def add(self, sample: Mapping[str, Any]) -> None:
         """A sample of the run's engine."""
         gpus = len(sample.get("gpus") or ())
-        if self.ring is None or gpus > max(2, self._gpus):
-            self.ring, self._gpus, self.first = Ring.for_gpus(gpus), gpus, float(sample["time"])
         values = numbers(sample)
         if parts.gpu_shown(sample) is None:
             values.pop("band.rest", None)
+        if self.ring is None:
+            self.ring = Ring.for_gpus(gpus)
+        elif not self.ring.has_room_for(values):
+            self.ring = self.ring.with_room_for(values)
         self._append(sample, values)
 
     def add_idle(self, sample: Mapping[str, Any]) -> None:
@@ -99,7 +100,7 @@ class MemoryFeed:
     def _append(self, sample: Mapping[str, Any], values: Mapping[str, float | None]) -> None:
         assert self.ring is not None
         self.ring.append(float(sample["time"]), values)
-        self.latest, self.newest = sample, float(sample["time"])
+        self.latest, self.first, self.newest = sample, self.ring.oldest, float(sample["time"])
 
 
 def tail_since(path: Path, unix: float) -> tuple[trace.TraceTail, list[dict[str, Any]]]:
@@ -122,12 +123,14 @@ def kept_trace(path: Path) -> MemoryFeed:
 
 @dataclass(frozen=True)
 class Band:
-    """One part: its upper edge in GiB over time, and its own newest thickness in bytes."""
+    """One part: its upper edge in GiB over time, its own newest thickness in bytes, and how that is known: measured,
+    accounted or estimated."""
 
     name: str
     title: str
     curve: Curve
     latest_bytes: float | None
+    kind: str = parts.MEASURED
 
 
 @dataclass(frozen=True)
@@ -159,9 +162,9 @@ def memory_picture(
     if gpu is not None:
         others = gpu.get("others_bytes") or 0
         level = predicted.device_bytes + others if predicted.device_bytes else None
-        bands = _bands(ring, parts.DEVICE_PARTS, window, buckets, _amounts(latest))
+        bands = _bands(ring, parts.DEVICE_PARTS, window, buckets, latest)
         return Picture(f"GPU {gpu.get('index', 0)} memory, GiB", bands, level, _unknown(gpu, "used_bytes"))
-    bands = _bands(ring, HOST_BANDS, window, buckets, _amounts(latest))
+    bands = _bands(ring, HOST_BANDS, window, buckets, latest)
     if bands or is_live:
         return Picture("Memory of the engine, GiB", bands, predicted.tensor_bytes, _rest(latest))
     curve = in_gib(ring.curve("host.used_bytes", *window, buckets))
@@ -182,14 +185,15 @@ def paged_picture(feed: MemoryFeed, window: tuple[float, float], buckets: int) -
     paged = latest.get("paged") or {}
     title = "Paged optimizer memory, GiB"
     on_gpu = in_gib(ring.curve("paged.on_gpu_bytes", *window, buckets))
-    kind = "estimated" if paged.get("residency_kind") == "estimated" else "accounted"
+    kind = ESTIMATED if paged.get("residency_kind") == ESTIMATED else ACCOUNTED
     if not on_gpu.values.size or math.isnan(_most(on_gpu)):
         why = paged.get("residency_reason")
         note = f"where it is: n/a ({why})" if why else ""
-        return Picture(title, (Band("managed", TITLES["managed"], whole, paged.get("managed_bytes")),), None, note)  # fmt: skip
+        band = Band("managed", TITLES["managed"], whole, paged.get("managed_bytes"), ACCOUNTED)
+        return Picture(title, (band,), None, note)
     bands = (
-        Band("on_gpu", TITLES["on_gpu"], on_gpu, paged.get("on_gpu_bytes")),
-        Band("on_cpu", TITLES["on_cpu"], whole, paged.get("on_cpu_bytes")),
+        Band("on_gpu", TITLES["on_gpu"], on_gpu, paged.get("on_gpu_bytes"), kind),
+        Band("on_cpu", TITLES["on_cpu"], whole, paged.get("on_cpu_bytes"), kind),
     )
     return Picture(title, bands, None, f"{kind}: {paged.get('residency_reason') or ''}".rstrip(": "))
 
@@ -203,9 +207,10 @@ def _bands(
     names: tuple[str, ...],
     window: tuple[float, float],
     buckets: int,
-    amounts: Mapping[str, float],
+    latest: Mapping[str, Any],
 ) -> tuple[Band, ...]:
     """The bands of `names` that are thicker than nothing somewhere in the window."""
+    now = {part.name: part for part in parts.run_parts(latest)}
     found: list[Band] = []
     below: Curve | None = None
     for name in names:
@@ -213,7 +218,8 @@ def _bands(
         if not curve.values.size or math.isnan(_most(curve)):
             continue
         if _is_thick(curve, below):
-            found.append(Band(name, TITLES[name], curve, amounts.get(name, 0.0)))
+            part = now.get(name, parts.Part(name, 0, parts.MEASURED))
+            found.append(Band(name, TITLES[name], curve, float(part.bytes_), part.kind))
         below = curve
     return tuple(found)
 
@@ -258,151 +264,3 @@ def _host_used(sample: Mapping[str, Any]) -> float | None:
 def _without_process(host: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The window's own process is nobody's question."""
     return {k: v for k, v in host.items() if not k.startswith("process_")} if host else None
-
-
-# ---------------------------------------------------------------- the small charts
-
-
-@dataclass(frozen=True)
-class SmallLine:
-    """One line of a small chart: a series of the ring, what it is multiplied with, and how it is called."""
-
-    series: str
-    title: str
-    colour: str
-    factor: float = 1.0
-
-
-@dataclass(frozen=True)
-class SmallChart:
-    """`unit` of all its lines; `top` is the least upper end of its scale."""
-
-    name: str
-    title: str
-    unit: str
-    lines: tuple[SmallLine, ...]
-    top: float = 0.0
-    digits: int = 0
-
-
-@dataclass(frozen=True)
-class SmallReading:
-    """The newest values in words, and the reason where there is none."""
-
-    text: str
-    tip: str = ""
-
-
-HOST_CHARTS = (
-    SmallChart(
-        "host", "Host memory", "GiB", (SmallLine("host.used_bytes", "used", "#0072B2", 1 / GIB),), digits=2
-    ),
-    SmallChart("swap", "Swap", "GiB", (SmallLine("host.swap_used_bytes", "used", "#E69F00", 1 / GIB),), 0.1, 2),
-    SmallChart(
-        "cores", "Processor, engine", "cores", (SmallLine("host.process_cpu_ratio", "busy", "#009E73"),), 1.0, 1
-    ),
-)  # fmt: skip
-PAGES_CHART = SmallChart(
-    "pages", "Pages moving", "MiB/s",
-    (
-        SmallLine("paged.to_cpu_bytes_per_second", "to the CPU", "#E69F00", 1 / MIB),
-        SmallLine("paged.to_gpu_bytes_per_second", "to the GPU", "#D55E00", 1 / MIB),
-    ),
-    1.0,
-)  # fmt: skip
-
-
-def gpu_key(gpu: Mapping[str, Any]) -> str:
-    """The ring's name of a GPU or MIG slice."""
-    mig = gpu.get("mig_index")
-    return f"gpu{gpu['index']}" if mig is None else f"gpu{gpu['index']}.{mig}"
-
-
-def gpu_charts(gpu: Mapping[str, Any], *, has_memory: bool) -> tuple[SmallChart, ...]:
-    """A row of small charts for one GPU; its memory too where there are several."""
-    key = gpu_key(gpu)
-    name = f"GPU {key.removeprefix('gpu')}"
-    memory = SmallChart(
-        f"{key}.memory", f"{name} memory", "GiB", (SmallLine(f"{key}.used_bytes", "used", "#0072B2", 1 / GIB),), digits=2
-    )  # fmt: skip
-    found = (
-        SmallChart(f"{key}.use", f"{name} use", "%", (SmallLine(f"{key}.utilisation_ratio", "busy", "#009E73", 100),), 100),
-        SmallChart(f"{key}.heat", "Temperature", "\u00b0C", (SmallLine(f"{key}.temperature_celsius", "chip", "#D55E00"),), 60),
-        SmallChart(f"{key}.power", "Power", "W", (SmallLine(f"{key}.power_watts", "drawn", "#E69F00"),), 50),
-        SmallChart(
-            f"{key}.pcie", "PCIe", "MiB/s",
-            (
-                SmallLine(f"{key}.pcie_received_bytes_per_second", "in", "#56B4E9", 1 / MIB),
-                SmallLine(f"{key}.pcie_sent_bytes_per_second", "out", "#CC79A7", 1 / MIB),
-            ),
-            1.0,
-        ),
-    )  # fmt: skip
-    return (memory, *found) if has_memory else found
-
-
-def small_reading(chart: SmallChart, sample: Mapping[str, Any] | None) -> SmallReading:
-    """The newest values: `62 °C`, or `n/a` with the reason."""
-    if sample is None:
-        return SmallReading("n/a", "nothing was measured yet")
-    values = numbers(sample)
-    known = [(line, values.get(line.series)) for line in chart.lines]
-    texts = [
-        f"{line.title + ' ' if len(chart.lines) > 1 else ''}{value * line.factor:,.{chart.digits}f}"
-        for line, value in known
-        if value is not None
-    ]
-    block = _block(sample, chart.lines[0].series)
-    if not texts:
-        return SmallReading("n/a", _reason(sample, block, chart))
-    return SmallReading(f"{', '.join(texts)} {chart.unit}{_limit(chart, block)}", _more(chart, block))
-
-
-def _block(sample: Mapping[str, Any], series: str) -> Mapping[str, Any]:
-    head = series.rsplit(".", 1)[0]
-    if head in ("host", "paged"):
-        return sample.get(head) or {}
-    return next((gpu for gpu in sample.get("gpus") or () if gpu_key(gpu) == head), {})
-
-
-def _reason(sample: Mapping[str, Any], block: Mapping[str, Any], chart: SmallChart) -> str:
-    field = chart.lines[0].series.rsplit(".", 1)[1]
-    if field.startswith("process_") and field not in block:
-        return "no engine is running"
-    why = (block.get("unavailable") or {}).get(field) or sample.get("gpu_problem")
-    return str(why or "it is not told")
-
-
-def _limit(chart: SmallChart, block: Mapping[str, Any]) -> str:
-    """What it is measured against, where that is known."""
-    if chart.name.endswith(".power") and block.get("power_limit_watts"):
-        return f" of {block['power_limit_watts']:.0f}"
-    if chart.name == "host" and block.get("total_bytes"):
-        return f" of {block['total_bytes'] / GIB:.1f}"
-    if chart.name == "swap" and block.get("swap_total_bytes") is not None:
-        return f" of {block['swap_total_bytes'] / GIB:.1f}"
-    if chart.name.endswith(".memory") and block.get("total_bytes"):
-        return f" of {block['total_bytes'] / GIB:.1f}"
-    return ""
-
-
-def _more(chart: SmallChart, block: Mapping[str, Any]) -> str:
-    """Clocks, throttling, the encoder: told in the tooltip of what they belong to."""
-    if not chart.name.startswith("gpu"):
-        return ""
-    no = block.get("unavailable") or {}
-    if chart.name.endswith(".use"):
-        encoder = block.get("encoder_ratio")
-        said = (
-            f"{100 * encoder:.0f} %" if encoder is not None else f"n/a: {no.get('encoder_ratio', 'not told')}"
-        )
-        return f"Video encoder: {said}"
-    if not chart.name.endswith((".heat", ".power")):
-        return ""
-    clock, memory = block.get("sm_clock_mhz"), block.get("memory_clock_mhz")
-    reasons = block.get("throttle_reasons")
-    held = ", ".join(reasons) if reasons else "not throttled"
-    if reasons is None:
-        held = f"throttling n/a: {no.get('throttle_reasons', 'not told')}"
-    clocks = f"clock {clock} MHz, memory {memory} MHz" if clock is not None else f"clocks n/a: {no.get('sm_clock_mhz', 'not told')}"  # fmt: skip
-    return f"{clocks}\n{held}"

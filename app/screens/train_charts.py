@@ -10,12 +10,21 @@ from PySide6.QtWidgets import QButtonGroup, QWidget
 
 from app import theme
 from app.presenters import memory_series as memory
-from app.presenters.memory_series import MemoryFeed, Prediction, SmallChart
+from app.presenters.memory_series import MemoryFeed, Prediction
 from app.presenters.run_fold import RunFold
+from app.presenters.small_charts import (
+    HOST_CHARTS,
+    MOVES_CHART,
+    PAGES_CHART,
+    SmallChart,
+    gpu_charts,
+    small_reading,
+)
 from app.presenters.words import capital
 from app.widgets.charts import Chart, CurveStyle
 from app.widgets.kit import Segments, boxed, button, column, label, row
-from app.widgets.time_chart import MARK_COLOURS, MARK_SIGNS, USUAL_SPAN, TimeAxis, swatch
+from app.widgets.time_axis import USUAL_SPAN, TimeAxis
+from app.widgets.time_chart import MARK_COLOURS, MARK_SIGNS, swatch
 from app.widgets.time_panels import SmallPanel, StackPanel
 
 LOSS = (
@@ -28,8 +37,8 @@ SPANS: tuple[tuple[str, str, float | None], ...] = (
     ("ten", "10 min", USUAL_SPAN),
     ("all", "All", None),
 )
-MOST_ACROSS, HISTORY_ACROSS = 5, 2
-"""Small charts in a row."""
+MOST_ACROSS, HISTORY_ACROSS = 6, 2
+"""Small charts in a row: all of one GPU."""
 SMALL_TURNS = 4
 """Each small chart is drawn anew every so many turns, another quarter of them each time."""
 LONG_SECONDS, LONG_TURNS = 3600.0, 5
@@ -123,7 +132,8 @@ class MemoryView(QWidget):
         self.no_gpu = label("", "small")
         self.memory = StackPanel(self.axis, "Chart: memory by part over time")
         self.paged = StackPanel(self.axis, "Chart: paged optimizer memory over time")
-        self.pages = SmallPanel(self.axis, memory.PAGES_CHART)
+        self.pages = SmallPanel(self.axis, PAGES_CHART)
+        self.moves = SmallPanel(self.axis, MOVES_CHART)
         self.paging_words = label("", "small", wraps=True)
         self.memory_line = label("", "small", wraps=True)
         self._rows = column()
@@ -148,7 +158,9 @@ class MemoryView(QWidget):
         lower.setStretch(0, 2)
         if beside is not None:
             lower.setStretch(1, 1)
-        paged = row(self.paged, self.pages)
+        beneath = column(self.pages, self.moves)
+        self.moves.hide()
+        paged = row(self.paged, beneath)
         paged.setStretch(0, 2)
         paged.setStretch(1, 1)
         self._paged_row = boxed(paged)
@@ -191,7 +203,7 @@ class MemoryView(QWidget):
         self.legend.setText("&nbsp;&nbsp; ".join(swatch(*each) for each in signs))
         self.memory.restyle()
         self.paged.restyle()
-        for panel in (self.pages, *self.small.values()):
+        for panel in (self.pages, self.moves, *self.small.values()):
             panel.restyle()
 
     def _redraw(self) -> None:
@@ -221,7 +233,11 @@ class MemoryView(QWidget):
         self._set_paged_visible(bool(paged.bands))
         if paged.bands:
             self.paged.show_picture(paged, marks)
-            self.pages.show_lines(feed, memory.small_reading(memory.PAGES_CHART, feed.latest))
+            self.pages.show_lines(feed, small_reading(PAGES_CHART, feed.latest))
+            is_counted = MOVES_CHART.lines[0].series in feed.ring.names if feed.ring is not None else False
+            self.moves.setVisible(is_counted)
+            if is_counted:
+                self.moves.show_lines(feed, small_reading(MOVES_CHART, feed.latest))
 
     def _show_small(self, feed: MemoryFeed, is_everything: bool) -> None:
         latest = feed.latest
@@ -229,12 +245,12 @@ class MemoryView(QWidget):
         problem = (latest or {}).get("gpu_problem") if not gpus else None
         self.no_gpu.setText("GPU n/a" if problem else "")
         self.no_gpu.setToolTip(str(problem or ""))
-        wanted = [memory.gpu_charts(gpu, has_memory=len(gpus) > 1) for gpu in gpus]
-        is_everything |= self._ensure([*wanted, memory.HOST_CHARTS])
+        wanted = [gpu_charts(gpu, has_memory=len(gpus) > 1) for gpu in gpus]
+        is_everything |= self._ensure([*wanted, HOST_CHARTS])
         for place, panel in enumerate(self.small.values()):
             if not is_everything and (place - self._turn) % SMALL_TURNS:
                 continue
-            panel.show_lines(feed, memory.small_reading(panel.spec, latest))
+            panel.show_lines(feed, small_reading(panel.spec, latest))
 
     def _ensure(self, rows: Sequence[Sequence[SmallChart]]) -> bool:
         """A row for each GPU and one for the host, made when first seen, and kept when a GPU is lost. True if any is

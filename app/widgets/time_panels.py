@@ -10,11 +10,21 @@ from PySide6.QtGui import QColor
 from PySide6.QtWidgets import QGridLayout, QLabel, QWidget
 
 from app import theme
-from app.presenters.memory_series import TITLES, MemoryFeed, Picture, SmallChart, SmallReading
+from app.presenters.memory_series import TITLES, MemoryFeed, Picture
+from app.presenters.small_charts import SmallChart, SmallReading
 from app.widgets.kit import Card, Elided, column, label, row
-from app.widgets.time_chart import Layer, TimeAxis, TimeChart, legible, swatch, time_text
+from app.widgets.time_axis import TimeAxis
+from app.widgets.time_chart import Layer, TimeChart, legible, swatch, time_text
+from qlora_engine.monitor.parts import MEASURED
+from qlora_engine.monitor.residency import ACCOUNTED, ESTIMATED
 
 GIB = 1024**3
+ABOUT = "\u2248 "
+KINDS = {
+    MEASURED: "Measured",
+    ACCOUNTED: "Accounted: the sum of what the engine allocated",
+    ESTIMATED: "Estimated, so hatched: from the difference of other figures",
+}
 LEGEND_WIDTH = 204
 MARGIN = 10
 
@@ -55,7 +65,10 @@ class StackPanel(Card):
         if names != self._names:
             self._rebuild(names)
         layers = tuple(
-            Layer(band.name, band.title, theme.part_colour(band.name).name(), band.curve.times, band.curve.values, True)
+            Layer(
+                band.name, band.title, theme.part_colour(band.name).name(), band.curve.times, band.curve.values,
+                is_band=True, is_estimated=band.kind == ESTIMATED,
+            )
             for band in reversed(picture.bands)
         )  # fmt: skip
         level = picture.level_bytes / GIB if picture.level_bytes else None
@@ -90,7 +103,11 @@ class StackPanel(Card):
         shown = self._under(at) if at is not None else {}
         for band in self._picture.bands:
             amount = shown.get(band.name) if at is not None else _gib(band.latest_bytes)
-            self._lines[band.name][1].setText("n/a" if amount is None else f"{amount:.2f}")
+            about = ABOUT if band.kind == ESTIMATED else ""
+            title, figure = self._lines[band.name]
+            figure.setText("n/a" if amount is None else f"{about}{amount:.2f}")
+            for each in (title, figure):
+                each.setToolTip(KINDS[band.kind])
         self.reading.setText(self._reading(at, shown))
 
     def _under(self, at: float) -> dict[str, float]:

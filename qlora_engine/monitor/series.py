@@ -6,7 +6,7 @@ Imports numpy: import it where a chart is made, not where the program starts.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -22,7 +22,7 @@ BUDGET_BYTES = 49_000_000
 """Of one ring, whatever it holds: 24 hours at 4 Hz of `ROWS`, less time of more."""
 ROWS = 33
 """Series of a run on a computer with two GPUs."""
-ROWS_PER_GPU = 7
+ROWS_PER_GPU = 8
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ class Ring:
         return tuple(self._rows)
 
     @property
+    def oldest(self) -> float:
+        """Its time; 0 while there is none."""
+        return float(self._times[self._count % len(self._times) if self._count > len(self._times) else 0])
+
+    @property
     def memory_bytes(self) -> int:
         """Bytes when full."""
         return self._times.nbytes + self._values.nbytes
@@ -77,6 +82,21 @@ class Ring:
             if row is not None and value is not None:
                 self._values[row, at] = value
         self._count += 1
+
+    def has_room_for(self, names: Iterable[str]) -> bool:
+        return len(self._rows.keys() | set(names)) <= len(self._values)
+
+    def with_room_for(self, names: Iterable[str]) -> Ring:
+        """The newest samples in a ring with rows for `names` too, shorter where they exceed `BUDGET_BYTES`: a GPU that
+        came later, a run on the CPU after one on the GPU."""
+        rows = len(self._rows.keys() | set(names))
+        capacity = min(len(self._times), BUDGET_BYTES // (8 + 4 * rows))
+        ring, window = Ring(capacity, rows), self._window(-np.inf, np.inf)
+        times = _gathered(self._times, window)[-capacity:]
+        ring._times[: len(times)], ring._count = times, len(times)
+        for name, row in self._rows.items():
+            ring._values[ring._row(name), : len(times)] = _gathered(self._values[row], window)[-capacity:]
+        return ring
 
     def append_sample(self, sample: Mapping[str, Any]) -> None:
         self.append(float(sample["time"]), numbers(sample))
@@ -148,30 +168,24 @@ def numbers(sample: Mapping[str, Any]) -> dict[str, float | None]:
     if host.get("total_bytes") is not None and host.get("available_bytes") is not None:
         found["host.used_bytes"] = host["total_bytes"] - host["available_bytes"]
     _add(found, "host", host, CHARTED_HOST)
-    _add(found, "paged", sample.get("paged") or {}, CHARTED_PAGED)
+    paged = sample.get("paged") or {}
+    _add(found, "paged", paged, CHARTED_PAGED)
+    if any(paged.get(name) is not None for name in FAULTS):
+        found["paged.page_faults_per_second"] = sum(paged.get(name) or 0.0 for name in FAULTS)
     for gpu in sample.get("gpus") or ():
         mig = gpu.get("mig_index")
         _add(found, f"gpu{gpu['index']}" if mig is None else f"gpu{gpu['index']}.{mig}", gpu, CHARTED_GPU)
     return found | _edges(sample)
 
 
-CHARTED_HOST = (
-    "process_resident_bytes",
-    "process_swap_bytes",
-    "swap_used_bytes",
-    "process_cpu_ratio",
-    "major_page_faults_per_second",
-)
-CHARTED_PAGED = (
-    "managed_bytes",
-    "on_gpu_bytes",
-    "on_cpu_bytes",
-    "to_gpu_bytes_per_second",
-    "to_cpu_bytes_per_second",
-)
+CHARTED_HOST = ("swap_used_bytes", "process_cpu_ratio", "major_page_faults_per_second")
+CHARTED_PAGED = ("managed_bytes", "on_gpu_bytes", "to_gpu_bytes_per_second", "to_cpu_bytes_per_second")
+FAULTS = ("gpu_page_faults_per_second", "cpu_page_faults_per_second")
+"""Of managed pages, where they are counted; charted as one sum."""
 CHARTED_GPU = (
     "used_bytes",
     "utilisation_ratio",
+    "encoder_ratio",
     "temperature_celsius",
     "power_watts",
     "sm_clock_mhz",

@@ -23,11 +23,12 @@ from pytestqt.qtbot import QtBot
 
 from app import theme
 from app.presenters import memory_series as memory
+from app.presenters import small_charts as small
 from app.presenters.memory_series import MemoryFeed, Prediction
 from app.screens.train_charts import MemoryView
+from app.widgets.time_axis import TimeAxis
 from app.widgets.time_chart import (
     Layer,
-    TimeAxis,
     TimeChart,
     columns_of,
     nice_seconds,
@@ -235,17 +236,85 @@ def test_no_spike_is_lost_in_the_picture(count: int, buckets: int, at: int, size
 
 def test_an_unknown_figure_is_na_with_its_reason() -> None:
     card = gpu(power_watts=None, unavailable={"power_watts": "this GPU does not tell it"})
-    charts = {chart.name: chart for chart in memory.gpu_charts(card, has_memory=False)}
-    found = memory.small_reading(charts["gpu0.power"], sample(0, gpus=[card]))
+    charts = {chart.name: chart for chart in small.gpu_charts(card, has_memory=False)}
+    found = small.small_reading(charts["gpu0.power"], sample(0, gpus=[card]))
     assert (found.text, found.tip) == ("n/a", "this GPU does not tell it")
-    found = memory.small_reading(charts["gpu0.heat"], sample(0, gpus=[card]))
-    assert found.text == "61 \u00b0C"
-    assert found.tip == "clock 2520 MHz, memory 10501 MHz\nnot throttled"
-    found = memory.small_reading(charts["gpu0.heat"], sample(0))
+    assert small.small_reading(charts["gpu0.heat"], sample(0, gpus=[card])).text == "61 \u00b0C"
+    found = small.small_reading(charts["gpu0.heat"], sample(0))
     assert (found.text, found.tip) == ("n/a", "no NVIDIA driver is installed")
-    cores = memory.HOST_CHARTS[-1]
-    assert memory.small_reading(cores, sample(0)).tip == "no engine is running"
-    assert memory.small_reading(cores, cpu_sample(0)).text == "1.8 cores"
+    cores = small.HOST_CHARTS[2]
+    assert small.small_reading(cores, sample(0)).tip == "no engine is running"
+    assert small.small_reading(cores, cpu_sample(0)).text == "1.8 cores"
+
+
+def tips(card: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """(newest values, tooltip) of a GPU's charts, by the last part of their names."""
+    found = ((c.name.split(".")[1], small.small_reading(c, sample(0, gpus=[card]))) for c in small.gpu_charts(card, has_memory=False))  # fmt: skip
+    return {name: (reading.text, reading.tip) for name, reading in found}
+
+
+def test_clocks_what_holds_them_back_and_the_encoder_are_shown() -> None:
+    found = tips(gpu(encoder_ratio=0.25, memory_utilisation_ratio=0.4))
+    assert found["use"] == ("busy 50, encoder 25 %", "Memory controller: 40 %\nVideo encoder: 25 %")
+    assert found["clock"] == ("2,520 MHz", "Memory clock: 10,501 MHz\nNot held back")
+    held = tips(gpu(throttle_reasons=["power limit", "too warm (driver)"]))["clock"]
+    assert held == (
+        "2,520 MHz, held back",
+        "Memory clock: 10,501 MHz\nHeld back by: power limit, too warm (driver)",
+    )
+    assert tips(gpu(throttle_reasons=["idle"]))["clock"][0] == "2,520 MHz"
+    no = {"encoder_ratio": "this GPU does not tell it", "throttle_reasons": "too old"}
+    unknown = tips(gpu(encoder_ratio=None, throttle_reasons=None, unavailable=no))
+    assert unknown["use"][0] == "busy 50 %"
+    assert "Video encoder: n/a (this GPU does not tell it)" in unknown["use"][1]
+    assert "What holds it back: n/a (too old)" in unknown["clock"][1]
+
+
+def test_the_hosts_charts_tell_the_engines_share_and_the_control_groups_limit() -> None:
+    block = host(
+        process_resident_bytes=3 * GIB, process_shared_bytes=GIB // 2, process_swap_bytes=0, cgroup_limit_bytes=32 * GIB,
+        cgroup_used_bytes=5 * GIB, page_faults_per_second=1250.0, major_page_faults_per_second=7.0,
+    )  # fmt: skip
+    taken = sample(0, host=block)
+    charts = {chart.name: small.small_reading(chart, taken) for chart in small.HOST_CHARTS}
+    assert charts["host"].text == "16.00 GiB of 64.00"
+    for line in ("Engine, resident: 3.00 GiB", "of it shared with others: 0.50 GiB", "Engine, swapped out: 0.00 GiB",
+                 "Limit of the control group: 32.00 GiB", "Used in the control group: 5.00 GiB"):  # fmt: skip
+        assert line in charts["host"].tip
+    assert charts["faults"].text == "7 /s"
+    assert charts["faults"].tip.endswith("1,250/s")
+
+
+def test_page_moves_say_whether_they_were_counted() -> None:
+    estimated = gpu_sample(0)
+    assert small.small_reading(small.PAGES_CHART, estimated).tip.startswith("Estimated from")
+    no = {**estimated, "paged": {**estimated["paged"], "page_moves_reason": "no package"}}
+    assert small.small_reading(small.PAGES_CHART, no).tip.endswith("Not counted: no package")
+    counted = {
+        **estimated["paged"],
+        "moving_kind": "measured", "gpu_page_faults_per_second": 30.0, "cpu_page_faults_per_second": 4.0,
+    }  # fmt: skip
+    taken = {**estimated, "paged": counted}
+    assert small.small_reading(small.PAGES_CHART, taken).tip == "Measured by the driver"
+    found = small.small_reading(small.MOVES_CHART, taken)
+    assert (found.text, found.tip) == ("34 /s", "By the GPU: 30/s\nBy the CPU: 4/s")
+
+
+def test_an_estimate_is_hatched_and_marked_and_a_measurement_is_not(qtbot: QtBot, view: MemoryView) -> None:
+    view.show_feed(fed(gpu_sample(0), gpu_sample(1, on_cpu=GIB // 4)), Prediction(), is_live=True)
+    layers = {layer.name: layer.is_estimated for layer in view.memory.chart._layers}
+    assert layers["managed"]
+    assert not layers["allocated"]
+    title, figure = view.paged._lines["on_cpu"]
+    assert figure.text() == "\u2248 0.25"
+    assert title.toolTip().startswith("Estimated")
+    assert view.memory._lines["allocated"][1].text() == "8.00"
+    assert view.memory._lines["allocated"][0].toolTip() == "Measured"
+    sure = gpu_sample(2)
+    sure["paged"] |= {"residency_kind": "accounted"}
+    view.show_feed(fed(sure), Prediction(), is_live=True)
+    assert not any(layer.is_estimated for layer in view.memory.chart._layers)
+    assert view.paged._lines["on_gpu"][1].text() == "1.00"
 
 
 # ---------------------------------------------------------------- the shared window of time
@@ -488,11 +557,11 @@ def test_time_buttons_choose_the_window(qtbot: QtBot, view: MemoryView) -> None:
 
 def test_gpus_get_a_row_each_and_a_computer_without_says_why(qtbot: QtBot, view: MemoryView) -> None:
     view.show_feed(fed(cpu_sample(0)), Prediction(), is_live=True)
-    assert set(view.small) == {"host", "swap", "cores"}
+    assert set(view.small) == {"host", "swap", "cores", "faults"}
     assert (view.no_gpu.text(), view.no_gpu.toolTip()) == ("GPU n/a", "no NVIDIA driver is installed")
     cards = [gpu(0), gpu(1, power_watts=None, unavailable={"power_watts": "not told"})]
     view.show_feed(fed(sample(0, gpus=cards, gpu_problem=None)), Prediction(), is_live=False)
-    assert len(view.small) == 3 + 2 * 5
+    assert len(view.small) == 4 + 2 * 6
     assert view.no_gpu.text() == ""
     assert view.small["gpu1.power"].value.text() == "n/a"
     assert view.small["gpu1.power"].toolTip() == "not told"
@@ -510,6 +579,12 @@ def test_paged_memory_is_drawn_when_there_is_any_and_said_in_words_when_not(qtbo
     assert view.paged.isVisible()
     assert not view.paging_words.isVisible()
     assert view.pages.value.text() == "to the CPU 95, to the GPU 0 MiB/s"
+    assert not view.moves.isVisible()
+    counted = gpu_sample(2)
+    counted["paged"] |= {"moving_kind": "measured", "gpu_page_faults_per_second": 5.0}
+    view.show_feed(fed(counted), Prediction(), is_live=True)
+    assert view.moves.isVisible()
+    assert view.moves.value.text() == "5 /s"
 
 
 # ---------------------------------------------------------------- in the window

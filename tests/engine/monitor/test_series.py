@@ -90,10 +90,10 @@ def test_bands_stack_up_to_what_was_measured() -> None:
     assert edges == sorted(edges)
     assert edges[-1] == found["gpu0.used_bytes"]
     assert found["band.allocated"] == 14 * GIB  # 1 of others below 13 allocated
-    found = series.numbers(cpu_sample())
-    edges = [found[f"band.{name}"] for name in parts.HOST_PARTS]
+    sample = cpu_sample()
+    edges = [series.numbers(sample)[f"band.{name}"] for name in parts.HOST_PARTS]
     assert edges == sorted(edges)
-    assert edges[-1] == found["host.process_resident_bytes"]
+    assert edges[-1] == sample["host"]["process_resident_bytes"]
 
 
 @pytest.mark.parametrize("gpus", [0, 1, 2, 8])
@@ -134,9 +134,37 @@ def _timed_redraw(ring: Ring) -> float:
     """Everything one chart draws of the last day: the stacked parts and two lines, 1,200 pixels wide."""
     began = time.perf_counter()
     bands = [name for name in ring.names if name.startswith("band.")]
-    for name in (*bands, "host.process_resident_bytes", "paged.on_cpu_bytes"):
+    for name in (*bands, "host.used_bytes", "paged.on_gpu_bytes"):
         ring.curve(name, 0, 1e12, 1200)
     return time.perf_counter() - began
+
+
+@pytest.mark.parametrize("count", [3, 10, 25])
+def test_a_ring_grows_for_series_that_come_later_and_keeps_the_newest(count: int) -> None:
+    ring = Ring(10, 2)
+    for at in range(count):
+        ring.append(at, {"a": at, "b": -at})
+    assert ring.has_room_for({"a": 1})
+    assert not ring.has_room_for({"a": 1, "c": 2})
+    grown = ring.with_room_for({"a", "c"})
+    grown.append(count, {"a": 100, "c": 7})
+    kept = list(range(max(0, count - 9), count)) if count > 9 else list(range(count))
+    assert grown.curve("a", 0, 1e9, 100).values.tolist() == [*kept, 100]
+    assert grown.curve("b", 0, 1e9, 100).values[:-1].tolist() == [-at for at in kept]
+    assert grown.curve("c", 0, 1e9, 100).values[-1] == 7
+    assert grown.oldest == kept[0]
+    assert not grown.dropped
+
+
+def test_a_run_on_the_cpu_of_a_computer_with_two_gpus_finds_room_within_50_mb() -> None:
+    ring = Ring.for_gpus(2)
+    for found in (gpu_sample(2), cpu_sample(gpus=gpu_sample(2)["gpus"])):
+        values = series.numbers(found)
+        ring = ring if ring.has_room_for(values) else ring.with_room_for(values)
+        ring.append_sample(found)
+    assert not ring.dropped
+    assert {"band.allocated", "band.quantized_weights"} <= set(ring.names)
+    assert ring.memory_bytes < 50e6
 
 
 @pytest.mark.parametrize("sample", [cpu_sample(), gpu_sample(2)], ids=["cpu", "gpu"])
@@ -158,9 +186,13 @@ def test_what_a_chart_can_draw() -> None:
     assert {
         "gpu0.used_bytes",
         "gpu1.utilisation_ratio",
-        "paged.on_cpu_bytes",
+        "gpu0.encoder_ratio",
+        "paged.on_gpu_bytes",
         "band.allocated",
         "host.used_bytes",
     } <= set(found)
-    assert len(found) <= series.ROWS
+    counted = {"gpu_page_faults_per_second": 5.0, "cpu_page_faults_per_second": 2.0}
+    found = series.numbers(gpu_sample(2, paged={**gpu_sample()["paged"], **counted}))
+    assert found["paged.page_faults_per_second"] == 7
+    assert len(found) == series.ROWS
     assert DAY_AT_4_HZ * (8 + 4 * series.ROWS) <= series.BUDGET_BYTES
