@@ -86,6 +86,15 @@ class RehearseJob(Job):
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class QualityJob(Job):
+    """Measure what 4 bits cost on a model, weight by weight and on held-out rows; `options` of
+    quantization.variants.Options; result: quantization.report.QualityReport as JSON."""
+
+    config: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 Handler = Callable[[Any, Control], Iterator[Event]]
 
 _HANDLERS: dict[type[Job], str] = {
@@ -96,6 +105,7 @@ _HANDLERS: dict[type[Job], str] = {
     ChatJob: "qlora_engine.evaluate.chat:chat_job",
     ExportJob: "qlora_engine.export.run:export_job",
     RehearseJob: "qlora_engine.memory.rehearsal:rehearse_job",
+    QualityJob: "qlora_engine.quantization.quality:quality_job",
 }
 
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": "models:inspect",
     "data": "data:data",
     "estimate": "estimate:estimate",
+    "quality": "quality:quality",
     "init": "job:init",
     "check": "job:check",
     "starter": "starter:starter",

@@ -97,7 +97,7 @@ def load_quantized(
         Cancelled: `report_progress` raised it.
     """
     facts = spec.facts_of_folder(path)
-    _refuse_remote_code(facts, trust_remote_code)
+    refuse_remote_code(facts, trust_remote_code)
     runs_code = spec.brings_code(facts.config)
     require_memory(facts, plan, quantization.double_quant)
     tokenizer = load_tokenizer(path, trust_remote_code=runs_code)
@@ -122,7 +122,7 @@ def load_quantized(
                 "model.load", f"{path.name} could not be loaded: {_short(error)}",
                 "download the model again, or choose another", is_input_error=False,
             ) from error  # fmt: skip
-    _require_complete(path, found)
+    require_complete(path, found)
     model.requires_grad_(False)
     keep_weights_as_they_are(model)
     return LoadedModel(model, tokenizer, inspect_loaded(model, tokenizer, path, facts, quantization, plan))
@@ -326,7 +326,7 @@ def _refuse_leftovers(model: Any, plan: DevicePlan) -> None:
             )  # fmt: skip
 
 
-def _require_complete(path: Path, found: Mapping[str, Any]) -> None:
+def require_complete(path: Path, found: Mapping[str, Any]) -> None:
     """transformers fills tensors that it does not find with random numbers; here that is an error."""
     lost = sorted(found.get("missing_keys", ()))
     if lost:
@@ -337,7 +337,8 @@ def _require_complete(path: Path, found: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_remote_code(facts: spec.ModelFacts, trust_remote_code: bool) -> None:
+def refuse_remote_code(facts: spec.ModelFacts, trust_remote_code: bool) -> None:
+    """Code is run only where `trust_remote_code` says so; else an EngineError names its files."""
     if trust_remote_code or not spec.brings_code(facts.config):
         return
     targets = (str(target) for target in dict(facts.config["auto_map"]).values())

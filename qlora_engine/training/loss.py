@@ -87,17 +87,10 @@ def summed_loss(
 
     `kind`: `chunked` or `full`. Divide by the trained tokens of the whole optimizer step (CORRECTNESS 22).
     """
-    inputs = {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
-        "position_ids": batch.position_ids,
-        "use_cache": False,
-    }
     causal = causal_of(model)
     if kind == "full":
-        return full_cross_entropy(causal(**inputs).logits, batch.labels)
-    hidden = _backbone(causal)(**inputs).last_hidden_state
-    flat_hidden, flat_labels = gather_trained(hidden, batch.labels)
+        return full_cross_entropy(causal(**_inputs(batch)).logits, batch.labels)
+    flat_hidden, flat_labels = predicting_states(causal, batch)
     head = causal.get_output_embeddings()
     softcap, scale = logit_shape(causal.config)
     return chunked_cross_entropy(
@@ -109,6 +102,18 @@ def summed_loss(
         softcap=softcap,
         scale=scale,
     )
+
+
+def predicting_states(causal: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the head sees where a trained token is predicted (T, H), and those tokens (T,)."""
+    hidden = _backbone(causal)(**_inputs(batch)).last_hidden_state
+    return gather_trained(hidden, batch.labels)
+
+
+def logits_of(causal: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """The model's own logits (T, V), fp32, of hidden states (T, H), where `is_chunkable`."""
+    head = causal.get_output_embeddings()
+    return _shaped_logits(hidden, head.weight, getattr(head, "bias", None), *logit_shape(causal.config))
 
 
 def gather_trained(hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -172,6 +177,24 @@ def _backbone(causal: Any) -> Any:
     return backbone
 
 
+def _inputs(batch: Any) -> dict[str, Any]:
+    return {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "position_ids": batch.position_ids,
+        "use_cache": False,
+    }
+
+
+def _shaped_logits(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None, scale: float
+) -> torch.Tensor:
+    logits = functional.linear(hidden, weight, bias).float()
+    if scale != 1.0:
+        logits *= scale
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
 def _chunk(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -183,11 +206,7 @@ def _chunk(
     wants_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Summed loss of one chunk and its gradient with respect to `hidden`, in `hidden`'s type."""
-    logits = functional.linear(hidden, weight, bias).float()
-    if scale != 1.0:
-        logits *= scale
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
+    logits = _shaped_logits(hidden, weight, bias, softcap, scale)
     log_sum = torch.logsumexp(logits, dim=-1)
     index = labels.unsqueeze(-1)
     loss = (log_sum - logits.gather(-1, index).squeeze(-1)).sum()
