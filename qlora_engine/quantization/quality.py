@@ -65,14 +65,17 @@ def quality_job(job: QualityJob, control: Control) -> Iterator[Event]:
 
 
 def _measured(question: _Question) -> Generator[Event, None, QualityReport]:
+    """Whatever can fail cheaply comes first."""
     places = weights.places_of(question.path, question.facts)
-    found = yield from _measure_weights(question, places)
     notices = tuple(_scrambled(question))
     for notice in notices:
         yield Noticed("warning", "quality.cpu_blocks", notice)
-    held_out, why_not = None, "the loss was not asked for"
-    if question.options.has_loss:
-        held_out, why_not = yield from _measure_loss(question, places)
+    why_not = _why_no_loss(question)
+    if question.options.has_loss and why_not:
+        yield Noticed("warning", "quality.no_loss", f"The loss is not measured: {why_not}")
+    prepared = None if why_not else (yield from _ready_data(question))
+    found = yield from _measure_weights(question, places)
+    held_out = None if prepared is None else (yield from _measure_loss(question, places, prepared))
     return QualityReport(
         model=question.facts.name,
         base_sha256=base_sha256(question.path),
@@ -125,17 +128,15 @@ def _measure_weights(
     return (yield from weights.measure(places, options, question.plan, question.control, seconds))
 
 
+def _why_no_loss(question: _Question) -> str:
+    if not question.options.has_loss:
+        return "it was not asked for"
+    return heldout.missing_memory(question.facts, question.plan)
+
+
 def _measure_loss(
-    question: _Question, places: Sequence[weights.Place]
-) -> Generator[Event, None, tuple[HeldOut | None, str]]:
-    """The scores, or why there are none."""
-    why_not = heldout.missing_memory(question.facts, question.plan)
-    if why_not:
-        yield Noticed(
-            "warning", "quality.no_loss", f"The loss is not measured: {why_not}", "The weights were."
-        )
-        return None, why_not
-    prepared = yield from _ready_data(question)
+    question: _Question, places: Sequence[weights.Place], prepared: data.PreparedData
+) -> Generator[Event, None, HeldOut]:
     rows, is_held_out = (prepared.held_out, True) if prepared.held_out else (prepared.train, False)
     yield PhaseChanged("loading", f"Loading {question.facts.name} unquantized")
     trusts = question.config.model.trust_remote_code
@@ -157,7 +158,7 @@ def _measure_loss(
         reference=reference,
         scores=scores,
         seconds=time.monotonic() - began,
-    ), ""
+    )
 
 
 def _score_all(

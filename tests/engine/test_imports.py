@@ -23,6 +23,8 @@ TORCH_FREE = [
     "qlora_engine.cli.commands.train",
     "qlora_engine.cli.commands.runs",
     "qlora_engine.cli.commands.export",
+    "qlora_engine.cli.commands.quality",
+    "qlora_engine.quantization.store",
 ]
 
 

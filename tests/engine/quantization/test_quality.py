@@ -291,7 +291,7 @@ def test_other_weights_are_another_measurement(tmp_path: Path, configured: Confi
 def test_progress_is_told_in_modules_and_rows(llama: Path, configured: Configure) -> None:
     events = events_of(configured(llama), block_sizes=[64], max_rows=3)
     phases = [event.phase for event in events if isinstance(event, PhaseChanged)]
-    assert phases == ["preparing", "measuring", "tokenizing", "loading", "evaluating"]
+    assert phases == ["preparing", "tokenizing", "measuring", "loading", "evaluating"]
     counted = [(e.done, e.total) for e in events if isinstance(e, Progressed) and e.phase == "measuring"]
     assert counted == [(n, 35) for n in range(1, 36)]
     read = [(e.done, e.total) for e in events if isinstance(e, Progressed) and e.phase == "evaluating"]
