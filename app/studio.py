@@ -6,14 +6,15 @@ from app.services.background import Background
 from app.services.engine_thread import EngineFactory, JobRunner, engine_factory
 from app.services.history import History
 from app.services.machine import Machine
+from app.services.quality import QualityCheck
 from app.services.rehearser import Rehearser
 from app.services.settings import SettingsFile
 from app.services.trainer import Trainer
 from app.services.workspace import Workspace
 from qlora_engine.monitor.nvml import Nvml
 
-JOBS = ("train", "data", "model", "chat", "export", "rehearse")
-BEFORE_REHEARSING = ("train", "data", "model", "export")
+JOBS = ("train", "data", "model", "chat", "export", "quality", "rehearse")
+BEFORE_REHEARSING = ("train", "data", "model", "export", "quality")
 """The jobs that a person waits for: a rehearsal never runs beside them."""
 
 
@@ -32,6 +33,7 @@ class Studio:
         self.rehearser = Rehearser(
             self.workspace, self.jobs["rehearse"], tuple(self.jobs[name] for name in BEFORE_REHEARSING)
         )
+        self.quality = QualityCheck(self.workspace, self.background, self.jobs["quality"], self.jobs["train"])
         self.machine = Machine()
         self.history = History(self.background)
 
@@ -54,7 +56,7 @@ class Studio:
         """End everything; a job that does not listen is killed."""
         self.workspace.close()
         self.machine.stop()
-        for service in (self.trainer, self.history, self.machine, self.rehearser):
+        for service in (self.trainer, self.history, self.machine, self.rehearser, self.quality):
             service.blockSignals(True)
         self.rehearser.close()
         for job in self.jobs.values():

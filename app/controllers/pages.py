@@ -155,9 +155,11 @@ class Pages(QObject):
 
     def _make_model(self) -> tuple[Any, Any]:
         from app.controllers.model import ModelController
+        from app.controllers.quality import QualityController
         from app.screens.model import ModelScreen
 
         screen = ModelScreen()
+        self.controllers["quality"] = QualityController(self._studio, screen.quality)
         return screen, ModelController(self._studio, screen, self._go_to)
 
     def _make_data(self) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QFileDialog, QLineEdit, QListWidget, QListWidgetItem, QProgressBar
 
 from app.presenters.model import ModelLine, ModelState
+from app.screens.quality_panel import QualityPanel
 from app.widgets.kit import Card, Facts, Notice, SideBySide, boxed, button, column, label, row
 from app.widgets.page import Page
 
@@ -54,6 +55,8 @@ class ModelScreen(Page):
         right.add(row(self.prepare, None), self.facts)
         right.body.addStretch(1)
         self.content.addWidget(SideBySide(left, right, stretch=(4, 5), needs=620), 1)
+        self.quality = QualityPanel()
+        self.content.addWidget(self.quality)
 
     def show_state(self, state: ModelState) -> None:
         self._show_lines(state.lines, state.is_listing)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 WORST = 5
+FEW_VALUES = 18
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class WeightErrors:
     """All measured modules in the order of the model, and together (`totals`, weighted by their parameters).
 
     `measured_layers` are fewer than `layers` where a limit made a sample; `is_out_of_time` when it was the clock.
+    `distinct_in_32`: how many different values stand, on average, in 32 neighbouring weights of the files.
     """
 
     layers: int
@@ -58,7 +60,14 @@ class WeightErrors:
     modules: tuple[ModuleErrors, ...]
     totals: Mapping[str, Measure]
     is_out_of_time: bool
+    distinct_in_32: float
     seconds: float
+
+    @property
+    def were_few_bits(self) -> bool:
+        """True where the files hold weights that were quantized before: 16 levels in each block of 32, as GGUF's 4-bit kinds
+        have, leave at most 16 values, and weights as trained hold about 31 different ones."""
+        return self.distinct_in_32 < FEW_VALUES
 
     def worst(self, key: str, count: int = WORST) -> tuple[ModuleErrors, ...]:
         """The modules whose typical weights lose most with this variant, worst first."""

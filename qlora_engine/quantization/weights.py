@@ -26,6 +26,9 @@ from qlora_engine.quantization.variants import Options, Variant
 
 NORMAL_MEDIAN = 0.6744897501960817
 """The median magnitude of N(0, 1): its 0.75 quantile."""
+NEIGHBOURS = 32
+LOOKED_AT = 4096
+"""Blocks of so many neighbours that are looked at to tell weights that were quantized before."""
 Clock = Callable[[], float]
 
 
@@ -138,6 +141,7 @@ def measure(
         modules=tuple(measured[p.module] for p in places if p.module in measured),
         totals={key: found.measure() for key, found in sums.items()},
         is_out_of_time=len(done_layers) < len(wanted),
+        distinct_in_32=_distinct(next(p for p in places if p.module in measured)),
         seconds=clock() - began,
     )
 
@@ -170,6 +174,17 @@ def _shape(weight: torch.Tensor, energy: float) -> tuple[float, float]:
     mean_square = math.sqrt(energy / weight.numel())
     typical = float(magnitudes.median()) / NORMAL_MEDIAN or mean_square
     return (float(magnitudes.max()) / typical, mean_square / typical) if typical else (0.0, 1.0)
+
+
+def _distinct(place: Place) -> float:
+    """Different values in 32 neighbouring weights, the mean over the first blocks of a layer; zeros count as none."""
+    blocks = place.read().float().reshape(-1)[: LOOKED_AT * NEIGHBOURS]
+    blocks = blocks[: len(blocks) // NEIGHBOURS * NEIGHBOURS].view(-1, NEIGHBOURS)
+    blocks = blocks[blocks.any(dim=1)]
+    if not len(blocks):
+        return float(NEIGHBOURS)
+    ordered = blocks.sort(dim=1).values
+    return float((ordered[:, 1:] != ordered[:, :-1]).sum(dim=1).add(1).float().mean())
 
 
 def _energy(tensor: torch.Tensor) -> float:

@@ -24,6 +24,7 @@ from qlora_engine.config import TrainingConfig
 from qlora_engine.runs.record import RunFolder
 from tests.app import events_of_a_run as told
 from tests.app.conftest import MakeWindow
+from tests.app.quality_of_a_model import quality_report
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = Path(os.environ.get("QLORA_SCREENS", ROOT / "build" / "screens"))
@@ -75,6 +76,27 @@ def with_runs(window: MainWindow) -> None:
     window.studio.history.refresh()
 
 
+def quality_running(window: MainWindow) -> None:
+    check = window.studio.quality
+    check._text, check._share = "84 of 210 layers stored", 0.4
+    check.changed.emit()
+
+
+def quality_measured(window: MainWindow) -> None:
+    window.studio.quality.report = quality_report()
+    window.studio.quality.changed.emit()
+    window.go_to("model")
+    screen = window.pages.screens["model"]
+    QApplication.processEvents()
+    screen.findChild(QScrollArea).verticalScrollBar().setValue(screen.quality.y() - 8)
+
+
+def quality_picture(window: MainWindow) -> None:
+    quality_measured(window)
+    bar = window.pages.screens["model"].findChild(QScrollArea).verticalScrollBar()
+    bar.setValue(bar.maximum())
+
+
 STATES: dict[str, tuple[Callable[[MainWindow], None], tuple[str, ...]]] = {
     "idle": (idle, PAGES),
     "running": (running, ("train", "memory", "try")),
@@ -82,6 +104,9 @@ STATES: dict[str, tuple[Callable[[MainWindow], None], tuple[str, ...]]] = {
     "failed": (failed, ("train",)),
     "wrong": (wrong, ("train", "data")),
     "long": (long_names, ("model", "data", "train")),
+    "quality-running": (quality_running, ("model",)),
+    "quality": (quality_measured, ("model",)),
+    "quality-picture": (quality_picture, ("model",)),
     "runs": (with_runs, ("runs", "try", "export")),
 }
 

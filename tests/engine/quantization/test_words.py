@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def report(costs: dict[str, tuple[float, float]], **changes: Any) -> QualityRepo
     """A report in which each variant costs (loss, KL)."""
     measures = {v.key: Measure(4.127 if v.double_quant else 4.5, 0.09, 20.9, 0.1) for v in MAIN}
     module = ModuleErrors("model.layers.0.mlp.up_proj", 0, 64, 4.0, 1.0, measures)
-    weights = WeightErrors(2, (0, 1), 64, (module,), measures, False, 1.0)
+    weights = WeightErrors(2, (0, 1), 64, (module,), measures, False, 31.0, 1.0)
     scores = {v.key: score(*costs[v.quant_type], noise=NOISE[v.quant_type]) for v in MAIN}
     reference = Score(2.0, tuple(2.0 * n for n in TOKENS))
     held_out = HeldOut("rows", "0" * 64, 40, True, False, TOKENS, reference, scores, 1.0)
@@ -58,7 +59,7 @@ def test_the_cost_is_told_with_its_doubt() -> None:
     told = words.sentences(report(PAPER), NF4)[0]
     assert "On 40 rows of your data (439 trained tokens) the 16-bit loss is 2.000" in told
     assert "NF4 with double quantization costs 0.010 ± 0.001 (+0.5 %)" in told
-    assert "FP4 with double quantization costs 0.050 ± 0.001 (+2.5 %)" in told
+    assert "stored likewise, FP4 0.050 ± 0.001 (+2.5 %) and linear int4 0.090 ± 0.001 (+4.5 %)." in told
 
 
 def test_the_paper_is_confirmed_only_where_the_rows_can_tell() -> None:
@@ -77,6 +78,13 @@ def test_another_order_is_told_as_it_is() -> None:
 def test_the_saving_of_double_quantization_is_told() -> None:
     assert "saves 0.373 bits per parameter" in text(report(PAPER))
     assert "no more than chance" in text(report(PAPER))
+
+
+def test_weights_that_were_4_bit_before_are_told() -> None:
+    found = report(PAPER)
+    assert "stored in 4 bits before" not in text(found)
+    before = replace(found, weights=replace(found.weights, distinct_in_32=11.4))
+    assert "of 32 neighbours only 11 differ" in text(before)
 
 
 def test_a_report_without_loss_says_why() -> None:
