@@ -240,6 +240,16 @@ class Ledger(TorchDispatchMode):
         """A question about values: transformers asks whether no rows are packed."""
         return not self._is_packed if args[0].dtype == torch.bool else NotImplemented
 
+    def sum_gradients(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Autograd adds a second gradient into the first where nothing else holds that; a view's base holds it
+        (torch/csrc/autograd/input_buffer.cpp, can_accumulate_inplace). For tensors of a mode it never does."""
+        first, second = args
+        is_accumulating = self.phase.startswith("backward") and not torch.is_grad_enabled()
+        if not is_accumulating or not isinstance(second, torch.Tensor) or kwargs:
+            return NotImplemented
+        is_like = first.shape == second.shape and first.dtype == second.dtype
+        return ATEN.add_.Tensor(first, second) if is_like and not first._is_view() else NotImplemented
+
     def optimizer_on_cpu(self, func: Any, args: Any, kwargs: Any) -> Any:
         """bitsandbytes' CPU optimizers work on fp32 copies; its CUDA kernels need nothing besides."""
         if self._device != "cpu":
@@ -266,6 +276,7 @@ _RULES: dict[Any, Rule] = {
     ATEN.index_put_.default: Ledger.put_rows,
     ATEN._index_put_impl_.default: Ledger.put_rows,
     ATEN._local_scalar_dense.default: Ledger.decide,
+    ATEN.add.Tensor: Ledger.sum_gradients,
 }  # fmt: skip
 
 
