@@ -127,10 +127,20 @@ def layer_kept(block: Block, shape: Shape, *, is_masked: bool = False) -> int:
 
 
 def _again(block: Block, shape: Shape, *, is_masked: bool) -> int:
-    """With checkpointing: the block runs once more, keeping all, then backward."""
+    """With checkpointing: the block runs once more, keeping all, then backward. Its input is kept already."""
     meter = Meter()
     _forward(block, shape, meter, is_masked=is_masked)
-    return max(meter.peak, _backward(block, shape, is_masked=is_masked) + meter.live)
+    again = max(meter.peak, _backward(block, shape, is_masked=is_masked) + meter.live)
+    return again - _input_kept(block, shape)
+
+
+def _input_kept(block: Block, shape: Shape) -> int:
+    """What a block keeps of its own input, uncopied: its first norm keeps it as it is where that computes in the input's
+    type; where the block has no norm before attention, the adapters keep it."""
+    if not block.has_first_norm:
+        return _shared_input(block.attention_in, shape)
+    is_copied = shape.stream_bytes != FP32 and not block.is_layer_norm
+    return 0 if is_copied or block.norm_copies > 1 else block.hidden * shape.stream_bytes * shape.tokens
 
 
 def _tables(facts: ModelFacts, block: Block, shape: Shape) -> int:
@@ -160,7 +170,7 @@ def _forward(block: Block, shape: Shape, meter: Meter, *, is_masked: bool) -> No
     meter.hold(_attention_kept(block, shape, is_masked=is_masked))
     meter.touch((block.query + block.key) * shape.element_bytes * t)
     _group((block.attention_out,), shape, meter)
-    if block.is_eager or block.copies_attention:
+    if block.copies_output:
         meter.hold(_shared_input((block.attention_out,), shape))
     if block.residual_dropout:
         meter.hold(2 * h * (1 if shape.is_cuda else s) * t)
@@ -224,19 +234,18 @@ def _shared_input(linears: tuple[Linear, ...], shape: Shape) -> int:
 
 def _attention_kept(block: Block, shape: Shape, *, is_masked: bool) -> int:
     """Queries, keys, values, the output and its log-sums; with a mask it is copied in the compute type, and keys and
-    values are repeated for every query head."""
+    values are repeated for every query head (for one head that is a view). Values out of a fused projection are a view,
+    which keeps the whole."""
     t, c = shape.tokens, shape.element_bytes
     q, kv = block.query, block.key
-    norms = (q + kv) * FP32 * t if block.has_head_norms else 0
-    if len(block.attention_in) == 1 and not (is_masked and q != kv):
-        norms += (
-            (q + kv if q != kv or not block.copies_attention else q) * c * t
-        )  # values are a view of the fused projection, which stays whole
+    is_repeated = is_masked and kv not in (q, block.head_dim)
+    more = (q + kv) * FP32 * t if block.has_head_norms else 0
+    if len(block.attention_in) == 1 and not is_repeated:
+        more += (q + kv) * c * t
     if block.is_eager:
-        return (3 * q + kv) * c * t + 2 * FP32 * block.heads * shape.seq_len * t + norms
-    if is_masked:
-        return (4 * q * c + shape.seq_len * c + FP32 * block.heads) * t + norms
-    return (2 * q + 2 * kv) * c * t + FP32 * block.heads * t + norms
+        return (3 * q + kv) * c * t + 2 * FP32 * block.heads * shape.seq_len * t + more
+    mask = shape.seq_len * c * t if is_masked else 0
+    return (2 * q + 2 * (q if is_repeated else kv)) * c * t + FP32 * block.heads * t + mask + more
 
 
 def _experts_kept(block: Block, shape: Shape) -> int:
@@ -250,51 +259,98 @@ def _experts_kept(block: Block, shape: Shape) -> int:
 
 def _backward(block: Block, shape: Shape, *, is_masked: bool) -> int:
     """The most that a block's backward pass holds beyond what was kept; what was kept is let go on the way."""
-    t, c, s = shape.tokens, shape.element_bytes, shape.stream_bytes
+    t, c = shape.tokens, shape.element_bytes
     meter = Meter()
     if block.mlp_out is not None:
         _mlp_backward(block, block.mlp_out, shape, meter)
+    else:
+        _experts_backward(block, shape, meter)
     meter.touch(4 * block.hidden * FP32 * t)
-    meter.drop(block.outer_norms * block.norm_copies * _norm_kept(block, block.hidden, shape) // 2)
-    meter.hold(block.hidden * s * t)
-    _linear_backward(block.attention_out, shape, meter)
+    done = block.outer_norms - 1 if block.has_first_norm else block.outer_norms
+    meter.drop(block.hidden * c * t + done * block.norm_copies * _norm_kept(block, block.hidden, shape))
+    copy = _shared_input((block.attention_out,), shape) if block.copies_output else 0
+    _linear_backward(block.attention_out, shape, meter, frees=copy)
     meter.touch(_attention_backward(block, shape, is_masked=is_masked))
-    meter.drop(_attention_kept(block, shape, is_masked=is_masked) - (block.query + 2 * block.key) * c * t)
-    for linear in reversed(block.attention_in):
-        _linear_backward(linear, shape, meter)
-        meter.drop(linear.out * c * t)
+    meter.drop(_attention_kept(block, shape, is_masked=is_masked) + block.query * c * t)
+    meter.hold((block.query + 2 * block.key) * c * t)
+    _inputs_backward(block.attention_in, shape, meter, frees=_shared_input(block.attention_in, shape))
     return meter.peak
 
 
 def _mlp_backward(block: Block, out: Linear, shape: Shape, meter: Meter) -> None:
-    t, c = shape.tokens, shape.element_bytes
-    inner = block.inner * c * t
-    _linear_backward(out, shape, meter)
-    meter.drop(_shared_input((out,), shape) if not block.is_relu else 0)
-    if block.is_gated:
-        meter.hold(2 * inner)
-        meter.drop(3 * inner)  # the product's gradient, and the two factors that were kept
+    """Leaves the gradient of its input."""
+    inner = block.inner * shape.element_bytes * shape.tokens
+    _linear_backward(out, shape, meter, frees=0 if block.is_relu else _shared_input((out,), shape))
+    if not block.is_gated:
+        meter.hold(inner if block.activation_steps == 1 else 2 * inner)
+        meter.drop(inner * (2 if block.activation_steps == 1 else 6))
     else:
-        meter.hold(inner)
-        meter.drop(inner * block.activation_steps)
-    for index, linear in enumerate(reversed(block.mlp_in)):
-        if index and block.is_gated:
-            meter.hold(inner)
-            meter.drop(2 * inner)
-        _linear_backward(linear, shape, meter)
+        meter.hold(2 * inner)
+        if len(block.mlp_in) == 1:
+            meter.drop(2 * inner)  # the product's gradient and the activation; the other factor is a view
+            _fused_backward(inner, meter)
+        else:
+            meter.drop(3 * inner)  # the product's gradient, and the two factors that were kept
+    frees = 0 if block.is_parallel else _shared_input(block.mlp_in, shape)
+    between = inner if len(block.mlp_in) > 1 else 0
+    _inputs_backward(block.mlp_in, shape, meter, frees=frees, activation=between)
+
+
+def _fused_backward(inner: int, meter: Meter) -> None:
+    """Gate and up in one tensor: the activation's gradient, then both gradients put together."""
+    meter.hold(inner)
+    meter.drop(3 * inner)
+    meter.hold(2 * inner)
+    meter.drop(2 * inner)
+
+
+def _experts_backward(block: Block, shape: Shape, meter: Meter) -> None:
+    """Leaves the gradient of its input. The experts are frozen, but their rows lead to the adapters before them."""
+    t, c = shape.tokens, shape.element_bytes
+    rows = t * block.experts_per_token * c
+    inner, out = rows * block.expert_inner, rows * block.hidden
+    meter.hold(out)
+    meter.hold(inner)
+    meter.drop(2 * out)
+    meter.hold(2 * inner)
+    meter.drop(2 * inner)
+    _fused_backward(inner, meter)
+    meter.hold(out)
+    meter.drop(2 * inner)
+    meter.hold(block.hidden * c * t)
+    meter.drop(out)
+
+
+def _inputs_backward(
+    linears: tuple[Linear, ...], shape: Shape, meter: Meter, *, frees: int, activation: int = 0
+) -> None:
+    """Projections of one input, the last first; their gradients are summed into one. `activation`: between two of them,
+    the bytes that the activation's gradient takes."""
+    t, c = shape.tokens, shape.element_bytes
+    for index, linear in enumerate(reversed(linears), 1):
+        if index > 1 and activation:
+            meter.hold(activation)
+            meter.drop(2 * activation)
+        _linear_backward(linear, shape, meter, frees=frees if index == len(linears) else 0)
         meter.drop(linear.out * c * t)
+        if index > 1:
+            meter.drop(linear.in_ * c * t)
 
 
-def _linear_backward(linear: Linear, shape: Shape, meter: Meter) -> None:
-    """The adapter's gradients in its own type, then the weight dequantized again for the base's."""
+def _linear_backward(linear: Linear, shape: Shape, meter: Meter, *, frees: int = 0) -> None:
+    """The adapter's gradients in its own type, then the weight dequantized again for the base's, then their sum: in place
+    where the adapter's was cast, else a third tensor. `frees`: an input that only this adapter still keeps."""
     t, c, a = shape.tokens, shape.element_bytes, shape.adapter_bytes
+    into = linear.in_ * c * t
     if linear.rank:
         meter.touch((2 * linear.out * a if a != c else linear.out * a) * t)
         meter.touch(linear.in_ * a * t)
-        meter.drop(linear.kept(shape) * t)
+        meter.drop(linear.kept(shape) * t + frees)
         meter.touch(linear.in_ * (a + c if a != c else a) * t)
-    meter.hold(linear.in_ * c * t)
-    meter.touch(_dequantized(linear, shape) + (linear.in_ * c * t if linear.rank else 0))
+    meter.hold(into)
+    meter.touch(_dequantized(linear, shape) + (into if linear.rank else 0))
+    if linear.rank and a == c:
+        meter.touch(2 * into)
 
 
 def _attention_backward(block: Block, shape: Shape, *, is_masked: bool) -> int:

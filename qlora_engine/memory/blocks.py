@@ -9,11 +9,13 @@ from qlora_engine.config import TrainingConfig
 from qlora_engine.memory import static
 from qlora_engine.models.spec import LinearFact, ModelFacts, text_config
 
-COPIES_ATTENTION = frozenset({"phi3", "phi", "stablelm", "gpt_neox"})
+COPIES_ATTENTION = frozenset({"phi3", "phi", "stablelm", "gpt_neox", "glm", "glm4"})
 """Queries put together from a rotated and a plain part: the output of attention has to be copied."""
 WITHOUT_ROTARY = frozenset({"opt"})
 PARALLEL = frozenset({"phi", "cohere", "cohere2"})
 """Attention and MLP read the same normalised input."""
+POST_NORM = frozenset({"olmo2", "olmo3", "exaone4"})
+"""Norms come after attention and MLP only."""
 CENTRED_NORM = frozenset({"cohere", "cohere2"})
 """Norms written in Python that keep the centred input besides."""
 PYTHON_GELU = frozenset({"gelu_new", "gelu_fast", "quick_gelu"})
@@ -67,11 +69,13 @@ class Block:
     activation_steps: int
     is_layer_norm: bool
     outer_norms: int
+    has_first_norm: bool
     has_head_norms: bool
     is_eager: bool
     has_rotary: bool
     is_parallel: bool
-    copies_attention: bool
+    copies_output: bool
+    """Attention's output is copied before its projection."""
     is_relu: bool
     norm_copies: int
     residual_dropout: bool
@@ -93,6 +97,7 @@ def block_of(facts: ModelFacts, config: TrainingConfig) -> Block:
     norms = [t for t in facts.unquantized if t.role == "norm" and ".*." in t.name]
     outer = [t for t in norms if t.name.endswith("weight") and not any(part in t.name for part in HEAD_NORMS)]
     text = text_config(facts.config)
+    is_eager = bool(text.get("attn_logit_softcapping", facts.model_type == "gemma2"))
     return Block(
         hidden=facts.hidden_size,
         query=facts.heads * facts.head_dim,
@@ -107,12 +112,13 @@ def block_of(facts: ModelFacts, config: TrainingConfig) -> Block:
         is_gated=facts.is_gated_mlp,
         activation_steps=4 if _activation(text, facts.model_type) in PYTHON_GELU else 1,
         is_layer_norm=any(t.name.endswith("bias") for t in norms),
-        outer_norms=max(1, len(outer)),
+        outer_norms=1 if _shares_residual(text, facts.model_type) else max(1, len(outer)),
+        has_first_norm=facts.model_type not in POST_NORM,
         has_head_norms=any(part in t.name for t in norms for part in HEAD_NORMS),
-        is_eager=bool(text.get("attn_logit_softcapping", facts.model_type == "gemma2")),
+        is_eager=is_eager,
         has_rotary=facts.model_type not in WITHOUT_ROTARY,
         is_parallel=facts.model_type in PARALLEL,
-        copies_attention=facts.model_type in COPIES_ATTENTION,
+        copies_output=is_eager or facts.model_type in COPIES_ATTENTION,
         is_relu=_activation(text, facts.model_type) == "relu",
         norm_copies=2 if facts.model_type in CENTRED_NORM else 1,
         residual_dropout=facts.model_type == "opt" and float(text.get("dropout", 0.1)) > 0,
@@ -120,6 +126,11 @@ def block_of(facts: ModelFacts, config: TrainingConfig) -> Block:
         expert_inner=int(text.get("moe_intermediate_size") or facts.intermediate_size),
         experts_per_token=facts.experts_per_token or 0,
     )
+
+
+def _shares_residual(text: Any, model_type: str) -> bool:
+    """GPT-NeoX with a parallel residual: two norms of the same input, which is kept once."""
+    return model_type == "gpt_neox" and bool(text.get("use_parallel_residual", True))
 
 
 def caps_logits(facts: ModelFacts) -> bool:
