@@ -96,7 +96,7 @@ def _candidates(facts: ModelFacts, config: TrainingConfig, shape: Shape) -> Iter
         total = layers * stream
     else:
         kept = [layer_kept(block, shape, is_masked=m) for m in (True, False)]
-        total = masked * kept[0] + (layers - masked) * kept[1] + stream
+        total = masked * kept[0] + (layers - masked) * kept[1] - _first_layer_spares(block, shape)
         one = max(kept[0 if m else 1] for m in _kinds(masked, layers))
         again = max(_backward(block, shape, is_masked=m) for m in _kinds(masked, layers))
     yield Moving(tables + total, loss, carried, "loss")
@@ -124,6 +124,17 @@ def layer_kept(block: Block, shape: Shape, *, is_masked: bool = False) -> int:
     meter = Meter()
     _forward(block, shape, meter, is_masked=is_masked)
     return meter.live
+
+
+def _first_layer_spares(block: Block, shape: Shape) -> int:
+    """Nothing before the first layer is trained: autograd skips its first norm, and its MLP where that reads the same
+    norm and has no adapters."""
+    spared = block.norm_copies * _norm_kept(block, block.hidden, shape) if block.has_first_norm else 0
+    if block.is_parallel and block.mlp_out is not None and not any(one.rank for one in block.mlp_in):
+        meter = Meter()
+        _mlp_forward(block, block.mlp_out, shape, meter)
+        spared += meter.live
+    return spared
 
 
 def _again(block: Block, shape: Shape, *, is_masked: bool) -> int:
@@ -176,10 +187,17 @@ def _forward(block: Block, shape: Shape, meter: Meter, *, is_masked: bool) -> No
         meter.hold(2 * h * (1 if shape.is_cuda else s) * t)
     residual = meter.hold(h * s * t)
     if block.mlp_out is None:
+        meter.touch(_experts_forward(block, shape))
         meter.hold(_experts_kept(block, shape))
     else:
         _mlp_forward(block, block.mlp_out, shape, meter)
     meter.drop(residual)
+
+
+def _experts_forward(block: Block, shape: Shape) -> int:
+    """The rows copied for each expert, sorted, through the experts, and weighted: all held by one function."""
+    rows = shape.tokens * block.experts_per_token
+    return rows * shape.element_bytes * (4 * block.hidden + 3 * block.expert_inner)
 
 
 def _mlp_forward(block: Block, out: Linear, shape: Shape, meter: Meter) -> None:
@@ -261,6 +279,8 @@ def _backward(block: Block, shape: Shape, *, is_masked: bool) -> int:
     """The most that a block's backward pass holds beyond what was kept; what was kept is let go on the way."""
     t, c = shape.tokens, shape.element_bytes
     meter = Meter()
+    if not block.has_first_norm or block.outer_norms > 2:
+        meter.touch(5 * block.hidden * FP32 * t)  # a norm after the MLP
     if block.mlp_out is not None:
         _mlp_backward(block, block.mlp_out, shape, meter)
     else:
