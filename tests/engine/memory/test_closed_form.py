@@ -51,8 +51,29 @@ def test_the_grid() -> None:
     rng = random.Random(20240514)
     errors = {str(one): error(*one) for one in (drawn(rng) for _ in range(24))}
     worst = max(errors, key=lambda one: abs(errors[one]))
-    assert abs(errors[worst]) < 0.05, (worst, errors[worst])
-    assert sum(abs(value) > 0.03 for value in errors.values()) <= 1
+    assert abs(errors[worst]) < 0.03, (worst, errors[worst])
+
+
+@pytest.mark.parametrize(
+    ("name", "seq_len", "rows", "device", "changes"),
+    [
+        ("starcoder2-3b", 2048, 2, "cpu", {"lora__rank": 64}),
+        ("glm-4-9b", 2048, 1, "cpu", {"lora__targets": "attention", "training__gradient_checkpointing": False}),
+        ("gemma-2-2b", 2048, 2, "cpu", {"lora__dtype": "bf16"}),
+        ("olmoe-1b-7b", 2048, 2, "cuda", {"lora__dtype": "bf16"}),
+        ("olmo-2-7b", 2048, 2, "cuda", {"lora__dtype": "bf16"}),
+        ("phi-1.5", 2048, 2, "cuda", {"lora__targets": "attention", "training__gradient_checkpointing": False}),
+    ],
+)  # fmt: skip
+def test_what_was_once_counted_wrong(
+    name: str, seq_len: int, rows: int, device: str, changes: dict[str, Any]
+) -> None:
+    """What comes and goes in a step alone, without the weights that would hide an error."""
+    closed = estimated(name, seq_len, rows, device=device, **changes).double_quant
+    rehearsed = rehearse(Question(facts(name), config(rows, **changes), seq_len, rows, device)).double_quant
+    moving = ("activations", "step_temporary", "gradients")
+    one, two = (sum(side.parts[part] for part in moving) for side in (closed, rehearsed))
+    assert one == pytest.approx(two, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +91,7 @@ def test_what_the_grid_leaves_out(changes: dict[str, Any]) -> None:
                     {**changes, "training__gradient_checkpointing": is_checkpointed},
                 )
             )
-            < 0.05
+            < 0.03
         )
 
 
