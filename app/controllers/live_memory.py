@@ -7,7 +7,7 @@ from typing import Any
 
 from PySide6.QtCore import QObject, QTimer
 
-from app.presenters.memory_series import MemoryFeed, Prediction, tail_since
+from app.presenters.memory_series import MemoryFeed, Prediction, predicted_parts, tail_since
 from app.presenters.run_fold import RunFold
 from app.presenters.words import capital
 from app.screens.train_charts import MemoryView
@@ -85,14 +85,12 @@ class LiveMemory(QObject):
     def _prediction(self, run: RunFold) -> Prediction:
         """Of the run while it goes on, else of the next one."""
         if run.is_live and run.plan is not None:
-            side = "double_quant" if self._is_double else "single_quant"
-            found = (run.plan.estimate or {}).get(side) or {}
-            return Prediction(run.plan.predicted_peak_bytes, (found.get("device_bytes") or {}).get("likely"))
+            return Prediction.of_plan(run.plan.predicted_peak_bytes, run.plan.estimate)
         own = self._studio.workspace.own
         if own is None:
             return Prediction()
         variant = own.estimate.chosen(self._is_double)
-        return Prediction(variant.peak_bytes, variant.device_likely)
+        return Prediction(variant.peak_bytes, variant.device_likely, predicted_parts(variant.parts))
 
     @property
     def _is_double(self) -> bool:

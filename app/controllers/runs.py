@@ -91,11 +91,12 @@ class RunsController:
     def _draw_memory(self, feed: MemoryFeed, run: RunFold, predicted: int | None) -> None:
         from app.presenters.memory_series import Prediction
 
-        view = self._screen.memory
+        view, estimate = self._screen.memory, run.plan.estimate if run.plan is not None else None
         if view is not None:
             view.axis.pause(False)
             view.axis.show_span(None)
-            view.show_feed(feed, Prediction(predicted, None), is_live=False, marks=run.marks, zero=feed.first)
+            prediction = Prediction.of_plan(predicted, estimate)
+            view.show_feed(feed, prediction, is_live=True, marks=run.marks, zero=feed.first)
 
     def _with_chosen(self, act: Callable[[RunSummary], None]) -> None:
         history = self._studio.history

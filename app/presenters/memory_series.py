@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from app.presenters.words import capital
 from qlora_engine.monitor import parts, trace
 from qlora_engine.monitor.residency import ACCOUNTED, ESTIMATED
 from qlora_engine.monitor.series import Curve, Ring, numbers
@@ -38,7 +39,15 @@ TITLES = {
     "driver": "Driver",
     "rest": "Rest",
     "used": "All programs",
+    "device_context": "CUDA's context",
 }
+BAND_OF_PART = {
+    "optimizer_resident": "optimizer",
+    "optimizer_pageable": "optimizer",
+    "step_temporary": "activations",
+    "allocator_rounding": "activations",
+}
+"""Where the estimate is finer than what a running engine can tell apart."""
 POLLED = 60
 """Samples taken in at one look: a second of a reader that fell behind, without holding up the window."""
 FRESH_SECONDS = 2.0
@@ -135,20 +144,42 @@ class Band:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The peak of the next or present run: `tensor_bytes` is what torch allocates, `device_bytes` with context."""
+    """The peak of the next or present run: `tensor_bytes` is what torch allocates, `device_bytes` with context, `parts`
+    what it is made of, by the names of the bands of a run on the CPU."""
 
     tensor_bytes: int | None = None
     device_bytes: int | None = None
+    parts: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of_plan(cls, predicted: int | None, estimate: Mapping[str, Any] | None) -> Prediction:
+        """What a run was begun with: of its estimate the side (one quantization or two) that it was planned by."""
+        sides = ((estimate or {}).get(side) or {} for side in ("double_quant", "single_quant"))
+        found = next((side for side in sides if side and side.get("peak_bytes") == predicted), {})
+        device = (found.get("device_bytes") or {}).get("likely")
+        return cls(predicted, device, predicted_parts(found.get("parts") or {}))
+
+
+def predicted_parts(estimated: Mapping[str, int]) -> dict[str, int]:
+    """The estimate's parts by the bands' names, without what is nothing."""
+    found: dict[str, int] = {}
+    for name, amount in estimated.items():
+        band = BAND_OF_PART.get(name, name)
+        found[band] = found.get(band, 0) + int(amount)
+    return {name: amount for name, amount in found.items() if amount}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """`bands` from the bottom up; `level_bytes` is where the predicted peak's dashed line is drawn."""
+    """`bands` from the bottom up; `level_bytes` is where the predicted peak's dashed line is drawn, and `predicted` what
+    it is made of, in bytes: beside the bands of the same name, and listed where `lists_parts`."""
 
     title: str
     bands: tuple[Band, ...]
     level_bytes: float | None = None
     note: str = ""
+    predicted: Mapping[str, int] = field(default_factory=dict)
+    lists_parts: bool = False
 
 
 def memory_picture(
@@ -163,15 +194,21 @@ def memory_picture(
         others = gpu.get("others_bytes") or 0
         level = predicted.device_bytes + others if predicted.device_bytes else None
         bands = _bands(ring, parts.DEVICE_PARTS, window, buckets, latest)
-        return Picture(f"GPU {gpu.get('index', 0)} memory, GiB", bands, level, _unknown(gpu, "used_bytes"))
+        return Picture(
+            f"GPU {gpu.get('index', 0)} memory, GiB", bands, level, _unknown(gpu, "used_bytes"), predicted.parts, not is_live
+        )  # fmt: skip
     bands = _bands(ring, HOST_BANDS, window, buckets, latest)
     if bands or is_live:
-        return Picture("Memory of the engine, GiB", bands, predicted.tensor_bytes, _rest(latest))
+        return Picture(
+            "Memory of the engine, GiB", bands, predicted.tensor_bytes, _rest(latest), predicted.parts
+        )
     curve = in_gib(ring.curve("host.used_bytes", *window, buckets))
     used = _host_used(latest)
     reached = used + predicted.tensor_bytes if predicted.tensor_bytes and used is not None else None
     band = Band("used", TITLES["used"], curve, used)
-    return Picture("Memory of this computer, GiB", (band,) if len(curve.times) else (), reached)
+    return Picture(
+        "Memory of this computer, GiB", (band,) if len(curve.times) else (), reached, "", predicted.parts, lists_parts=True
+    )  # fmt: skip
 
 
 def paged_picture(feed: MemoryFeed, window: tuple[float, float], buckets: int) -> Picture:
@@ -188,14 +225,14 @@ def paged_picture(feed: MemoryFeed, window: tuple[float, float], buckets: int) -
     kind = ESTIMATED if paged.get("residency_kind") == ESTIMATED else ACCOUNTED
     if not on_gpu.values.size or math.isnan(_most(on_gpu)):
         why = paged.get("residency_reason")
-        note = f"where it is: n/a ({why})" if why else ""
+        note = f"Where it is: n/a ({why})" if why else ""
         band = Band("managed", TITLES["managed"], whole, paged.get("managed_bytes"), ACCOUNTED)
         return Picture(title, (band,), None, note)
     bands = (
         Band("on_gpu", TITLES["on_gpu"], on_gpu, paged.get("on_gpu_bytes"), kind),
         Band("on_cpu", TITLES["on_cpu"], whole, paged.get("on_cpu_bytes"), kind),
     )
-    return Picture(title, bands, None, f"{kind}: {paged.get('residency_reason') or ''}".rstrip(": "))
+    return Picture(title, bands, None, f"{capital(kind)}: {paged.get('residency_reason') or ''}".rstrip(": "))
 
 
 def in_gib(curve: Curve) -> Curve:

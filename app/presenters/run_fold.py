@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.presenters.curves import Curves
 from app.presenters.words import UNKNOWN, bytes_text, clock_text, duration_text, number_text
@@ -43,6 +43,14 @@ class RunNumbers:
     peak_note: str = ""
 
 
+class Mark(NamedTuple):
+    """An event on the charts over time: its Unix time, its kind (evaluation, checkpoint, out of memory), and what it was."""
+
+    unix: float
+    kind: str
+    text: str
+
+
 class RunFold:
     """One run as it was told. `state`: idle, starting, running, paused, stopping, finished, stopped, failed."""
 
@@ -63,7 +71,7 @@ class RunFold:
         self.series = Curves()
         self.memory: deque[Mapping[str, Any]] = deque(maxlen=MEMORY_KEPT)
         self.log: deque[LogLine] = deque(maxlen=LOG_LINES)
-        self.marks: list[tuple[float, str]] = []
+        self.marks: list[Mark] = []
         self.began_unix = self._newest_unix = time.time()
         self.version = 0
 
@@ -193,7 +201,11 @@ class RunFold:
         if event.step == 0:
             self.loss_before = event.loss
         self.series.add_evaluation(event)
-        self.marks.append((event.unix_time, "evaluation"))
+        self.marks.append(
+            Mark(
+                event.unix_time, "evaluation", f"held-out loss {number_text(event.loss)} at step {event.step}"
+            )
+        )
         best = ", the best so far" if event.is_best and event.step else ""
         self._say(f"Held-out loss {number_text(event.loss)} at step {event.step}{best}", unix=event.unix_time)
 
@@ -207,13 +219,13 @@ class RunFold:
         self.memory.append(event.sample)
 
     def _on_CheckpointSaved(self, event: ev.CheckpointSaved) -> None:
-        self.marks.append((event.unix_time, "checkpoint"))
+        self.marks.append(Mark(event.unix_time, "checkpoint", f"checkpoint at step {event.step}"))
         self._say(f"Checkpoint at step {event.step} saved ({bytes_text(event.total_bytes)})", unix=event.unix_time)  # fmt: skip
 
     def _on_Noticed(self, event: ev.Noticed) -> None:
         tone = "warning" if event.level == "warning" else ""
         if event.level == "warning" and event.code.startswith(OUT_OF_MEMORY):
-            self.marks.append((self._newest_unix, "out of memory"))
+            self.marks.append(Mark(self._newest_unix, "out of memory", event.message))
         self._say(f"{event.message}. {event.hint}" if event.hint else event.message, tone)
 
     def _on_Paused(self, event: ev.Paused) -> None:
@@ -237,4 +249,6 @@ class RunFold:
     def _on_RunFailed(self, event: ev.RunFailed) -> None:
         self.end, self.state, self.progress = event, "failed", None
         self.phase_text = event.message
+        if event.code.startswith(OUT_OF_MEMORY):
+            self.marks.append(Mark(self._newest_unix, "out of memory", event.message))
         self._say(f"{event.message}. {event.hint}", "bad")

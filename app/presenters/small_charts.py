@@ -12,6 +12,8 @@ from typing import Any
 from qlora_engine.monitor.residency import ESTIMATED
 from qlora_engine.monitor.series import numbers
 
+HELD_BACK = "\u25bc"
+"""Behind a clock that could be higher; why is in the tooltip."""
 GIB = 1024**3
 MIB = 1024**2
 
@@ -48,26 +50,26 @@ class SmallReading:
 
 HOST_CHARTS = (
     SmallChart(
-        "host", "Host memory", "GiB", (SmallLine("host.used_bytes", "used", "#0072B2", 1 / GIB),), digits=2
+        "host", "Host", "GiB", (SmallLine("host.used_bytes", "used", "#0072B2", 1 / GIB),), digits=2
     ),
     SmallChart("swap", "Swap", "GiB", (SmallLine("host.swap_used_bytes", "used", "#E69F00", 1 / GIB),), 0.1, 2),
     SmallChart(
-        "cores", "Processor, engine", "cores", (SmallLine("host.process_cpu_ratio", "busy", "#009E73"),), 1.0, 1
+        "cores", "Engine CPU", "cores", (SmallLine("host.process_cpu_ratio", "busy", "#009E73"),), 1.0, 1
     ),
     SmallChart(
-        "faults", "Page faults, engine", "/s", (SmallLine("host.major_page_faults_per_second", "from disk", "#CC79A7"),), 10.0
+        "faults", "Engine faults", "/s", (SmallLine("host.major_page_faults_per_second", "from disk", "#CC79A7"),), 10.0
     ),
 )  # fmt: skip
 PAGES_CHART = SmallChart(
-    "pages", "Pages moving", "MiB/s",
+    "pages", "Paging", "MiB/s",
     (
-        SmallLine("paged.to_cpu_bytes_per_second", "to the CPU", "#E69F00", 1 / MIB),
-        SmallLine("paged.to_gpu_bytes_per_second", "to the GPU", "#D55E00", 1 / MIB),
+        SmallLine("paged.to_cpu_bytes_per_second", "to CPU", "#E69F00", 1 / MIB),
+        SmallLine("paged.to_gpu_bytes_per_second", "to GPU", "#D55E00", 1 / MIB),
     ),
     1.0,
 )  # fmt: skip
 MOVES_CHART = SmallChart(
-    "moves", "Faults that move pages", "/s", (SmallLine("paged.page_faults_per_second", "faults", "#CC79A7"),), 10.0
+    "moves", "Paging faults", "/s", (SmallLine("paged.page_faults_per_second", "faults", "#CC79A7"),), 10.0
 )  # fmt: skip
 """Where page moves are counted (`training.count_page_moves`)."""
 
@@ -87,9 +89,9 @@ def gpu_charts(gpu: Mapping[str, Any], *, has_memory: bool) -> tuple[SmallChart,
     )  # fmt: skip
     found = (
         SmallChart(
-            f"{key}.use", f"{name} use", "%",
+            f"{key}.use", name, "%",
             (
-                SmallLine(f"{key}.utilisation_ratio", "busy", "#009E73", 100),
+                SmallLine(f"{key}.utilisation_ratio", "", "#009E73", 100),
                 SmallLine(f"{key}.encoder_ratio", "encoder", "#CC79A7", 100),
             ),
             100,
@@ -98,7 +100,7 @@ def gpu_charts(gpu: Mapping[str, Any], *, has_memory: bool) -> tuple[SmallChart,
         SmallChart(f"{key}.power", "Power", "W", (SmallLine(f"{key}.power_watts", "drawn", "#E69F00"),), 50),
         SmallChart(f"{key}.heat", "Heat", "\u00b0C", (SmallLine(f"{key}.temperature_celsius", "chip", "#D55E00"),), 60),
         SmallChart(
-            f"{key}.pcie", "PCIe", "MiB/s",
+            f"{key}.pcie", "PCIe, MiB/s", "",
             (
                 SmallLine(f"{key}.pcie_received_bytes_per_second", "in", "#56B4E9", 1 / MIB),
                 SmallLine(f"{key}.pcie_sent_bytes_per_second", "out", "#CC79A7", 1 / MIB),
@@ -116,14 +118,15 @@ def small_reading(chart: SmallChart, sample: Mapping[str, Any] | None) -> SmallR
     values = numbers(sample)
     known = [(line, values.get(line.series)) for line in chart.lines]
     texts = [
-        f"{line.title + ' ' if len(chart.lines) > 1 else ''}{value * line.factor:,.{chart.digits}f}"
+        f"{line.title + ' ' if line.title and len(chart.lines) > 1 else ''}{value * line.factor:,.{chart.digits}f}"
         for line, value in known
         if value is not None
     ]
     block = _block(sample, chart.lines[0].series)
     if not texts:
         return SmallReading("n/a", _reason(sample, block, chart))
-    return SmallReading(f"{', '.join(texts)} {chart.unit}{_limit(chart, block)}", _more(chart, block))
+    text = f"{', '.join(texts)} {chart.unit}".rstrip()
+    return SmallReading(text + _limit(chart, block), _more(chart, block))
 
 
 def _block(sample: Mapping[str, Any], series: str) -> Mapping[str, Any]:
@@ -146,7 +149,7 @@ def _limit(chart: SmallChart, block: Mapping[str, Any]) -> str:
     if chart.name.endswith(".power") and block.get("power_limit_watts"):
         return f" of {block['power_limit_watts']:.0f}"
     if chart.name.endswith(".clock") and held_back_by(block):
-        return ", held back"
+        return f" {HELD_BACK}"
     if chart.name == "host" and block.get("total_bytes"):
         return f" of {block['total_bytes'] / GIB:.2f}"
     if chart.name == "swap" and block.get("swap_total_bytes") is not None:

@@ -11,7 +11,7 @@ from PySide6.QtWidgets import QButtonGroup, QWidget
 from app import theme
 from app.presenters import memory_series as memory
 from app.presenters.memory_series import MemoryFeed, Prediction
-from app.presenters.run_fold import RunFold
+from app.presenters.run_fold import Mark, RunFold
 from app.presenters.small_charts import (
     HOST_CHARTS,
     MOVES_CHART,
@@ -37,8 +37,8 @@ SPANS: tuple[tuple[str, str, float | None], ...] = (
     ("ten", "10 min", USUAL_SPAN),
     ("all", "All", None),
 )
-MOST_ACROSS, HISTORY_ACROSS = 6, 2
-"""Small charts in a row: all of one GPU."""
+MOST_ACROSS, SMALL_WIDTH = 6, 172
+"""Small charts in a row at most (all of one GPU), and the pixels that each needs for its title and its figure."""
 SMALL_TURNS = 4
 """Each small chart is drawn anew every so many turns, another quarter of them each time."""
 LONG_SECONDS, LONG_TURNS = 3600.0, 5
@@ -139,10 +139,10 @@ class MemoryView(QWidget):
         self._rows = column()
         self._held: list[QWidget] = []
         self._turn = 0
-        self._across = HISTORY_ACROSS if is_history else MOST_ACROSS
+        self._across = 0
         self.small: dict[str, SmallPanel] = {}
         self._feed: MemoryFeed | None = None
-        self._how: tuple[Prediction, bool, Sequence[tuple[float, str]]] = (Prediction(), False, ())
+        self._how: tuple[Prediction, bool, Sequence[Mark]] = (Prediction(), False, ())
         self.setLayout(self._laid_out(beside, is_history))
         self._set_paged_visible(False)
         self.say("")
@@ -175,7 +175,7 @@ class MemoryView(QWidget):
         predicted: Prediction,
         *,
         is_live: bool,
-        marks: Sequence[tuple[float, str]] = (),
+        marks: Sequence[Mark] = (),
         zero: float | None = None,
     ) -> None:
         """`zero`: the Unix time that the labels count from, the first sample's if it is None."""
@@ -256,8 +256,10 @@ class MemoryView(QWidget):
         """A row for each GPU and one for the host, made when first seen, and kept when a GPU is lost. True if any is
         new."""
         missing = [chart for charts in rows for chart in charts if chart.name not in self.small]
-        if not missing:
+        across = min(MOST_ACROSS, max(1, self.width() // SMALL_WIDTH))
+        if not missing and across == self._across:
             return False
+        self._across = across
         for chart in missing:
             self.small[chart.name] = SmallPanel(self.axis, chart)
         names = [[chart.name for chart in charts] for charts in rows]
@@ -299,4 +301,9 @@ def _choose(spans: Segments, name: str) -> None:
 
 
 def _chunked(lines: Sequence[Sequence[str]], most: int) -> list[Sequence[str]]:
-    return [line[at : at + most] for line in lines for at in range(0, len(line), most)]
+    """Each line in as few rows as it needs, all about equally long."""
+    found: list[Sequence[str]] = []
+    for line in lines:
+        size = -(-len(line) // -(-len(line) // most))
+        found += [line[at : at + size] for at in range(0, len(line), size)]
+    return found

@@ -23,6 +23,7 @@ from PySide6.QtGui import (
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
 from app import theme
+from app.presenters.run_fold import Mark
 from app.widgets.time_axis import TimeAxis
 
 WHEEL_FACTOR = 1.25
@@ -58,7 +59,7 @@ class TimeChart(QWidget):
         self.axis, self._is_small = axis, is_small
         self._layers: tuple[Layer, ...] = ()
         self._level: float | None = None
-        self._marks: Sequence[tuple[float, str]] = ()
+        self._marks: Sequence[Mark] = ()
         self._top = 1.0
         self._drag: float | None = None
         self.setMouseTracking(True)
@@ -85,9 +86,9 @@ class TimeChart(QWidget):
         *,
         least_top: float = 0.0,
         level: float | None = None,
-        marks: Sequence[tuple[float, str]] = (),
+        marks: Sequence[Mark] = (),
     ) -> None:
-        """`level`: a dashed line; `marks`: (Unix time, kind), a thin line each."""
+        """`level`: a dashed line; `marks`: a thin line each."""
         self._layers, self._level, self._marks = tuple(layers), level, marks
         most = max((_most(layer.values) for layer in layers), default=0.0)
         self._top = max(most, level or 0.0, 1e-9) * HEADROOM
@@ -110,10 +111,10 @@ class TimeChart(QWidget):
         return found
 
     def mark_at(self, at: float) -> str:
-        """The kind of the event under the crosshair, if there is one."""
+        """What the event under the crosshair was, if there is one."""
         start, end = self.axis.window
         reach = 4 * (end - start) / max(1.0, self._plot.width())
-        return next((kind for time, kind in self._marks if abs(time - at) <= reach), "")
+        return next((mark.text for mark in self._marks if abs(mark.unix - at) <= reach), "")
 
     # ------------------------------------------------------------ painting
 
@@ -213,7 +214,7 @@ class TimeChart(QWidget):
         t = theme.tokens()
         font = painter.font()
         painter.setFont(theme.font(8))
-        for at, kind in self._marks:
+        for at, kind, _ in self._marks:
             if start <= at <= end:
                 x = round(self._x(plot, at)) + 0.5
                 colour = QColor(getattr(t, MARK_COLOURS.get(kind, "quiet")))

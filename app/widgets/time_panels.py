@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QColor
@@ -11,6 +11,7 @@ from PySide6.QtWidgets import QGridLayout, QLabel, QWidget
 
 from app import theme
 from app.presenters.memory_series import TITLES, MemoryFeed, Picture
+from app.presenters.run_fold import Mark
 from app.presenters.small_charts import SmallChart, SmallReading
 from app.widgets.kit import Card, Elided, column, label, row
 from app.widgets.time_axis import TimeAxis
@@ -25,7 +26,7 @@ KINDS = {
     ACCOUNTED: "Accounted: the sum of what the engine allocated",
     ESTIMATED: "Estimated, so hatched: from the difference of other figures",
 }
-LEGEND_WIDTH = 204
+LEGEND_WIDTH = 232
 MARGIN = 10
 
 
@@ -45,8 +46,9 @@ class StackPanel(Card):
         self._legend.setColumnStretch(0, 1)
         self._legend.addWidget(self._level_name, 0, 0)
         self._legend.addWidget(self._level_text, 0, 1, Qt.AlignmentFlag.AlignRight)
-        self._names: tuple[str, ...] = ()
+        self._names: tuple[tuple[str, bool], ...] = ()
         self._lines: dict[str, tuple[QLabel, QLabel]] = {}
+        self._parts: dict[str, tuple[QLabel, QLabel]] = {}
         self._picture = Picture("", ())
         side = QWidget()
         side.setFixedWidth(LEGEND_WIDTH)
@@ -56,14 +58,18 @@ class StackPanel(Card):
         self.add(row(self.title, None, self.reading, gap=12), whole, self.note)
         axis.pointed.connect(self._read)
 
-    def show_picture(self, picture: Picture, marks: Sequence[tuple[float, str]] = ()) -> None:
+    def show_picture(self, picture: Picture, marks: Sequence[Mark] = ()) -> None:
         self._picture = picture
         self.title.setText(picture.title)
         self.note.setText(picture.note)
         self.note.setVisible(bool(picture.note))
-        names = tuple(band.name for band in picture.bands)
+        parts = [name for name in picture.predicted if picture.lists_parts and name in TITLES]
+        names = (*((band.name, True) for band in picture.bands), *((name, False) for name in parts))
         if names != self._names:
             self._rebuild(names)
+        for name, (_, figure) in self._parts.items():
+            figure.setText(f"{picture.predicted[name] / GIB:.2f}")
+        self._level_name.setToolTip(made_of(picture.predicted))
         layers = tuple(
             Layer(
                 band.name, band.title, theme.part_colour(band.name).name(), band.curve.times, band.curve.values,
@@ -80,23 +86,32 @@ class StackPanel(Card):
 
     def restyle(self) -> None:
         """Take the theme's colours."""
-        for name, (title, _) in self._lines.items():
-            title.setText(swatch(theme.part_colour(name).name(), "\u25a0", TITLES[name]))
+        for sign, lines in (("\u25a0", self._lines), ("\u25a1", self._parts)):
+            for name, (title, _) in lines.items():
+                title.setText(swatch(theme.part_colour(name).name(), sign, TITLES[name]))
         self.chart.update()
 
-    def _rebuild(self, names: tuple[str, ...]) -> None:
-        for each in itertools.chain.from_iterable(self._lines.values()):
+    def _rebuild(self, names: tuple[tuple[str, bool], ...]) -> None:
+        """A line for each band below the predicted peak, and below them what the peak is made of."""
+        for each in itertools.chain.from_iterable([*self._lines.values(), *self._parts.values()]):
             self._legend.removeWidget(each)
             each.hide()
             each.deleteLater()
-        self._names, self._lines = names, {}
-        for place, name in enumerate(reversed(names), start=1):
-            title, figure = label("", "small"), label("", "small")
-            title.setTextFormat(Qt.TextFormat.RichText)
-            self._lines[name] = title, figure
-            self._legend.addWidget(title, place, 0)
-            self._legend.addWidget(figure, place, 1, Qt.AlignmentFlag.AlignRight)
+        self._names = names
+        bands = [name for name, is_band in reversed(names) if is_band]
+        parts = [name for name, is_band in names if not is_band]
+        self._lines = {name: self._line(place) for place, name in enumerate(bands, start=1)}
+        self._parts = {name: self._line(place) for place, name in enumerate(parts, start=1 + len(bands))}
+        for each in itertools.chain.from_iterable(self._parts.values()):
+            each.setToolTip("Predicted part of the next run")
         self.restyle()
+
+    def _line(self, place: int) -> tuple[QLabel, QLabel]:
+        title, figure = label("", "small"), label("", "small")
+        title.setTextFormat(Qt.TextFormat.RichText)
+        self._legend.addWidget(title, place, 0)
+        self._legend.addWidget(figure, place, 1, Qt.AlignmentFlag.AlignRight)
+        return title, figure
 
     def _read(self) -> None:
         at = self._axis.cursor
@@ -105,10 +120,15 @@ class StackPanel(Card):
             amount = shown.get(band.name) if at is not None else _gib(band.latest_bytes)
             about = ABOUT if band.kind == ESTIMATED else ""
             title, figure = self._lines[band.name]
-            figure.setText("n/a" if amount is None else f"{about}{amount:.2f}")
+            figure.setText("n/a" if amount is None else f"{about}{amount:.2f}{self._of(band.name)}")
             for each in (title, figure):
                 each.setToolTip(KINDS[band.kind])
         self.reading.setText(self._reading(at, shown))
+
+    def _of(self, name: str) -> str:
+        """The predicted part beside the real one, where the run is not the next one."""
+        predicted = self._picture.predicted.get(name)
+        return f" of {predicted / GIB:.2f}" if predicted and not self._picture.lists_parts else ""
 
     def _under(self, at: float) -> dict[str, float]:
         """The thickness of each band in GiB at a time: the distance to the next lower edge that is known."""
@@ -164,11 +184,17 @@ class SmallPanel(Card):
         text = self._newest.text
         if at is not None:
             found = [f"{value:,.{self.spec.digits}f}" for value in self.chart.values_at(at).values()]
-            text = f"{', '.join(found)} {self.spec.unit}" if found else "n/a"
+            text = f"{', '.join(found)} {self.spec.unit}".rstrip() if found else "n/a"
         self.value.setText(text)
         if self._newest.tip != self._tip:
             self._tip = self._newest.tip
             self.setToolTip(self._tip)
+
+
+def made_of(parts: Mapping[str, int]) -> str:
+    """What the predicted peak is made of, a line each."""
+    lines = [f"{TITLES.get(name, name)}: {amount / GIB:.2f} GiB" for name, amount in parts.items()]
+    return "\n".join(["Made of", *lines]) if lines else ""
 
 
 def _gib(amount: float | None) -> float | None:

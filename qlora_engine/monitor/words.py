@@ -15,6 +15,7 @@ MIB = 1024**2
 NOTABLE_BYTES = GIB // 20
 """Smaller differences are called none."""
 SLOWER_RATIO = 0.02
+ALARMING = ("hardware slowdown", "too warm (driver)", "too warm (hardware)", "power brake")
 
 
 def memory_line(
@@ -35,6 +36,7 @@ def memory_line(
         against(predicted_bytes, reached),
         where(sample.get("paged"), slowdown_ratio),
         spilled(sample.get("torch")),
+        held_back(gpu),
     )
     return "; ".join(text for text in pieces if text)
 
@@ -82,6 +84,12 @@ def spilled(torch: Mapping[str, Any] | None) -> str:
     if not amount:
         return ""
     return f"{gib(amount)} of the run is in shared GPU memory, which is system memory: steps are much slower"
+
+
+def held_back(gpu: Mapping[str, Any] | None) -> str:
+    """What slows the GPU down and should not: heat, hardware, power supply. That it works at its power limit is usual."""
+    reasons = [reason for reason in (gpu or {}).get("throttle_reasons") or () if reason in ALARMING]
+    return f"the GPU is held back: {', '.join(reasons)}" if reasons else ""
 
 
 def paging_badge(

@@ -24,7 +24,9 @@ from pytestqt.qtbot import QtBot
 from app import theme
 from app.presenters import memory_series as memory
 from app.presenters import small_charts as small
-from app.presenters.memory_series import MemoryFeed, Prediction
+from app.presenters.memory_series import MemoryFeed, Prediction, predicted_parts
+from app.presenters.run_fold import Mark
+from app.presenters.words import number_text
 from app.screens.train_charts import MemoryView
 from app.widgets.time_axis import TimeAxis
 from app.widgets.time_chart import (
@@ -203,6 +205,44 @@ def test_a_gpu_run_shows_its_parts_below_the_device_peak_with_what_others_use() 
     assert sum(band.latest_bytes or 0 for band in picture.bands) == pytest.approx(12 * GIB)
 
 
+PARTS = {
+    "quantized_weights": 60 * MIB, "adapters": 10 * MIB, "optimizer_resident": 5 * MIB, "optimizer_pageable": 15 * MIB,
+    "activations": 300 * MIB, "step_temporary": 50 * MIB, "device_context": 0,
+}  # fmt: skip
+
+
+def test_the_estimates_parts_are_the_legend_before_a_run_and_stand_beside_the_figures_in_one(
+    qtbot: QtBot, view: MemoryView
+) -> None:
+    parts = predicted_parts(PARTS)
+    assert parts == {
+        "quantized_weights": 60 * MIB,
+        "adapters": 10 * MIB,
+        "optimizer": 20 * MIB,
+        "activations": 350 * MIB,
+    }
+    view.show_feed(fed(sample(0), sample(1)), Prediction(440 * MIB, None, parts), is_live=False)
+    panel = view.memory
+    assert {name: figure.text() for name, (_, figure) in panel._parts.items()} == {
+        "quantized_weights": "0.06", "adapters": "0.01", "optimizer": "0.02", "activations": "0.34",
+    }  # fmt: skip
+    assert "Activations, temporary: 0.34 GiB" in panel._level_name.toolTip()
+    view.show_feed(fed(cpu_sample(0), cpu_sample(1)), Prediction(440 * MIB, None, parts), is_live=True)
+    assert not panel._parts
+    assert panel._lines["activations"][1].text() == "0.29 of 0.34"
+
+
+def test_a_runs_prediction_is_the_side_that_it_was_planned_by() -> None:
+    sides = {
+        "double_quant": {"peak_bytes": 5, "parts": {"adapters": 1}, "device_bytes": {"likely": 7}},
+        "single_quant": {"peak_bytes": 6, "parts": {"adapters": 2}, "device_bytes": {"likely": 9}},
+    }
+    assert Prediction.of_plan(6, sides) == Prediction(6, 9, {"adapters": 2})
+    assert Prediction.of_plan(5, sides) == Prediction(5, 7, {"adapters": 1})
+    assert Prediction.of_plan(4, sides) == Prediction(4)
+    assert Prediction.of_plan(None, None) == Prediction()
+
+
 def test_paged_memory_is_split_by_place_or_says_why_it_cannot_be() -> None:
     feed = fed(gpu_sample(0), gpu_sample(1, on_cpu=GIB // 4))
     picture = memory.paged_picture(feed, everything(feed), 100)
@@ -210,13 +250,13 @@ def test_paged_memory_is_split_by_place_or_says_why_it_cannot_be() -> None:
         ("on_gpu", 0.75 * GIB),
         ("on_cpu", 0.25 * GIB),
     ]
-    assert picture.note == "estimated: from the device's use"
+    assert picture.note == "Estimated: from the device's use"
     unknown = gpu_sample(0)
     unknown["paged"] |= {"on_gpu_bytes": None, "on_cpu_bytes": None, "residency_reason": "no baseline"}
     feed = fed(unknown)
     picture = memory.paged_picture(feed, (BEGAN - 1, BEGAN + 1), 100)
     assert [band.name for band in picture.bands] == ["managed"]
-    assert picture.note == "where it is: n/a (no baseline)"
+    assert picture.note == "Where it is: n/a (no baseline)"
     assert memory.paged_picture(fed(cpu_sample(0)), (BEGAN - 1, BEGAN + 1), 100).bands == ()
 
 
@@ -255,17 +295,17 @@ def tips(card: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 def test_clocks_what_holds_them_back_and_the_encoder_are_shown() -> None:
     found = tips(gpu(encoder_ratio=0.25, memory_utilisation_ratio=0.4))
-    assert found["use"] == ("busy 50, encoder 25 %", "Memory controller: 40 %\nVideo encoder: 25 %")
+    assert found["use"] == ("50, encoder 25 %", "Memory controller: 40 %\nVideo encoder: 25 %")
     assert found["clock"] == ("2,520 MHz", "Memory clock: 10,501 MHz\nNot held back")
     held = tips(gpu(throttle_reasons=["power limit", "too warm (driver)"]))["clock"]
     assert held == (
-        "2,520 MHz, held back",
+        "2,520 MHz \u25bc",
         "Memory clock: 10,501 MHz\nHeld back by: power limit, too warm (driver)",
     )
     assert tips(gpu(throttle_reasons=["idle"]))["clock"][0] == "2,520 MHz"
     no = {"encoder_ratio": "this GPU does not tell it", "throttle_reasons": "too old"}
     unknown = tips(gpu(encoder_ratio=None, throttle_reasons=None, unavailable=no))
-    assert unknown["use"][0] == "busy 50 %"
+    assert unknown["use"][0] == "50 %"
     assert "Video encoder: n/a (this GPU does not tell it)" in unknown["use"][1]
     assert "What holds it back: n/a (too old)" in unknown["clock"][1]
 
@@ -498,7 +538,7 @@ def test_redraw_of_a_full_day_takes_less_than_a_frame(qtbot: QtBot, view: Memory
         ring._values[place] = wobble * GIB * (1 + bands.index(name) if name in bands else 1)
     ring._count = DAY_AT_4_HZ
     feed.newest = BEGAN + DAY_AT_4_HZ / 4
-    marks = [(BEGAN + 600.0 * n, "checkpoint") for n in range(140)]
+    marks = [Mark(BEGAN + 600.0 * n, "checkpoint", "checkpoint at step 5") for n in range(140)]
     took = {}
     for span in (60.0, 600.0, None):
         view.axis.show_span(span)
@@ -578,7 +618,7 @@ def test_paged_memory_is_drawn_when_there_is_any_and_said_in_words_when_not(qtbo
     view.say_paging("on the CPU nothing is paged")
     assert view.paged.isVisible()
     assert not view.paging_words.isVisible()
-    assert view.pages.value.text() == "to the CPU 95, to the GPU 0 MiB/s"
+    assert view.pages.value.text() == "to CPU 95, to GPU 0 MiB/s"
     assert not view.moves.isVisible()
     counted = gpu_sample(2)
     counted["paged"] |= {"moving_kind": "measured", "gpu_page_faults_per_second": 5.0}
@@ -628,12 +668,17 @@ def test_the_chart_lives_before_during_and_after_a_run(
     write(path, *({**cpu_sample(0), "time": now + 1 + n / 4} for n in range(1, 90)))
     qtbot.waitUntil(lambda: len(live.feed.ring) == 91, timeout=10_000)
     assert "0.68" in view.memory._level_text.text()
-    assert view.memory.chart._marks == [(now + 1, "evaluation")]
+    assert view.memory.chart._marks == [
+        (now + 1, "evaluation", f"held-out loss {number_text(3.1)} at step 0")
+    ]
+    assert view.memory.chart.mark_at(now + 1) == f"held-out loss {number_text(3.1)} at step 0"
     engine.tell(
         ev.Noticed("warning", "memory.micro_batch", "Out of memory: micro-batch 4 -> 2"), told.finished()
     )
     qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
-    assert window.studio.trainer.run.marks[-1] == (now + 1, "out of memory")
+    assert window.studio.trainer.run.marks[-1] == (
+        now + 1, "out of memory", "Out of memory: micro-batch 4 -> 2",
+    )  # fmt: skip
     qtbot.waitUntil(lambda: live.feed._tail is None)
     tell(40)
     assert live.feed.newest == now + 40

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qlora_engine.memory.optimizer_state import StateBytes
-from qlora_engine.monitor import words
+from qlora_engine.monitor import nvml_words, words
 from qlora_engine.monitor.residency import NEVER_ON_WINDOWS, NEVER_UNDER_WSL
 from qlora_engine.monitor.words import Slowdown
 from tests.engine.monitor.samples import GIB, MIB, cpu_sample, gpu, gpu_sample
@@ -74,6 +74,15 @@ def test_spilled_memory_is_named() -> None:
     assert words.memory_line(sample).endswith(
         "2.00 GiB of the run is in shared GPU memory, which is system memory: steps are much slower"
     )
+
+
+def test_what_should_not_hold_a_gpu_back_is_named() -> None:
+    warm = gpu(throttle_reasons=("power limit", "too warm (hardware)", "idle"))
+    assert words.memory_line(gpu_sample(gpus=[warm])).endswith("the GPU is held back: too warm (hardware)")
+    usual = gpu(throttle_reasons=("power limit", "idle"))
+    assert "held back" not in words.memory_line(gpu_sample(gpus=[usual]))
+    assert words.held_back(None) == ""
+    assert set(words.ALARMING) <= {each for _, each in nvml_words._THROTTLES}
 
 
 def test_the_badge() -> None:
