@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from qlora_engine.models import catalog
+from qlora_engine.monitor import trace
 from qlora_engine.runs.record import RunFolder, list_runs
 from tests.support.starter import starter_folder
 
@@ -122,6 +123,13 @@ class Training:
         assert found.state not in ("running", "paused")
         return int(self.folder.checkpoints()[-1].name.split("-")[1])
 
+    def no_sample_is_lost_of(self, seen: tuple[dict[str, Any], ...], unreadable: int) -> None:
+        """The memory trace begins with everything that was on disk at the kill; that is more than nothing."""
+        found = trace.read(self.folder.memory_path)
+        assert len(seen) > 3
+        assert found.samples[: len(seen)] == seen
+        assert found.unreadable_lines <= unreadable
+
     def take_the_offer(self) -> None:
         """The next start offers to resume; the run then has every step once."""
         done = subprocess.run(
@@ -138,17 +146,21 @@ def test_killing_the_window_loses_nothing_and_the_next_start_offers_to_go_on(
     environment: dict[str, str],
 ) -> None:
     training = Training(environment, points=4)
+    seen = trace.read(training.folder.memory_path).samples
     training.window.kill()
     training.end_of_window()
     _, alive = psutil.wait_procs([training.engine], timeout=90)
     assert not alive, "the engine outlived its window"
     assert training.last_kept() >= training.points, "the engine saves what it has when its window disappears"
+    training.no_sample_is_lost_of(seen, unreadable=0)
     training.take_the_offer()
 
 
 def test_killing_the_engine_loses_only_what_came_after_its_checkpoint(environment: dict[str, str]) -> None:
     training = Training(environment, points=5)
+    seen = trace.read(training.folder.memory_path).samples
     training.engine.kill()
     assert training.end_of_window() == 0, "the window went down with its engine"
     assert training.points - 2 <= training.last_kept(), "a checkpoint is saved every two steps"
+    training.no_sample_is_lost_of(seen, unreadable=1)  # the kill may come in mid-write
     training.take_the_offer()

@@ -188,6 +188,78 @@ def evict() -> dict[str, Any]:
     return {"paged": found["paged"], "free_before": free, "held": held.nbytes}
 
 
+def count_moves() -> dict[str, Any]:
+    """What CUPTI counts while half of 256 MiB managed goes to the CPU and comes back."""
+    from qlora_engine.monitor.page_moves import PageMoves
+
+    moves = PageMoves()
+    moves.start()  # before the context
+    if moves.why_not is not None:
+        return {"why_not": moves.why_not}
+    import bitsandbytes.functional as functional
+    import torch
+
+    buffer = managed_buffer(256 * MIB)
+    time.sleep(0.5)
+    filled = moves.counts()
+    float(buffer[: len(buffer) // 2].sum())
+    time.sleep(0.5)
+    touched = moves.counts()
+    functional.prefetch_tensor(buffer)
+    torch.cuda.synchronize()
+    time.sleep(0.5)
+    back = moves.counts()
+    moves.stop()
+    return {
+        "why_not": None,
+        "to_cpu": touched.to_cpu_bytes - filled.to_cpu_bytes,
+        "cpu_faults": touched.cpu_faults - filled.cpu_faults,
+        "to_gpu": back.to_gpu_bytes - touched.to_gpu_bytes,
+        "lost": back.lost_records,
+        "block": moves.block(),
+    }
+
+
+def train_plain() -> dict[str, Any]:
+    return _trained(count_page_moves=False)
+
+
+def train_counted() -> dict[str, Any]:
+    return _trained(count_page_moves=True)
+
+
+def _trained(*, count_page_moves: bool) -> dict[str, Any]:
+    """Losses of four steps of a tiny model on the GPU, and what its trace says of page moves."""
+    import tempfile
+
+    from qlora_engine import config_io
+    from qlora_engine.config import TrainingConfig, with_value
+    from qlora_engine.control import Control
+    from qlora_engine.events import StepFinished
+    from qlora_engine.jobs import TrainJob
+    from qlora_engine.monitor import trace
+    from qlora_engine.training import recipe
+    from tests.support import tiny
+
+    with tempfile.TemporaryDirectory() as name:
+        folder, config = Path(name), TrainingConfig()
+        model = tiny.make_tiny("llama", folder / "model", tie_word_embeddings=True)
+        data = tiny.write_rows(folder / "rows.jsonl", tiny.instruction_rows(24))
+        for path, value in {
+            "model.name": str(model), "model.device": "cuda", "data.path": str(data), "data.held_out_fraction": 0.0,
+            "output.runs_dir": str(folder / "runs"), "lora.rank": 4, "training.max_steps": 4, "training.effective_batch": 4,
+            "training.optimizer": "paged_adamw_32bit", "training.count_page_moves": count_page_moves,
+        }.items():  # fmt: skip
+            config = with_value(config, path, value)
+        events = list(recipe.train(TrainJob(config_io.to_dict(config)), Control()))
+        paged = [s["paged"] for s in trace.read(next((folder / "runs").glob("*/memory.jsonl"))).samples]
+    return {
+        "losses": [e.loss for e in events if isinstance(e, StepFinished)],
+        "counted": sum(block.get("moving_kind") == "measured" for block in paged),
+        "reasons": sorted({block["page_moves_reason"] for block in paged if "page_moves_reason" in block}),
+    }
+
+
 # ---------------------------------------------------------------- confirmations
 
 
@@ -246,6 +318,26 @@ def test_pages_touched_by_the_cpu_are_seen_in_the_next_sample() -> None:
     assert abs(touched["on_cpu_bytes"] - GIB // 2) <= touched["uncertainty_bytes"]
     assert touched["to_cpu_bytes_per_second"] > 0
     assert found["back"]["on_cpu_bytes"] <= found["back"]["uncertainty_bytes"]
+
+
+def test_cupti_counts_what_moves() -> None:
+    """Needs the extra `gpu`. The driver moves whole blocks of up to 2 MiB, and may fetch ahead."""
+    found = result_of("count_moves")
+    if found["why_not"] is not None:
+        pytest.skip(f"page moves cannot be counted here: {found['why_not']}")
+    half = 128 * MIB
+    assert half <= found["to_cpu"] <= half + 8 * MIB
+    assert found["cpu_faults"] > 0
+    assert half <= found["to_gpu"] <= half + 8 * MIB
+    assert found["lost"] == 0
+    assert found["block"]["moving_kind"] == "measured"
+
+
+def test_a_run_with_page_moves_counted_trains_as_one_without() -> None:
+    """The switch is only a look: the losses are the same, and the trace has the counted rates."""
+    off, on = result_of("train_plain"), result_of("train_counted")
+    assert off["losses"] == on["losses"]
+    assert on["reasons"] or on["counted"] > 0
 
 
 @pytest.mark.skipif(
