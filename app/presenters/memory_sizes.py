@@ -191,7 +191,8 @@ def _upcast(subject: Subject) -> tuple[Cost, ...]:
         return ()
     extra = 2 * subject.facts.unquantized_parameters
     text = "Not spent here: they stay in 16 bits. Preparing the model the usual way would add this."
-    return (Cost("Embeddings, head and norms in fp32", bytes_text(extra), text),)
+    title = "Embeddings, head, norms and experts in fp32" if subject.facts.experts else "Embeddings, head and norms in fp32"  # fmt: skip
+    return (Cost(title, bytes_text(extra), text),)
 
 
 def _logits(subject: Subject) -> Cost:

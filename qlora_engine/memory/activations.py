@@ -12,31 +12,12 @@ from dataclasses import dataclass
 
 from qlora_engine.config import TrainingConfig
 from qlora_engine.memory import static
-from qlora_engine.memory.blocks import Block, Linear, block_of, caps_logits, sliding_layers
+from qlora_engine.memory.blocks import Block, block_of, caps_logits, sliding_layers
+from qlora_engine.memory.passes import FP32, Shape, backward, first_layer_spares, layer_kept, run_again
 from qlora_engine.models.spec import ModelFacts
 
-FP32 = 4
 CHUNK_TOKENS = 1024
 """training/loss.py computes the logits of so many trained tokens at a time."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The micro-batch, rows x tokens; `element_bytes` of the compute type (2 on a GPU, 4 on the CPU), `stream_bytes` of the
-    residual stream (4 when embeddings are fp32), `adapter_bytes` of the adapters."""
-
-    micro_batch: int
-    seq_len: int
-    element_bytes: int
-    stream_bytes: int
-    adapter_bytes: int
-    is_cuda: bool
-    is_double_quant: bool
-    is_packed: bool
-
-    @property
-    def tokens(self) -> int:
-        return self.micro_batch * self.seq_len
 
 
 @dataclass(frozen=True)
@@ -51,27 +32,6 @@ class Moving:
     @property
     def total(self) -> int:
         return self.activations + self.step_temporary + self.gradients
-
-
-class Meter:
-    """Live bytes and their peak."""
-
-    def __init__(self) -> None:
-        self.live = 0
-        self.peak = 0
-
-    def hold(self, size: int) -> int:
-        """Allocate, and go on holding."""
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        return size
-
-    def drop(self, size: int) -> None:
-        self.live -= size
-
-    def touch(self, size: int) -> None:
-        """Allocate for one operation only."""
-        self.peak = max(self.peak, self.live + size)
 
 
 def moving(facts: ModelFacts, config: TrainingConfig, shape: Shape) -> Moving:
@@ -92,13 +52,13 @@ def _candidates(facts: ModelFacts, config: TrainingConfig, shape: Shape) -> Iter
     loss = _loss_bytes(facts, config, shape)
     if config.training.gradient_checkpointing:
         one = stream
-        again = max(_again(block, shape, is_masked=m) for m in _kinds(masked, layers))
+        again = max(run_again(block, shape, is_masked=m) for m in _kinds(masked, layers))
         total = layers * stream
     else:
         kept = [layer_kept(block, shape, is_masked=m) for m in (True, False)]
-        total = masked * kept[0] + (layers - masked) * kept[1] - _first_layer_spares(block, shape)
+        total = masked * kept[0] + (layers - masked) * kept[1] - first_layer_spares(block, shape)
         one = max(kept[0 if m else 1] for m in _kinds(masked, layers))
-        again = max(_backward(block, shape, is_masked=m) for m in _kinds(masked, layers))
+        again = max(backward(block, shape, is_masked=m) for m in _kinds(masked, layers))
     yield Moving(tables + total, loss, carried, "loss")
     yield Moving(tables + total, stream + again, carried + fresh, "backward pass of the last layer")
     yield Moving(tables + one, stream + again, grads, "backward pass of the first layer")
@@ -119,41 +79,6 @@ def _kinds(masked: int, layers: int) -> tuple[bool, ...]:
     return ((True,) if masked else ()) + ((False,) if masked < layers else ())
 
 
-def layer_kept(block: Block, shape: Shape, *, is_masked: bool = False) -> int:
-    """Bytes that one block keeps for its backward pass when nothing is recomputed."""
-    meter = Meter()
-    _forward(block, shape, meter, is_masked=is_masked)
-    return meter.live
-
-
-def _first_layer_spares(block: Block, shape: Shape) -> int:
-    """Nothing before the first layer is trained: autograd skips its first norm, and its MLP where that reads the same
-    norm and has no adapters."""
-    spared = block.norm_copies * _norm_kept(block, block.hidden, shape) if block.has_first_norm else 0
-    if block.is_parallel and block.mlp_out is not None and not any(one.rank for one in block.mlp_in):
-        meter = Meter()
-        _mlp_forward(block, block.mlp_out, shape, meter)
-        spared += meter.live
-    return spared
-
-
-def _again(block: Block, shape: Shape, *, is_masked: bool) -> int:
-    """With checkpointing: the block runs once more, keeping all, then backward. Its input is kept already."""
-    meter = Meter()
-    _forward(block, shape, meter, is_masked=is_masked)
-    again = max(meter.peak, _backward(block, shape, is_masked=is_masked) + meter.live)
-    return again - _input_kept(block, shape)
-
-
-def _input_kept(block: Block, shape: Shape) -> int:
-    """What a block keeps of its own input, uncopied: its first norm keeps it as it is where that computes in the input's
-    type; where the block has no norm before attention, the adapters keep it."""
-    if not block.has_first_norm:
-        return _shared_input(block.attention_in, shape)
-    is_copied = shape.stream_bytes != FP32 and not block.is_layer_norm
-    return 0 if is_copied or block.norm_copies > 1 else block.hidden * shape.stream_bytes * shape.tokens
-
-
 def _tables(facts: ModelFacts, block: Block, shape: Shape) -> int:
     """Cosines and sines of the positions, and the masks where attention needs them."""
     pairs = shape.micro_batch * shape.seq_len**2
@@ -163,225 +88,6 @@ def _tables(facts: ModelFacts, block: Block, shape: Shape) -> int:
         return rotary + kinds * pairs * shape.stream_bytes
     masks = kinds if shape.is_packed else int(bool(_masked_layers(facts, block, shape)))
     return rotary + masks * pairs
-
-
-# ------------------------------------------------------------ forward
-
-
-def _forward(block: Block, shape: Shape, meter: Meter, *, is_masked: bool) -> None:
-    """One block forward; afterwards `meter.live` is what autograd keeps."""
-    t, s = shape.tokens, shape.stream_bytes
-    h = block.hidden
-    for _ in range(block.outer_norms * block.norm_copies):
-        meter.hold(_norm_kept(block, h, shape))
-    normed = meter.hold(h * s * t)
-    _group(block.attention_in, shape, meter)
-    meter.drop(normed)
-    meter.hold(_shared_input(block.attention_in, shape))
-    meter.hold(_attention_kept(block, shape, is_masked=is_masked))
-    meter.touch((block.query + block.key) * shape.element_bytes * t)
-    _group((block.attention_out,), shape, meter)
-    if block.copies_output:
-        meter.hold(_shared_input((block.attention_out,), shape))
-    if block.residual_dropout:
-        meter.hold(2 * h * (1 if shape.is_cuda else s) * t)
-    residual = meter.hold(h * s * t)
-    if block.mlp_out is None:
-        meter.touch(_experts_forward(block, shape))
-        meter.hold(_experts_kept(block, shape))
-    else:
-        _mlp_forward(block, block.mlp_out, shape, meter)
-    meter.drop(residual)
-
-
-def _experts_forward(block: Block, shape: Shape) -> int:
-    """The rows copied for each expert, sorted, through the experts, and weighted: all held by one function."""
-    rows = shape.tokens * block.experts_per_token
-    return rows * shape.element_bytes * (4 * block.hidden + 3 * block.expert_inner)
-
-
-def _mlp_forward(block: Block, out: Linear, shape: Shape, meter: Meter) -> None:
-    t, c = shape.tokens, shape.element_bytes
-    normed = meter.hold(block.hidden * shape.stream_bytes * t)
-    inner = block.inner * c * t
-    for index, linear in enumerate(block.mlp_in):
-        gate = meter.hold(inner if index else 0)  # its activation stands beside the second projection
-        _group((linear,), shape, meter)
-        meter.hold(linear.out * c * t)
-        meter.drop(gate)
-    meter.drop(normed)
-    if not block.is_parallel:
-        meter.hold(_shared_input(block.mlp_in, shape))
-    meter.hold(inner * (block.activation_steps if block.is_gated else block.activation_steps - 1))
-    product = meter.hold(inner)
-    _group((out,), shape, meter)
-    meter.drop(product)
-    if not block.is_relu:
-        meter.hold(_shared_input((out,), shape))
-
-
-def _group(linears: tuple[Linear, ...], shape: Shape, meter: Meter) -> None:
-    """Linear layers one after the other; each leaves what its adapter keeps."""
-    t, c, a = shape.tokens, shape.element_bytes, shape.adapter_bytes
-    for linear in linears:
-        out = linear.out * t
-        meter.touch(_dequantized(linear, shape) + out * c)
-        if linear.rank:
-            meter.hold(linear.kept(shape) * t)
-            meter.touch(out * c + 2 * out * a)
-
-
-def _dequantized(linear: Linear, shape: Shape) -> int:
-    """A weight dequantized to the compute type; with double quantization its constants too."""
-    weight = linear.weights * shape.element_bytes
-    return weight + (linear.weights // static.BLOCK * FP32 if shape.is_double_quant else 0)
-
-
-def _norm_kept(block: Block, size: int, shape: Shape) -> int:
-    """RMS norms keep their input in fp32; layer norms keep it as it is."""
-    return size * (shape.stream_bytes if block.is_layer_norm else FP32) * shape.tokens
-
-
-def _shared_input(linears: tuple[Linear, ...], shape: Shape) -> int:
-    """The input that adapters keep without a cast, once for all that read it."""
-    if shape.adapter_bytes != shape.element_bytes:
-        return 0
-    sizes = {linear.in_ for linear in linears if linear.rank and not linear.has_dropout}
-    return sum(sizes) * shape.element_bytes * shape.tokens
-
-
-def _attention_kept(block: Block, shape: Shape, *, is_masked: bool) -> int:
-    """Queries, keys, values, the output and its log-sums; with a mask it is copied in the compute type, and keys and
-    values are repeated for every query head (for one head that is a view). Values out of a fused projection are a view,
-    which keeps the whole."""
-    t, c = shape.tokens, shape.element_bytes
-    q, kv = block.query, block.key
-    is_repeated = is_masked and kv not in (q, block.head_dim)
-    more = (q + kv) * FP32 * t if block.has_head_norms else 0
-    if len(block.attention_in) == 1 and not is_repeated:
-        more += (q + kv) * c * t
-    if block.is_eager:
-        return (3 * q + kv) * c * t + 2 * FP32 * block.heads * shape.seq_len * t + more
-    mask = shape.seq_len * c * t if is_masked else 0
-    return (2 * q + 2 * (q if is_repeated else kv)) * c * t + FP32 * block.heads * t + mask + more
-
-
-def _experts_kept(block: Block, shape: Shape) -> int:
-    """Mixture of experts, a row for each expert of a token: gate and up together, the activation, the output."""
-    rows = shape.tokens * block.experts_per_token
-    return rows * shape.element_bytes * (3 * block.expert_inner + block.hidden)
-
-
-# ------------------------------------------------------------ backward
-
-
-def _backward(block: Block, shape: Shape, *, is_masked: bool) -> int:
-    """The most that a block's backward pass holds beyond what was kept; what was kept is let go on the way."""
-    t, c = shape.tokens, shape.element_bytes
-    meter = Meter()
-    if not block.has_first_norm or block.outer_norms > 2:
-        meter.touch(5 * block.hidden * FP32 * t)  # a norm after the MLP
-    if block.mlp_out is not None:
-        _mlp_backward(block, block.mlp_out, shape, meter)
-    else:
-        _experts_backward(block, shape, meter)
-    meter.touch(4 * block.hidden * FP32 * t)
-    done = block.outer_norms - 1 if block.has_first_norm else block.outer_norms
-    meter.drop(block.hidden * c * t + done * block.norm_copies * _norm_kept(block, block.hidden, shape))
-    copy = _shared_input((block.attention_out,), shape) if block.copies_output else 0
-    _linear_backward(block.attention_out, shape, meter, frees=copy)
-    meter.touch(_attention_backward(block, shape, is_masked=is_masked))
-    meter.drop(_attention_kept(block, shape, is_masked=is_masked) + block.query * c * t)
-    meter.hold((block.query + 2 * block.key) * c * t)
-    _inputs_backward(block.attention_in, shape, meter, frees=_shared_input(block.attention_in, shape))
-    return meter.peak
-
-
-def _mlp_backward(block: Block, out: Linear, shape: Shape, meter: Meter) -> None:
-    """Leaves the gradient of its input."""
-    inner = block.inner * shape.element_bytes * shape.tokens
-    _linear_backward(out, shape, meter, frees=0 if block.is_relu else _shared_input((out,), shape))
-    if not block.is_gated:
-        meter.hold(inner if block.activation_steps == 1 else 2 * inner)
-        meter.drop(inner * (2 if block.activation_steps == 1 else 6))
-    else:
-        meter.hold(2 * inner)
-        if len(block.mlp_in) == 1:
-            meter.drop(2 * inner)  # the product's gradient and the activation; the other factor is a view
-            _fused_backward(inner, meter)
-        else:
-            meter.drop(3 * inner)  # the product's gradient, and the two factors that were kept
-    frees = 0 if block.is_parallel else _shared_input(block.mlp_in, shape)
-    between = inner if len(block.mlp_in) > 1 else 0
-    _inputs_backward(block.mlp_in, shape, meter, frees=frees, activation=between)
-
-
-def _fused_backward(inner: int, meter: Meter) -> None:
-    """Gate and up in one tensor: the activation's gradient, then both gradients put together."""
-    meter.hold(inner)
-    meter.drop(3 * inner)
-    meter.hold(2 * inner)
-    meter.drop(2 * inner)
-
-
-def _experts_backward(block: Block, shape: Shape, meter: Meter) -> None:
-    """Leaves the gradient of its input. The experts are frozen, but their rows lead to the adapters before them."""
-    t, c = shape.tokens, shape.element_bytes
-    rows = t * block.experts_per_token * c
-    inner, out = rows * block.expert_inner, rows * block.hidden
-    meter.hold(out)
-    meter.hold(inner)
-    meter.drop(2 * out)
-    meter.hold(2 * inner)
-    meter.drop(2 * inner)
-    _fused_backward(inner, meter)
-    meter.hold(out)
-    meter.drop(2 * inner)
-    meter.hold(block.hidden * c * t)
-    meter.drop(out)
-
-
-def _inputs_backward(
-    linears: tuple[Linear, ...], shape: Shape, meter: Meter, *, frees: int, activation: int = 0
-) -> None:
-    """Projections of one input, the last first; their gradients are summed into one. `activation`: between two of them,
-    the bytes that the activation's gradient takes."""
-    t, c = shape.tokens, shape.element_bytes
-    for index, linear in enumerate(reversed(linears), 1):
-        if index > 1 and activation:
-            meter.hold(activation)
-            meter.drop(2 * activation)
-        _linear_backward(linear, shape, meter, frees=frees if index == len(linears) else 0)
-        meter.drop(linear.out * c * t)
-        if index > 1:
-            meter.drop(linear.in_ * c * t)
-
-
-def _linear_backward(linear: Linear, shape: Shape, meter: Meter, *, frees: int = 0) -> None:
-    """The adapter's gradients in its own type, then the weight dequantized again for the base's, then their sum: in place
-    where the adapter's was cast, else a third tensor. `frees`: an input that only this adapter still keeps."""
-    t, c, a = shape.tokens, shape.element_bytes, shape.adapter_bytes
-    into = linear.in_ * c * t
-    if linear.rank:
-        meter.touch((2 * linear.out * a if a != c else linear.out * a) * t)
-        meter.touch(linear.in_ * a * t)
-        meter.drop(linear.kept(shape) * t + frees)
-        meter.touch(linear.in_ * (a + c if a != c else a) * t)
-    meter.hold(into)
-    meter.touch(_dequantized(linear, shape) + (into if linear.rank else 0))
-    if linear.rank and a == c:
-        meter.touch(2 * into)
-
-
-def _attention_backward(block: Block, shape: Shape, *, is_masked: bool) -> int:
-    """Gradients of queries, keys and values. On CUDA flash attention sums the first in fp32 and spreads the others."""
-    t, c = shape.tokens, shape.element_bytes
-    if block.is_eager:
-        return block.heads * shape.seq_len * t * (2 * FP32 - (c if c != FP32 else 0))
-    inner = block.query * FP32 * t if shape.is_cuda else 0
-    if (shape.is_cuda or is_masked) and block.key != block.query:
-        inner += 2 * block.query * c * t
-    return inner + (2 * block.query + 2 * block.key) * c * t
 
 
 # ------------------------------------------------------------ loss and optimizer

@@ -13,10 +13,10 @@ from typing import Any
 
 from qlora_engine.config import TrainingConfig
 from qlora_engine.memory import activations, gpus, static
-from qlora_engine.memory.activations import Shape
 from qlora_engine.memory.context import UNMEASURED, Context
 from qlora_engine.memory.moments import peaks
 from qlora_engine.memory.optimizer_state import StateBytes, state_bytes
+from qlora_engine.memory.passes import Shape
 from qlora_engine.memory.static import adapter_tensors, constants_bytes
 from qlora_engine.models.spec import ModelFacts
 
@@ -28,6 +28,13 @@ value is fitted, the only number here that is: on published peaks of Llama 3.1 8
 CPU_ROWS = 4
 """Rows at once that are worth having on a CPU: more make no step faster."""
 SIDES = ("double_quant", "single_quant", "lora_16bit", "full_16bit")
+ROLES = {
+    "embedding": "embeddings",
+    "norm": "norms",
+    "bias": "biases",
+    "router": "routers",
+    "expert": "experts",
+}
 PART_NAMES = (
     "quantized_weights",
     "quantization_constants",
@@ -333,10 +340,23 @@ def _static_parts(
     }  # fmt: skip
     numbers: dict[str, dict[str, int | str]] = {
         "quantized_weights": {"quantized parameters": facts.quantized_parameters if is_quantized else 0},
-        "unquantized_weights": {"parameters": unquantized, "bytes each": element},
+        "unquantized_weights": {
+            **_by_role(facts, is_quantized),
+            "parameters": unquantized,
+            "bytes each": element,
+        },
         "adapters": {"trained parameters": trained, "bytes each": adapter_bytes, "rank": config.lora.rank},
     }
     return parts, numbers
+
+
+def _by_role(facts: ModelFacts, is_quantized: bool) -> dict[str, int]:
+    """How many parameters of each kind stay unquantized, the most first."""
+    found = {} if is_quantized else {"linear layers": facts.quantized_parameters}
+    for tensor in facts.unquantized:
+        role = ROLES.get(tensor.role, tensor.role)
+        found[role] = found.get(role, 0) + tensor.elements
+    return dict(sorted(found.items(), key=lambda one: one[1], reverse=True))
 
 
 def _full_parts(facts: ModelFacts) -> tuple[dict[str, int], dict[str, dict[str, int | str]]]:

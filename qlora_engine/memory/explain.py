@@ -95,8 +95,9 @@ TEXTS: Mapping[str, PartText] = {
     ),
     "unquantized_weights": PartText(
         "Unquantized weights",
-        "(embeddings + head + norms + biases + routers) x bytes of their type",
-        "bitsandbytes replaces linear layers only; the head stays in 16 bits",
+        "(embeddings + head + norms + biases + routers + experts) x bytes of their type",
+        "bitsandbytes quantizes linear layers only: the head stays in 16 bits, and so do experts, which transformers 5 "
+        "keeps in one tensor for each layer",
         ("model.name", "quantization.compute_dtype"),
     ),
     "adapters": PartText(
@@ -143,7 +144,7 @@ TEXTS: Mapping[str, PartText] = {
     ),
     "allocator_rounding": PartText(
         "Allocator rounding",
-        "tensors are rounded up to 512 bytes",
+        "tensors are rounded up to 512 bytes; what else the allocator reserves is shown apart",
         "torch, c10/cuda/CUDACachingAllocator",
         (),
     ),

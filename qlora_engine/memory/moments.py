@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 from qlora_engine.config import TrainingConfig
 from qlora_engine.memory import static
-from qlora_engine.memory.activations import CHUNK_TOKENS, FP32, Shape
+from qlora_engine.memory.activations import CHUNK_TOKENS
+from qlora_engine.memory.passes import FP32, Shape
 from qlora_engine.models.spec import ModelFacts
 
 HOST_BASE_BYTES = 1_300 * 1024**2

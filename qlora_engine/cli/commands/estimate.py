@@ -67,7 +67,7 @@ PART_WORDS = {
 @click.option(
     "--upcast-unquantized", is_flag=True, help="Embeddings, head and norms in fp32, as PEFT prepares them."
 )
-@click.option("--gpu", metavar="NAME", help="The GPU to judge by. [default: the one in this machine]")
+@click.option("--gpu", metavar="NAME", help="The GPU to judge by. [default: all of the table]")
 @click.option(
     "--device",
     type=click.Choice(["cuda", "cpu"]),
@@ -93,10 +93,16 @@ def estimate(model: str, as_json: bool, **options: Any) -> None:
     document = _rehearsed(config, size, as_json) if options["rehearse"] else _closed_form(config, size)
     if wanted_gpu:
         document["fits"] = [fit for fit in document["fits"] if fit["gpu"] == wanted_gpu]
+        if options["device"] == "cuda":
+            document["largest"] = _largest(config, size, wanted_gpu)
     if as_json:
         output.print_json(document)
-    else:
-        _print_estimate(document, wanted_gpu)
+        return
+    _print_estimate(document, wanted_gpu)
+    for line in _experts_words(_facts(config)):
+        output.say(line)
+    if "largest" in document:
+        output.say(_largest_words(document["largest"]))
 
 
 def configured(model: str, options: Mapping[str, Any]) -> TrainingConfig:
@@ -132,11 +138,9 @@ def configured(model: str, options: Mapping[str, Any]) -> TrainingConfig:
 def _closed_form(config: TrainingConfig, size: Mapping[str, Any]) -> dict[str, Any]:
     from qlora_engine.memory import estimate as closed_form
     from qlora_engine.memory.context import context_of
-    from qlora_engine.models import catalog
 
-    facts = catalog.facts(config.model.name, config.model.revision, config.model.offline)
     settings = {key: value for key, value in size.items() if key != "gpu"}
-    return closed_form.estimate(facts, config, **settings, context=context_of(size["gpu"])).to_json()
+    return closed_form.estimate(_facts(config), config, **settings, context=context_of(size["gpu"])).to_json()
 
 
 def _rehearsed(config: TrainingConfig, size: Mapping[str, Any], is_quiet: bool) -> dict[str, Any]:
@@ -187,6 +191,41 @@ def _settings_words(settings: Mapping[str, Any]) -> str:
         f"{settings['optimizer']}, {'' if settings['checkpointing'] else 'no '}checkpointing, "
         f"{settings['loss']} loss, {settings['device']}"
     )
+
+
+def _experts_words(facts: Any) -> list[str]:
+    """Published figures of such models are often of 4-bit experts: say that these are not."""
+    count = sum(tensor.elements for tensor in facts.unquantized if tensor.role == "expert")
+    if not count:
+        return []
+    reason = "transformers 5 keeps the experts of a layer in one tensor, which bitsandbytes does not quantize"
+    return [f"experts: {output.count(count)} parameters stay in 16 bits, because {reason}"]
+
+
+def _largest(config: TrainingConfig, size: Mapping[str, Any], gpu: str) -> dict[str, Any]:
+    """The largest that fits the GPU, one question at a time, all else as it is; None: not even the smallest."""
+    from qlora_engine.memory import advise, gpus
+    from qlora_engine.memory.context import context_of
+
+    found = advise.largest_that_fits(
+        _facts(config), config, seq_len=size["seq_len"], micro_batch=size["micro_batch"],
+        usable_bytes=gpus.find(gpu).usable_bytes, context=context_of(gpu),
+    )  # fmt: skip
+    return vars(found)
+
+
+def _largest_words(found: Mapping[str, Any]) -> str:
+    shown = {name: output.NOT_AVAILABLE if value is None else value for name, value in found.items()}
+    return (
+        f"largest that fits, all else as it is: {shown['seq_len']} tokens, micro-batch {shown['micro_batch']}, "
+        f"rank {shown['rank']}, of the known models {shown['model']}"
+    )
+
+
+def _facts(config: TrainingConfig) -> Any:
+    from qlora_engine.models import catalog
+
+    return catalog.facts(config.model.name, config.model.revision, config.model.offline)
 
 
 def _range(device_bytes: Mapping[str, int]) -> str:

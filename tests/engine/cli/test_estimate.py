@@ -66,11 +66,20 @@ def test_the_table_in_words(qlora: Any, tiny_model: Path) -> None:
     assert "quantization constants" in result.out
     assert "RTX 4090: fits with" in result.out
     assert "to spare" in result.out
+    assert "largest that fits, all else as it is: " in result.out
+    assert "device context: not measured: 140 MiB to 1.4 GiB" in result.out
+    assert "experts" not in result.out
+
+
+def test_it_says_that_experts_stay_in_16_bits(qlora: Any) -> None:
+    assert "experts: 45.10 B parameters stay in 16 bits" in qlora("estimate", "mixtral-8x7b", "--offline").out
 
 
 def test_one_gpu_is_asked_for(qlora: Any, tiny_model: Path) -> None:
     document = qlora("estimate", tiny_model, "--gpu", "rtx 4090", "--json").document
     assert [fit["gpu"] for fit in document["fits"]] == ["RTX 4090"]
+    assert document["largest"]["seq_len"] == 256  # all that the model knows
+    assert document["largest"]["model"]
     result = qlora("estimate", tiny_model, "--gpu", "RTX 4091")
     assert result.code == 2
     assert "did you mean" in result.error
