@@ -11,6 +11,7 @@ from PySide6.QtCore import Qt, QTimer
 from pytestqt.qtbot import QtBot
 
 from app.services.machine import Machine
+from tests.bench import ui_gaps
 from tests.bench.ui_gaps import waited_ms
 from tests.support import fake_nvml
 
@@ -50,3 +51,32 @@ def test_a_driver_call_stuck_for_two_seconds_delays_no_turn_of_the_event_loop(
     assert max(gaps) < 100
     assert len(told) >= 5
     assert stopped < 0.8
+
+
+def test_the_bench_names_each_long_gap_and_what_of_it_was_waiting_for_a_processor() -> None:
+    beats = [(2.0, 0.0)] * 400 + [(250.0, 248.0)]
+    gaps = ui_gaps.Gaps.of(beats, 4.2)
+    assert (gaps.beats, gaps.most_ms, gaps.percentile_99_ms, gaps.over_100_ms, gaps.most_own_ms) == (
+        401,
+        250.0,
+        2.0,
+        1,
+        2.0,
+    )
+    assert not gaps.is_kept
+    assert ui_gaps.Gaps.of(beats[:-1], 4.0).is_kept
+    long = (ui_gaps.LongGap(4.1, 250.0, 248.0),)
+    text = ui_gaps.words(ui_gaps.Report(gaps, gaps, gaps, 3, 90.0, 17, 1.2, "offscreen", long))
+    assert "- 250 ms after 4 s, 248 ms of it waiting for a processor" in text
+    assert "NOT kept" in text
+
+
+def test_the_timer_of_the_bench_sees_a_gap(qtbot: QtBot) -> None:
+    beat = ui_gaps.Beat()
+    beat.start()
+    qtbot.wait(60)
+    time.sleep(0.15)
+    qtbot.wait(60)
+    beat.stop()
+    (gap,) = [gap for gap in beat.long if gap.late_ms - gap.waited_ms > 100]
+    assert gap.late_ms >= 130

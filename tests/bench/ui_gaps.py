@@ -65,6 +65,15 @@ class Gaps:
 
 
 @dataclass(frozen=True)
+class LongGap:
+    """A gap above the promise: when (seconds from the start), how long, and how much of it was waiting for a processor."""
+
+    at_seconds: float
+    late_ms: float
+    waited_ms: float
+
+
+@dataclass(frozen=True)
 class Report:
     """Of the whole measured time, and of its two halves: until the first step, and while training."""
 
@@ -77,6 +86,7 @@ class Report:
     other_programs_cores: float
     """Processor cores that programs other than the window and its engine kept busy meanwhile."""
     platform: str
+    long_gaps: tuple[LongGap, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"is_kept": self.whole.is_kept}
@@ -89,12 +99,15 @@ class Beat:
         from PySide6.QtCore import Qt, QTimer
 
         self.beats: list[tuple[float, float]] = []
+        self.long: list[LongGap] = []
+        self._began = time.perf_counter()
         self._last, self._waited = time.perf_counter(), waited_ms()
         self._timer = QTimer(interval=BEAT_MS, timerType=Qt.TimerType.PreciseTimer)
         self._timer.timeout.connect(self._turn)
 
     def start(self) -> None:
-        self._last, self._waited = time.perf_counter(), waited_ms()
+        self._began = self._last = time.perf_counter()
+        self._waited = waited_ms()
         self._timer.start()
 
     def stop(self) -> None:
@@ -104,6 +117,10 @@ class Beat:
         now, waited = time.perf_counter(), waited_ms()
         late = max(0.0, 1000 * (now - self._last) - BEAT_MS)
         self.beats.append((late, min(late, waited - self._waited)))
+        if late > MOST_MS:
+            self.long.append(
+                LongGap(round(now - self._began, 1), round(late, 1), round(self.beats[-1][1], 1))
+            )
         self._last, self._waited = now, waited
 
 
@@ -252,6 +269,7 @@ def _measured(window: MainWindow, seconds: float) -> Report:
         samples_drawn=len(ring) if ring is not None else 0,
         other_programs_cores=round(busy, 2),
         platform=QGuiApplication.platformName(),
+        long_gaps=tuple(beat.long),
     )
 
 
@@ -285,6 +303,10 @@ def words(report: Report) -> str:
         f"{report.first_values_ms:.0f} ms after the first step ({report.platform}); other programs kept {report.other_programs_cores:.2f} cores busy. Promised: no gap above "
         f"{MOST_MS:.0f} ms, 99th percentile under {PERCENTILE_MS:.0f} ms: {verdict}."
     )
+    lines += [
+        f"- {gap.late_ms:.0f} ms after {gap.at_seconds:.0f} s, {gap.waited_ms:.0f} ms of it waiting for a processor"
+        for gap in report.long_gaps
+    ]
     return "\n".join(lines)
 
 
