@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) packaging/bootstrap.py
 
-.PHONY: run test lint bench bench-ui bench-memory test-gpu clean
+.PHONY: run test lint bench bench-ui bench-memory bench-merge test-gpu clean
 
 run:  ## open the window; without a display, train the starter in the terminal
 	@$(BOOTSTRAP) run
@@ -21,6 +21,9 @@ bench-ui:  ## event-loop gaps of the window while a run is training
 
 bench-memory:  ## predicted against measured memory, per setting
 	@$(BOOTSTRAP) bench-memory
+
+bench-merge:  ## merging a billion parameters against the disk's copy speed
+	@$(BOOTSTRAP) bench-merge
 
 test-gpu:  ## the confirmations only an NVIDIA GPU can give
 	@$(BOOTSTRAP) test-gpu

@@ -54,9 +54,14 @@ def main(arguments: list[str]) -> int:
         "setup": lambda: 0,
         "test": test,
         "lint": lint,
-        "bench": lambda: module("tests.bench.ui_gaps") or module("tests.bench.memory_table"),
+        "bench": lambda: (
+            module("tests.bench.ui_gaps")
+            or module("tests.bench.memory_table")
+            or module("tests.bench.merge_speed")
+        ),
         "bench-ui": lambda: module("tests.bench.ui_gaps"),
         "bench-memory": lambda: module("tests.bench.memory_table"),
+        "bench-merge": lambda: module("tests.bench.merge_speed"),
         "test-gpu": lambda: pytest("tests/gpu", "-m", "gpu"),
     }
     name = arguments[0] if arguments else "run"

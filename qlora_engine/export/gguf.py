@@ -1,4 +1,4 @@
-"""Writes a merged run as a GGUF file, tensor by tensor, the way llama.cpp's converter names and orders things.
+"""Makes a GGUF file of a merged run, some rows at a time, the way llama.cpp's converter names and orders things.
 
 Imports the ML stack. What a file cannot say, or what would be lost on reading it back, is refused before any work: the
 file's header is written first, read back, and compared with the base.
@@ -6,9 +6,11 @@ file's header is written first, read back, and compared with the base.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,13 @@ from transformers import AutoConfig
 from qlora_engine.data.templates import Template
 from qlora_engine.errors import EngineError
 from qlora_engine.export import gguf_tokenizer
+from qlora_engine.export.gguf_settings import require_same_settings
+from qlora_engine.export.merge import Rows
+from qlora_engine.export.nf4 import whole_blocks
+from qlora_engine.export.pieces import Piece, of_bytes, of_tensor, row_spans
 from qlora_engine.models import gguf_header, gguf_import, gguf_rope, spec
 from qlora_engine.models.quiet import quiet
 
-Report = Callable[[str, int, int | None, str], None]
 KINDS = {
     "f32": (Quant.F32, gguf.LlamaFileType.ALL_F32),
     "f16": (Quant.F16, gguf.LlamaFileType.MOSTLY_F16),
@@ -47,14 +52,6 @@ FAMILIES = {
 }
 WINDOWED = ("gemma2", "gemma3", "phi3")  # llama.cpp reads the sliding window of these
 LARGEST_F16 = 65504.0
-# Settings that say nothing about what is computed, or that the file says in another way (checked by its tensors).
-SILENT = frozenset({
-    "architectures", "dtype", "torch_dtype", "transformers_version", "model_type", "_name_or_path", "_model_name_or_path", "use_cache",
-    "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "initializer_range", "tie_word_embeddings",
-    "pretraining_tp", "max_position_embeddings", "original_max_position_embeddings", "attention_dropout", "embd_pdrop",
-    "resid_pdrop", "quantization_config", "use_bidirectional_attention", "rope_scaling", "rope_theta",
-})  # fmt: skip
-SLIDING = frozenset({"sliding_window", "layer_types", "use_sliding_window", "max_window_layers"})
 TEXTS = (
     "The quick brown fox jumps over 13 lazy dogs.", "  two  spaces\tand\n\nlines \n", "Gr\u00fc\u00dfe, \u4e16\u754c! \U0001f600",
     "def f(x):\n    return x ** 2  # \u2264 4", "don't I'll we've THEY'RE", "3.14159, 1_000_000 and 2024-01-31", "a",
@@ -79,14 +76,24 @@ class TensorPlan:
         block, size = gguf.GGML_QUANT_SIZES[self.kind]
         return int(np.prod(self.shape)) // block * size
 
+    @property
+    def rows_per_head(self) -> int:
+        """Rows that are ordered together."""
+        return 1 if self.heads is None else self.shape[0] // self.heads
+
+    def made(self, rows: Rows, start: int, stop: int) -> memoryview:
+        """The bytes of some rows; whole heads where they are ordered another way."""
+        stored = self.stored(rows(start, stop, torch.float32).numpy())
+        return of_tensor(torch.from_numpy(np.ascontiguousarray(stored).view(np.uint8)))
+
     def stored(self, values: np.ndarray) -> np.ndarray:
-        """fp32 `values` as the file holds them.
+        """fp32 `values`, some rows of the tensor, as the file holds them.
 
         Raises:
             EngineError: too large for fp16.
         """
         if self.heads is not None:
-            values = interleave(values, self.heads)
+            values = interleave(values, values.shape[0] // self.rows_per_head)
         values = values + np.float32(self.shift) if self.shift else values
         if self.kind is Quant.F16 and float(np.abs(values).max(initial=0.0)) > LARGEST_F16:
             raise EngineError(
@@ -181,31 +188,49 @@ def plan_file(
     return plan
 
 
-def write_file(plan: Plan, merged: Iterator[tuple[str, torch.Tensor]], out: Path, report: Report) -> None:
-    """Write the file, one tensor after the other. `merged`: base name and weights, in the order of `plan`.
+def header_of(plan: Plan) -> bytes:
+    """The file up to its first value: metadata, tokenizer, chat template, and where each tensor lies."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "header.gguf"
+        writer = _open_writer(plan, file)
+        try:
+            for extra, values in plan.extra.items():
+                writer.add_tensor_info(extra, values.shape, values.dtype, values.nbytes)
+            for tensor in plan.tensors.values():
+                _announce(writer, tensor)
+            writer.write_header_to_file(file)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+        finally:
+            writer.close()
+        return _padded(file.read_bytes())
 
-    Raises:
-        EngineError: a value that the chosen type cannot hold.
+
+def pieces_of(plan: Plan, rows_of: Callable[[str], Rows]) -> Iterator[Piece]:
+    """The whole file, piece by piece. `rows_of` gives the rows of a base's tensor as they go into the file.
+
+    Making a piece raises EngineError: a value that the chosen type cannot hold.
     """
-    writer = _open_writer(plan, out)
-    try:
-        for extra, values in plan.extra.items():
-            writer.add_tensor_info(extra, values.shape, values.dtype, values.nbytes)
-        for tensor in plan.tensors.values():
-            _announce(writer, tensor)
-        writer.write_header_to_file(out)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for values in plan.extra.values():
-            writer.write_tensor_data(values)
-        for done, tensor in enumerate(plan.tensors.values(), start=1):
-            source, weights = next(merged)
-            assert source == tensor.source
-            writer.write_tensor_data(tensor.stored(weights.float().numpy()))
-            del weights  # before the next one is made
-            report("exporting", done, len(plan.tensors), "tensors")
-    finally:
-        writer.close()
+    yield of_bytes(header_of(plan))
+    for values in plan.extra.values():
+        yield of_bytes(_padded(values.tobytes()))
+    for tensor in plan.tensors.values():
+        rows = rows_of(tensor.source)
+        spans = row_spans(tensor.shape, math.lcm(tensor.rows_per_head, whole_blocks(tensor.shape)))
+        for start, stop in spans:
+            yield Piece(
+                tensor.nbytes // tensor.shape[0] * (stop - start), partial(tensor.made, rows, start, stop)
+            )
+        yield Piece(*_end(tensor.nbytes), ends=True)
+
+
+def _end(nbytes: int) -> tuple[int, Callable[[], memoryview]]:
+    padding = of_bytes(bytes(-nbytes % gguf.GGUF_DEFAULT_ALIGNMENT))
+    return padding.nbytes, padding.make
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % gguf.GGUF_DEFAULT_ALIGNMENT)
 
 
 def interleave(values: np.ndarray, heads: int) -> np.ndarray:
@@ -363,7 +388,7 @@ def _require_readable(plan: Plan, config: Mapping[str, Any]) -> None:
             found = AutoConfig.from_pretrained(folder, gguf_file=file.name)
         header = gguf_header.read_header(file)
         gguf_import.scale_positions(found, gguf_rope.scaling_of(header, gguf_import.rope_freqs(header, file)))
-        _require_same_settings(plan, config, found.to_dict())
+        require_same_settings(plan.architecture, config, found.to_dict())
         again = gguf_tokenizer.read(file, plan.words.pre)
     for text in (*TEXTS, *map(str, plan.tokenizer.all_special_tokens)):
         if again(text)["input_ids"] != plan.tokenizer(text)["input_ids"]:
@@ -372,39 +397,3 @@ def _require_readable(plan: Plan, config: Mapping[str, Any]) -> None:
                 f"this model's tokenizer does not survive a GGUF file: {text!r} becomes other tokens",
                 "export it as a merged model",
             )
-
-
-def _require_same_settings(plan: Plan, config: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    ignored = SILENT if plan.architecture.startswith("gemma") else SILENT | SLIDING
-    config, found = _with_head_dim(config), _with_head_dim(found)
-    for key in sorted({*config, *found} - ignored):
-        if not _is_same(config.get(key), found.get(key)):
-            raise EngineError(
-                "export.gguf_setting",
-                f"a GGUF file cannot say this model's {key}: {config.get(key)} would become {found.get(key)}",
-                "export it as a merged model",
-            )
-    scale = config.get("query_pre_attn_scalar")
-    if scale is not None and scale != config["head_dim"]:
-        raise EngineError(
-            "export.gguf_setting",
-            f"llama.cpp would scale this model's attention by {config['head_dim']} instead of {scale}",
-            "export it as a merged model",
-        )
-
-
-def _with_head_dim(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Families that do not name it compute it."""
-    return {
-        **config,
-        "head_dim": config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
-    }
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    """Equal but for the rounding of fp32; unset and off are the same."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return all(_is_same(one.get(key), other.get(key)) for key in {*one, *other})
-    if isinstance(one, float) and isinstance(other, int | float):
-        return bool(np.isclose(one, other, rtol=1e-6, atol=0))
-    return (one or None) == (other or None)

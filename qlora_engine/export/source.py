@@ -17,15 +17,22 @@ from qlora_engine.runs.record import RunFolder
 FORMATS = {
     "adapter": "Adapter (PEFT)",
     "merged": "Merged model, 16-bit safetensors",
+    "bnb4": "Merged model, quantized again to 4 bits (bitsandbytes NF4)",
     "gguf": "GGUF file, for llama.cpp and what is built on it",
     "ollama": "Folder for Ollama: GGUF file and Modelfile",
+    "gguf-lora": "Adapter as a GGUF file, for llama.cpp",
 }
 DTYPES = {
     "merged": ("bf16", "fp16", "fp32"),
+    "bnb4": ("bf16", "fp16", "fp32"),
     "gguf": ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "f32"),
     "ollama": ("q8_0", "f16", "bf16", "q5_1", "q5_0", "q4_1", "q4_0", "f32"),
+    "gguf-lora": ("f32", "f16"),
 }
-"""What the option `dtype` may be for each format that has it; the first is the default."""
+"""What the option `dtype` may be for each format that has it; the first is the default. Of `bnb4` it is the type of what
+stays out of the 4 bits, and the one that is computed with."""
+MERGED = tuple(kind for kind in DTYPES if kind != "gguf-lora")
+"""The formats that hold merged weights."""
 INTO = ("original", "dequantized", "measured")
 """What the option `into` may be: one of the two merges, or the better one after both were measured on held-out rows."""
 
@@ -128,14 +135,14 @@ def require_target(out: Path) -> None:
         ) from error
 
 
-def require_disk(out: Path, needed_bytes: int) -> None:
-    """Refuse before writing when the disk is too small (CORRECTNESS 36).
+def require_disk(out: Path, needed_bytes: int, kept_bytes: int = 0) -> None:
+    """Refuse before writing when the disk is too small (CORRECTNESS 36); `kept_bytes` of it are there already.
 
     Raises:
         EngineError: with both numbers.
     """
     free = shutil.disk_usage(out.parent).free
-    if free < needed_bytes * 1.05:
+    if free < needed_bytes * 1.05 - kept_bytes:
         raise EngineError(
             "disk.full",
             f"the export needs {needed_bytes / 2**30:.2f} GiB, and the disk of {out.parent} has {free / 2**30:.2f} GiB left",

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qlora_engine.data.templates import choose, render
 from qlora_engine.export import gguf, gguf_tokenizer, merge
-from qlora_engine.export.run import end_ids
+from qlora_engine.export.surroundings import end_ids
 from qlora_engine.models import gguf_facts, gguf_header, gguf_import, loading, spec
 from qlora_engine.models.quiet import quiet
 

@@ -26,12 +26,14 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a safetensors file: where it lies and what it is. `dtype` as safetensors writes it (BF16)."""
+    """One tensor of a safetensors file: where it lies and what it is. `dtype` as safetensors writes it (BF16); `start` is
+    the first byte of its values in the file, None where only the header is at hand."""
 
     file: str
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    start: int | None = None
 
 
 def read_config(path: Path) -> Mapping[str, Any]:
@@ -125,7 +127,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     try:
         header = json.loads(raw)
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        found = {name: _stored(file.name, entry) for name, entry in entries.items()}
+        found = {name: _stored(file.name, entry, 8 + length) for name, entry in entries.items()}
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise EngineError(
@@ -164,7 +166,7 @@ def _shards(path: Path, index: Path) -> list[Path]:
     return [path / name for name in names]
 
 
-def _stored(file: str, entry: Mapping[str, Any]) -> StoredTensor:
+def _stored(file: str, entry: Mapping[str, Any], values_at: int) -> StoredTensor:
     start, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
     if any(not isinstance(number, int) or number < 0 for number in (*shape, start, end)) or end < start:
@@ -172,7 +174,7 @@ def _stored(file: str, entry: Mapping[str, Any]) -> StoredTensor:
     size = DTYPE_BYTES.get(entry["dtype"])
     if size is not None and end - start != size * math.prod(shape):
         raise ValueError("shape and bytes disagree")
-    return StoredTensor(file, str(entry["dtype"]), shape, end - start)
+    return StoredTensor(file, str(entry["dtype"]), shape, end - start, values_at + start)
 
 
 def _truncated(file: Path, size: int, expected: int) -> EngineError:

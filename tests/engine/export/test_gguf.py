@@ -43,6 +43,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 500000.0, **gguf_rope.LLAMA3}
 
 
+def zero_rows(shape: tuple[int, ...]) -> Any:
+    """Weights of no interest."""
+    return lambda start, stop, dtype: torch.zeros((stop - start, *shape[1:]), dtype=dtype)
+
+
 def quiet_report(*_: Any) -> None:
     """Nobody listens."""
 
@@ -272,8 +277,9 @@ def check_strings(tmp_path: Path, family: str, name: str, backend: Tokenizer) ->
     assert plan.words.pre == name
     assert len(plan.words.tokens) == size + 60
     file = tmp_path / "m.gguf"
-    weights = {n: torch.zeros(t.shape) for n, t in plan.tensors.items()}
-    gguf.write_file(plan, iter(weights.items()), file, quiet_report)
+    file.write_bytes(
+        b"".join(piece.make() for piece in gguf.pieces_of(plan, lambda n: zero_rows(plan.tensors[n].shape)))
+    )
     again = gguf_tokenizer.read(file, name)
     texts = strings(1000)
     different = [t for t in texts if again(t)["input_ids"] != tokenizer(t)["input_ids"]]

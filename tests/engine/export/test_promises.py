@@ -8,7 +8,6 @@ import hashlib
 import os
 import shutil
 import signal
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from qlora_engine.client import InlineEngine
 from qlora_engine.device import plan_device
 from qlora_engine.events import Event, Progressed, RunFailed, RunFinished
-from qlora_engine.export import gguf, merge, run, stream, verify_child
+from qlora_engine.export import gguf, stream, verify_child, writers
 from qlora_engine.jobs import ExportJob
 from qlora_engine.models import gguf_facts, gguf_import, loading
 from qlora_engine.runs.record import RunFolder
@@ -191,12 +190,14 @@ def denied(*_: Any, **__: Any) -> Any:
 
 
 BREAKS: dict[str, tuple[str, Any, str, Any]] = {
-    "full disk, weights": ("merged", merge, "save_file", full_disk),
-    "full disk, header": ("merged", stream, "_header", full_disk),
+    "full disk, weights": ("merged", stream, "_write_all", full_disk),
+    "full disk, 4-bit weights": ("bnb4", stream, "_write_all", full_disk),
+    "full disk, flush": ("merged", stream.os, "fsync", full_disk),
     "full disk, gguf": ("gguf", gguf.TensorPlan, "stored", full_disk),
-    "full disk, adapter": ("adapter", run.shutil, "copy2", full_disk),
+    "full disk, adapter": ("adapter", writers.shutil, "copy2", full_disk),
+    "full disk, llama.cpp adapter": ("gguf-lora", writers.gguf_lora, "_stored", full_disk),
     "full disk, card": ("merged", Path, "write_text", full_disk),
-    "denied, weights": ("merged", merge, "save_file", denied),
+    "denied, weights": ("merged", stream, "_opened_at", denied),
     "denied, folder": ("gguf", Path, "mkdir", denied),
     "denied, at the end": ("ollama", Path, "rename", denied),
 }
@@ -261,23 +262,3 @@ def test_another_base_is_refused_with_both_hashes(run_of: RunOf, tmp_path: Path,
     now = hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()
     assert trained_on[:16] in end.message
     assert now[:16] in end.message
-
-
-def test_a_merge_holds_two_tensors_at_most(
-    run_of: RunOf, export: Export, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When the next one is made, only the last one may be there."""
-    made: list[weakref.ref[torch.Tensor]] = []
-    original = merge.merged_weight
-
-    def watched(*arguments: Any) -> torch.Tensor:
-        assert sum(ref() is not None for ref in made) <= 1
-        tensor = original(*arguments)
-        made.append(weakref.ref(tensor))
-        return tensor
-
-    monkeypatch.setattr(merge, "merged_weight", watched)
-    export(run_of("lora"), "merged", "merged")
-    assert len(made) == 20
-    export(run_of("lora"), "gguf", "gguf")
-    assert len(made) == 40

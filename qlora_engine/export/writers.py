@@ -1,0 +1,263 @@
+"""One writer per format: what it needs and refuses before any work, and how its files are made. Imports the ML stack."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from qlora_engine.control import Control
+from qlora_engine.export import bnb4, gguf, gguf_lora, merge, ollama, surroundings
+from qlora_engine.export.journal import Journal
+from qlora_engine.export.pieces import Piece
+from qlora_engine.export.source import Source
+from qlora_engine.export.stream import write_pieces
+from qlora_engine.export.weights import Weights
+from qlora_engine.models import spec
+
+Report = Callable[[str, int, int | None, str], None]
+REQUANTIZED = (
+    "Quantizing the merged weights to 4 bits again rounds what was trained. The proof measures by how much; the 16-bit "
+    "merge keeps more"
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How weights are stored and what the adapter is merged into; both empty for the adapter itself."""
+
+    dtype: str = ""
+    into: str = ""
+
+
+class Writer(Protocol):
+    """An export that can be made. `details` go into the model card and the proof; `warning` is told before the work."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def details(self) -> Mapping[str, Any]: ...
+
+    @property
+    def warning(self) -> str: ...
+
+    def write(self, journal: Journal, control: Control, report: Report) -> None:
+        """Make the files in the journal's folder.
+
+        Raises:
+            OSError: the disk is full, or the source is gone.
+            EngineError: a value that the chosen type cannot hold.
+            Cancelled: asked to stop.
+        """
+        ...
+
+
+def writer_of(source: Source, kind: str, choice: Choice) -> Writer:
+    """The writer of a format, with everything checked that can be before the work.
+
+    Raises:
+        EngineError: what this format cannot hold, with the reason and the way out.
+    """
+    made: dict[str, Callable[[Source, Choice], Writer]] = {
+        "adapter": _adapter, "merged": _merged, "bnb4": _requantized, "gguf": _gguf, "ollama": _ollama,
+        "gguf-lora": _gguf_lora,
+    }  # fmt: skip
+    return made[kind](source, choice)
+
+
+# ---- the adapter itself
+
+
+@dataclass(frozen=True)
+class AdapterWriter:
+    source: Source
+    nbytes: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+    warning: str = ""
+
+    def write(self, journal: Journal, control: Control, report: Report) -> None:
+        for file in self.source.adapter_dir.iterdir():
+            control.check()
+            if file.is_file() and file.name != "README.md":
+                shutil.copy2(file, journal.folder / file.name)
+        config = dict(self.source.adapter_config)
+        name = str((self.source.record.get("model") or {}).get("name", ""))
+        is_hub_id = "/" in name and not Path(name).exists()
+        config["base_model_name_or_path"] = name if is_hub_id else str(self.source.base_path)
+        (journal.folder / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _adapter(source: Source, choice: Choice) -> AdapterWriter:
+    return AdapterWriter(source, sum(f.stat().st_size for f in source.adapter_dir.iterdir()))
+
+
+@dataclass(frozen=True)
+class GgufLoraWriter:
+    source: Source
+    plan: gguf.Plan
+    dtype: str
+    nbytes: int
+    details: Mapping[str, Any]
+    warning: str = ""
+
+    def write(self, journal: Journal, control: Control, report: Report) -> None:
+        alpha = float(self.source.adapter_config["lora_alpha"])
+        deltas = merge.read_deltas(self.source.adapter_dir, self.source.adapter_config)
+        tensors = gguf_lora.tensors_of(self.plan, deltas, alpha)
+        control.check()
+        gguf_lora.write_file(self.plan, tensors, alpha, self.dtype, journal.folder / self.details["file"])
+        report("exporting", len(deltas), len(deltas), "tensors")
+
+
+def _gguf_lora(source: Source, choice: Choice) -> GgufLoraWriter:
+    gguf_lora.require_sayable(source.adapter_config, source.config.lora.init)
+    plan = _gguf_plan(source, "f16")
+    gguf_lora.tensors_of(
+        plan, deltas := _deltas(source, plan.tensors), float(source.adapter_config["lora_alpha"])
+    )
+    elements = sum(d.a.numel() + d.b.numel() for d in deltas.values())
+    details = {
+        "goes on": f"a GGUF file of {(source.record.get('model') or {}).get('name')}, not quantized below 8 bits if it can be",
+        "stored as": f"GGUF LoRA, {choice.dtype.upper()}", "dtype": choice.dtype, "into": "original",
+        "file": f"{source.folder.run_id}-lora-{choice.dtype}.gguf",
+    }  # fmt: skip
+    return GgufLoraWriter(source, plan, choice.dtype, elements * (2 if choice.dtype == "f16" else 4), details)
+
+
+# ---- merged weights
+
+
+@dataclass(frozen=True)
+class SafetensorsWriter:
+    source: Source
+    plan: merge.Plan
+    base: Weights
+    dtype: str
+    nbytes: int
+    details: Mapping[str, Any]
+    warning: str = ""
+    quantization: Mapping[str, Any] | None = None
+
+    def write(self, journal: Journal, control: Control, report: Report) -> None:
+        merge.write_safetensors(self.plan, self.base, journal, control, report)
+        name = str(merge.DTYPES[self.dtype]).removeprefix("torch.")
+        surroundings.write(self.source, journal.folder, name, self.quantization)
+
+
+def _merged(source: Source, choice: Choice) -> SafetensorsWriter:
+    found = _merge(source, choice.into)
+    stored = merge.DTYPES[choice.dtype]
+    nbytes = sum(math.prod(h.shape) for h in found.base.headers.values()) * stored.itemsize
+    details = _details(choice, choice.dtype)
+    return SafetensorsWriter(source, merge.AsFloats(found, stored), found.base, choice.dtype, nbytes, details)
+
+
+def _requantized(source: Source, choice: Choice) -> SafetensorsWriter:
+    found = _merge(source, choice.into)
+    plan = bnb4.Requantized(found, quantized_modules(source), merge.DTYPES[choice.dtype])
+    nbytes = bnb4.nbytes_of({name: plan.layout_of(name) for name in found.base.headers})
+    details = {
+        **_details(choice, f"NF4 with double quantization, the rest as {choice.dtype}"),
+        "rounding": "the merged weights were quantized again, which rounds the adapter too; proof.json has by how much",
+    }
+    return SafetensorsWriter(
+        source, plan, found.base, choice.dtype, nbytes, details, REQUANTIZED,
+        bnb4.quantization_config(choice.dtype),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GgufWriter:
+    plan: gguf.Plan
+    merge: merge.Merge
+    nbytes: int
+    details: Mapping[str, Any]
+    modelfile: str | None = None
+    warning: str = ""
+
+    def write(self, journal: Journal, control: Control, report: Report) -> None:
+        done = 0
+
+        def told(piece: Piece) -> None:
+            nonlocal done
+            if piece.ends:
+                done += 1
+                report("exporting", done, len(self.plan.tensors), "tensors")
+
+        pieces = gguf.pieces_of(self.plan, self.merge.rows_of)
+        write_pieces(journal.folder / self.details["file"], pieces, journal, control, told)
+        if self.modelfile is not None:
+            (journal.folder / "Modelfile").write_text(self.modelfile, encoding="utf-8")
+
+
+def _gguf(source: Source, choice: Choice) -> GgufWriter:
+    plan = _gguf_plan(source, choice.dtype)
+    found = _merge(source, choice.into, plan.tensors)
+    details: dict[str, Any] = {
+        **_details(choice, f"GGUF {choice.dtype.upper()}"),
+        "file": _gguf_name(source, choice),
+    }
+    if plan.is_cut:
+        details["positions"] = f"{plan.fields['{arch}.context_length']}, the sliding window"
+    return GgufWriter(plan, found, plan.nbytes, details)
+
+
+def _ollama(source: Source, choice: Choice) -> GgufWriter:
+    file = _gguf(source, choice)
+    ends = surroundings.words_of(source)[2]
+    modelfile = ollama.modelfile(file.plan, _gguf_name(source, choice), ends)
+    return GgufWriter(file.plan, file.merge, file.nbytes, file.details, modelfile)
+
+
+def _gguf_plan(source: Source, quant: str) -> gguf.Plan:
+    tokenizer, template, ends = surroundings.words_of(source)
+    return gguf.plan_file(source.base_path, source.folder.run_id, tokenizer, template, ends, quant)
+
+
+def _gguf_name(source: Source, choice: Choice) -> str:
+    return f"{source.folder.run_id}-{choice.dtype}.gguf"
+
+
+def _details(choice: Choice, stored_as: str) -> dict[str, Any]:
+    return {
+        "merged into": f"the {choice.into} weights", "stored as": stored_as, "into": choice.into, "dtype": choice.dtype,
+    }  # fmt: skip
+
+
+def _merge(source: Source, into: str, weights: Mapping[str, Any] | None = None) -> merge.Merge:
+    base = Weights.of(source.base_path)
+    deltas = _deltas(source, base.headers if weights is None else weights)
+    chosen = quantizer(source) if into == "dequantized" else None
+    return merge.Merge(base, deltas, chosen, quantized_modules(source))
+
+
+def _deltas(source: Source, weights: Mapping[str, Any]) -> dict[str, merge.Delta]:
+    deltas = merge.read_deltas(source.adapter_dir, source.adapter_config)
+    merge.require_modules(weights, deltas)
+    return deltas
+
+
+def quantizer(source: Source) -> merge.Quantizer:
+    """How the run's base was quantized."""
+    load = source.record.get("load_report") or {}
+    return merge.Quantizer(
+        load["quant_type"], bool(load["is_double_quant"]), getattr(torch, load["compute_dtype"])
+    )
+
+
+def quantized_modules(source: Source) -> frozenset[str]:
+    """The paths of the modules that were in 4 bits."""
+    facts = spec.facts_of_folder(source.base_path)
+    return frozenset(
+        linear.path.replace("*", str(n))
+        for linear in facts.linears
+        if linear.is_quantized
+        for n in range(facts.layers)
+    )
