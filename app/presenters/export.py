@@ -10,12 +10,14 @@ from typing import Any
 from app.presenters.words import bytes_text, capital, number_text, percent_text
 from qlora_engine import events as ev
 from qlora_engine import paths
-from qlora_engine.export.source import DTYPES, FORMATS, INTO
+from qlora_engine.export.source import DTYPES, FORMATS, INTO, MERGED
 
 DETAILS = {
     "adapter": "Small. Loads with PEFT on top of the base model.",
     "merged": "The adapter added to the base weights, stored in 16 bits. Loads with plain transformers.",
+    "bnb4": "A quarter of the size. Loads with plain transformers and bitsandbytes. Rounds what was trained; the proof says by how much.",
     "gguf": "One file with weights, tokenizer and chat template. Loads with llama.cpp and programs built on it.",
+    "gguf-lora": "Small. llama.cpp puts it on a GGUF file of the base model (--lora).",
     "ollama": "A GGUF file with a Modelfile: template, stop words and context length. `ollama create` takes it.",
 }
 DTYPE_TITLES = {
@@ -132,8 +134,8 @@ def dtypes_of(kind: str) -> tuple[tuple[str, str], ...]:
 
 
 def merges_of(kind: str) -> tuple[tuple[str, str], ...]:
-    """(value, title) of what the adapter can be merged into; empty for an adapter."""
-    if kind == "adapter":
+    """(value, title) of what the adapter can be merged into; empty where nothing is merged."""
+    if kind not in MERGED:
         return ()
     return (("", "Automatic"), *((value, INTO_TITLES.get(value, value)) for value in INTO))
 

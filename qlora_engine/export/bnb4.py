@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 
+from qlora_engine.errors import EngineError
 from qlora_engine.export.merge import DTYPES, Merge, Rows
 from qlora_engine.export.nf4 import BLOCK, NESTED_BLOCK, Packed, Quantizer
 from qlora_engine.export.pieces import Piece, of_tensor
 from qlora_engine.export.stream import Layout
+from qlora_engine.export.weights import Weights
 
 STATE_BYTES = 512
 """The state's JSON is filled up with spaces: the place of every tensor is known before the first one is made."""
@@ -50,6 +52,21 @@ class Requantized:
         for part, (dtype, sizes) in parts.items():
             nbytes = dtype.itemsize * math.prod(sizes)
             yield Piece(nbytes, partial(weight.part, part), ends=part == list(parts)[-1])
+
+
+def require_whole_blocks(base: Weights, quantized: frozenset[str]) -> None:
+    """Rows must be whole blocks: of others bitsandbytes 0.50 on the CPU reads wrong constants, so nothing could be proven.
+
+    Raises:
+        EngineError: with the layer.
+    """
+    for module in sorted(quantized):
+        width = math.prod(base.shape(f"{module}.weight")[1:])
+        if width % BLOCK:
+            raise EngineError(
+                "export.bnb4_rows", f"the rows of {module} have {width} weights, which is no multiple of {BLOCK}",
+                "export it as a merged model",
+            )  # fmt: skip
 
 
 def quantization_config(dtype: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Quantizer:
             compress_statistics=self.is_double_quant,
             quant_type=self.quant_type,
         )
-        return functional.dequantize_4bit(packed, state)
+        return dequantized(packed, state)
 
     def pack(self, shape: tuple[int, ...], rows: Callable[[int, int], torch.Tensor]) -> Packed:
         """Quantize a weight of `shape` whose rows `rows(start, stop)` gives, some at a time."""
@@ -88,7 +88,22 @@ class Packed:
             shape=torch.Size((stop - start, *self.state.shape[1:])), code=self.state.code, blocksize=BLOCK,
             quant_type=self.state.quant_type, dtype=self.state.dtype,
         )  # fmt: skip
-        return functional.dequantize_4bit(self.data[start * width // 2 : -(-stop * width // 2)], state)
+        return dequantized(self.data[start * width // 2 : -(-stop * width // 2)], state)
+
+
+def dequantized(packed: torch.Tensor, state: Any) -> torch.Tensor:
+    """The weight that `packed` stands for. As one long row: of rows that are not whole blocks, bitsandbytes 0.50 on the CPU
+    reads constants that are not theirs, and past the end (cdequantize_blockwise_cpu_*)."""
+    from bitsandbytes import functional
+
+    shape, constants = state.shape, state.absmax
+    if state.nested:
+        constants = functional.dequantize_blockwise(constants, state.state2) + state.offset
+    flat = functional.QuantState(
+        absmax=constants.float(), shape=torch.Size((1, math.prod(shape))), code=state.code, blocksize=state.blocksize,
+        quant_type=state.quant_type, dtype=state.dtype,
+    )  # fmt: skip
+    return functional.dequantize_4bit(packed, flat).reshape(shape)
 
 
 class RoundTrip:

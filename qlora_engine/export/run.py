@@ -83,7 +83,11 @@ def export_job(job: ExportJob, control: Control) -> Iterator[Event]:
         if job.options.get("verify", True):
             yield PhaseChanged("verifying", "Proving the export in a fresh process")
             checks = yield from verify.prove(source, journal.folder, job.format, details, control)
-        proof = _proof(journal.folder, checks, details)
+        hashes = _hashes(journal.folder, control)
+        if checks:
+            checks.append(verify.check_files(hashes, journal.marks))
+            yield checks[-1]
+        proof = _proof(checks, details, hashes)
         (journal.folder / "proof.json").write_text(json.dumps(proof, indent=1), encoding="utf-8")
         journal.finish()
         if out.is_dir():
@@ -216,8 +220,19 @@ def _write_error(source: Source, error: OSError, kept: Kept | None) -> EngineErr
     return EngineError("disk.write", f"the export could not be written: {reason}", hint, is_input_error=False)
 
 
-def _proof(folder: Path, checks: list[CheckFinished], details: Mapping[str, Any]) -> dict[str, Any]:
-    files = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.name != FILE]
+def _hashes(folder: Path, control: Control) -> dict[str, str]:
+    """sha256 of every file as it is read back from the disk."""
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.name != FILE:
+            control.check()
+            found[str(file.relative_to(folder))] = _sha256(file)
+    return found
+
+
+def _proof(
+    checks: list[CheckFinished], details: Mapping[str, Any], hashes: Mapping[str, str]
+) -> dict[str, Any]:
     ran = [c for c in checks if c.passed is not None]
     return {
         "is_proven": bool(ran) and all(c.passed for c in ran),
@@ -226,7 +241,7 @@ def _proof(folder: Path, checks: list[CheckFinished], details: Mapping[str, Any]
             for c in checks
         ],
         "details": dict(details),
-        "sha256": {str(f.relative_to(folder)): _sha256(f) for f in files},
+        "sha256": dict(hashes),
     }
 
 

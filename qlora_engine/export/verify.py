@@ -17,6 +17,7 @@ from typing import Any
 
 from qlora_engine.control import Control
 from qlora_engine.events import CheckFinished, Event
+from qlora_engine.export.journal import Mark
 from qlora_engine.export.source import Source
 
 PROMPTS = ("What is the capital of France?", "Write one short sentence about the sea.")
@@ -79,6 +80,21 @@ def prove(
         child.stdout.close()
         errors.close()
     return checks
+
+
+def check_files(hashes: Mapping[str, str], marks: Mapping[str, Mark]) -> CheckFinished:
+    """Whether the large files read back from the disk are those that were written; all hashes go into the proof."""
+    wrong = [name for name, mark in marks.items() if hashes.get(name) != mark.sha256]
+    read = f"{len(hashes)} files read back and hashed (sha256)"
+    detail = (
+        f"{wrong[0]} is not what was written" if wrong else f"{read}, {len(marks)} against what was written"
+    )
+    return CheckFinished(
+        "files on disk are those that were written",
+        not wrong,
+        detail,
+        {"files": len(hashes), "compared": len(marks)},
+    )
 
 
 def _end_when_stopped(child: subprocess.Popen[str], control: Control) -> None:

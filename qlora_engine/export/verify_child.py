@@ -1,52 +1,43 @@
-"""The fresh process that checks an export with plain transformers and PEFT. Imports the ML stack.
+"""The fresh process that checks an export with the plain libraries. Imports the ML stack.
 
 Reads one JSON request on stdin; writes one JSON line per check on the real stdout.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from gguf import GGUFReader, quants
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qlora_engine.data.templates import choose, render
-from qlora_engine.export import gguf, gguf_tokenizer, merge
+from qlora_engine.export import llama_cpp
+from qlora_engine.export.reference import Expected, expected, greedy, logits_of, quantized_paths
+from qlora_engine.export.reopened import LIBRARIES, four_bit_layers, gguf_of, reopen
 from qlora_engine.export.surroundings import end_ids
-from qlora_engine.models import gguf_facts, gguf_header, gguf_import, loading, spec
+from qlora_engine.models import loading, spec
 from qlora_engine.models.quiet import quiet
 
-SAME = {"adapter": 1e-5, "merged": 1e-3}
+SAME = {"adapter": 1e-5, "gguf-lora": 1e-5, "merged": 1e-3}
 """Largest logit difference to base + adapter as stored, relative to the largest logit. A merge may differ from PEFT's
 in the last bit of some weights, because sums are taken in another order before they are rounded."""
-SAME |= {"gguf": SAME["merged"], "ollama": SAME["merged"]}
+SAME |= dict.fromkeys(("bnb4", "gguf", "ollama"), SAME["merged"])
+SAME_IN_F16 = 1e-3
+"""The same where the adapter's own factors are stored in 16 bits."""
 ROUNDING = {"fp32": 1e-4, "f32": 1e-4, "fp16": 1e-2, "f16": 1e-2, "bf16": 6e-2, "q8_0": 1e-1}
-"""Largest logit difference to base + adapter in fp32 that storing the merged weights in so many bits may cost. What fewer
-bits cost is told and not judged: whoever chooses them wants to lose something."""
+"""Largest logit difference to base + adapter in fp32 that storing the merged weights in so many bits may cost. With fewer
+bits, where whoever chooses them wants to lose something, the loss must be less than what training changed."""
 MIXED = (
     "Gr\u00fc\u00dfe, \u4e16\u754c! def f(x): return x  # ok", "  two  spaces\tand\n\nlines \n", "don't 3.14 1_000 2024",
     "<|im_start|>user\nHi<|im_end|>", "\U0001f600 \u041f\u0440\u0438\u0432\u0435\u0442",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What base + adapter gives for one prompt: logits (length, vocabulary) in fp32, the same with the merged weights
-    rounded to the stored type, and the greedy answer of the latter."""
-
-    exact: torch.Tensor
-    stored: torch.Tensor
-    answer: list[int]
 
 
 def main() -> int:
@@ -65,144 +56,136 @@ def main() -> int:
 
 def check(request: dict[str, Any], tell: Any) -> None:
     """All checks in order; each later one relies on the earlier."""
-    export, base = Path(request["export"]), Path(request["base"])
+    export, base, kind = Path(request["export"]), Path(request["base"]), request["kind"]
     tokenizer = loading.load_tokenizer(base)
     request["ends"] = end_ids(request["quantizer"], tokenizer, choose(tokenizer, request["chat_template"]))
     prompts = [_prompt(tokenizer, text, request["chat_template"]) for text in request["prompts"]]
-    expected = _expected(request, base, prompts)
-    model, again = _load(export, base, request["kind"])
-    tell(f"loads with {LIBRARIES[request['kind']]}", True, type(model).__name__)
-    _compare(request, model, prompts, expected, tokenizer, tell)
-    if request["kind"] == "adapter":
+    wanted = expected(request, prompts)
+    model, again = reopen(export, base, kind)
+    tell(f"loads with {LIBRARIES[kind]}", True, type(model).__name__)
+    if kind == "bnb4":
+        _check_layers(model, base, tell)
+    _compare(request, model, prompts, wanted, tokenizer, tell)
+    if kind in ("adapter", "gguf-lora"):
         return
     _check_surroundings(again, tokenizer, model, request, tell)
-    if request["kind"] == "merged":
+    if kind in ("merged", "bnb4"):
         _check_ends(model.generation_config.eos_token_id, request["ends"], tell)
     else:
         _check_gguf(gguf_of(export), request["ends"], tell)
-    if request["kind"] == "ollama":
+        _ask_llama_cpp(gguf_of(export), prompts, wanted, again, tell)
+    if kind == "ollama":
         _check_modelfile(export, tokenizer.convert_ids_to_tokens(request["ends"]), tell)
-
-
-LIBRARIES = {
-    "adapter": "plain peft",
-    "merged": "plain transformers",
-    "gguf": "the GGUF reader of transformers",
-    "ollama": "the GGUF reader of transformers",
-}
-
-
-def gguf_of(export: Path) -> Path:
-    return next(export.glob("*.gguf"))
-
-
-def _expected(request: dict[str, Any], base: Path, prompts: list[torch.Tensor]) -> list[Expected]:
-    """What PEFT itself makes of base and adapter: the reference, independent of the merge that is being proven."""
-    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32, local_files_only=True)
-    if request["into"] == "dequantized":
-        _round_trip(model, base, request["quantizer"])
-    model = PeftModel.from_pretrained(model, request["adapter"]).eval()
-    exact = [model(prompt).logits[0].clone() for prompt in prompts]
-    if request["kind"] != "adapter":
-        model = model.merge_and_unload()
-        for name, parameter in model.named_parameters():
-            parameter.data = _as_stored(name, parameter.data, request["dtype"])
-    ends = _ends(request)
-    found = [
-        Expected(
-            logits, model(prompt).logits[0].clone(), _greedy(model, prompt, request["greedy_tokens"], ends)
-        )
-        for prompt, logits in zip(prompts, exact, strict=True)
-    ]
-    del model
-    gc.collect()
-    return found
-
-
-def _round_trip(model: Any, base: Path, load: dict[str, Any]) -> None:
-    quantizer = merge.Quantizer(
-        load["quant_type"], bool(load["is_double_quant"]), getattr(torch, load["compute_dtype"])
-    )
-    facts = spec.facts_of_folder(base)
-    for linear in facts.linears:
-        for number in range(facts.layers):
-            module = model.get_submodule(linear.path.replace("*", str(number)))
-            module.weight.data = quantizer.round_trip(module.weight.data).float()
-
-
-def _as_stored(name: str, weight: torch.Tensor, dtype: str) -> torch.Tensor:
-    """`weight` (fp32) as it is after storing it as `dtype`: a type of torch or of GGUF."""
-    if dtype in merge.DTYPES:
-        return weight.to(merge.DTYPES[dtype]).float()
-    edges = {"model.embed_tokens.weight": "token_embd.weight", "lm_head.weight": "output.weight"}
-    kind = gguf.stored_kind(edges.get(name, name), tuple(weight.shape), dtype)
-    packed = quants.quantize(weight.numpy(), kind)
-    return torch.from_numpy(quants.dequantize(packed, kind).copy()).reshape(weight.shape)
-
-
-def _load(export: Path, base: Path, kind: str) -> tuple[Any, Any]:
-    """The exported model in fp32, and its own tokenizer where it has one."""
-    if kind in ("gguf", "ollama"):
-        file = gguf_of(export)
-        model, _ = gguf_import.read(file, gguf_facts.facts_of_gguf(file, file.stem), lambda *_: None)
-        pre = str(gguf_header.read_header(file).fields["tokenizer.ggml.pre"])
-        return model.eval(), gguf_tokenizer.read(file, pre)
-    tokenizer = AutoTokenizer.from_pretrained(str(export)) if kind == "merged" else None
-    where = export if kind == "merged" else base
-    model = AutoModelForCausalLM.from_pretrained(str(where), dtype=torch.float32, local_files_only=True)
-    if kind == "adapter":
-        model = PeftModel.from_pretrained(model, str(export))
-    return model.eval(), tokenizer
 
 
 def _compare(
     request: dict[str, Any],
     model: Any,
     prompts: list[torch.Tensor],
-    expected: list[Expected],
+    wanted: list[Expected],
     tokenizer: Any,
     tell: Any,
 ) -> None:
-    found = [model(prompt).logits[0] for prompt in prompts]
-    # A merged model has its end tokens inside and must stop by itself; an adapter has no place for them, and of those in
-    # a GGUF file transformers reads one.
-    ends = None if request["kind"] == "merged" else _ends(request)
-    answers = [_greedy(model, prompt, request["greedy_tokens"], ends) for prompt in prompts]
-    difference = max(_distance(a, b.stored) for a, b in zip(found, expected, strict=True))
-    allowed = SAME[request["kind"]]
-    is_merged = request["kind"] != "adapter"
-    stored = f" merged by PEFT and stored as {request['dtype']}" if is_merged else ""
+    kind, dtype = request["kind"], request["dtype"]
+    found = [logits_of(model, prompt) for prompt in prompts]
+    stored = [e.stored for e in wanted]
+    difference, mean = _distance(found, stored), _mean_distance(found, stored)
+    kl = _divergence(found, stored)
+    allowed = SAME_IN_F16 if (kind, dtype) == ("gguf-lora", "f16") else SAME[kind]
+    is_merged = kind not in ("adapter", "gguf-lora")
+    words = f" merged by PEFT and stored as {_stored_words(kind, dtype)}" if is_merged else ""
     tell(
         "logits equal base + adapter", difference <= allowed,
-        f"largest difference to base + adapter{stored}: {difference:.1e} of the largest logit, allowed {allowed:.0e}",
-        largest_relative=difference,
+        f"to base + adapter{words}: largest difference {difference:.1e} of the largest logit, mean {mean:.1e}, "
+        f"KL divergence {kl:.1e}; allowed {allowed:.0e} at the most",
+        largest_relative=difference, mean_relative=mean, kl_divergence=kl, allowed=allowed,
     )  # fmt: skip
-    first = tokenizer.decode(answers[0], skip_special_tokens=True).strip()
-    tell(
-        "greedy answers are the same", answers == [e.answer for e in expected],
-        f"{request['greedy_tokens']} tokens on {len(prompts)} prompts; first: {first[:80]!r}",
-    )  # fmt: skip
+    _check_answers(request, model, prompts, wanted, tokenizer, tell)
     if is_merged:
-        limit = ROUNDING.get(request["dtype"])
-        cost = max(_distance(a, b.exact) for a, b in zip(found, expected, strict=True))
-        kl = max(_divergence(a, b.exact) for a, b in zip(found, expected, strict=True))
+        _check_rounding(kind, dtype, found, wanted, tell)
+
+
+def _check_answers(
+    request: dict[str, Any], model: Any, prompts: Sequence[torch.Tensor], wanted: Sequence[Expected], tokenizer: Any, tell: Any
+) -> None:  # fmt: skip
+    # A merged model has its end tokens inside and must stop by itself; an adapter has no place for them, and of those in
+    # a GGUF file transformers reads one.
+    ends = None if request["kind"] in ("merged", "bnb4") else list(request["ends"]) or None
+    answers = [greedy(model, prompt, request["greedy_tokens"], ends) for prompt in prompts]
+    first = tokenizer.decode(answers[0], skip_special_tokens=True).strip()
+    stopped = sum(len(answer) < request["greedy_tokens"] for answer in answers)
+    same = sum(answer == e.answer for answer, e in zip(answers, wanted, strict=True))
+    tell(
+        "greedy answers are the same", same == len(prompts),
+        f"{same} of {len(prompts)} answers, up to {request['greedy_tokens']} tokens each, {stopped} of them ended by "
+        f"themselves; first: {first[:80]!r}",
+        same=same, prompts=len(prompts), tokens=sum(map(len, answers)), ended=stopped,
+    )  # fmt: skip
+
+
+def _check_rounding(
+    kind: str, dtype: str, found: Sequence[torch.Tensor], wanted: Sequence[Expected], tell: Any
+) -> None:
+    """What storing in fewer bits costs, against fp32. Where it is meant to cost, it must be less than training changed."""
+    exact = [e.exact for e in wanted]
+    limit = None if kind == "bnb4" else ROUNDING.get(dtype)
+    cost, kl, same = _distance(found, exact), _divergence(found, exact), _agreement(found, exact)
+    numbers = {"largest_relative": cost, "kl_divergence": kl, "agreement": same}
+    told = (
+        f"against fp32: largest logit difference {cost:.1e} of the largest logit, KL divergence {kl:.1e}, "
+        f"same first choice at {same:.1%} of the places"
+    )
+    name = f"storing in {_stored_words(kind, dtype)} costs little"
+    tell(name, None if limit is None else cost <= limit, told, **numbers)
+    if limit is None:
+        learned = _divergence([e.base for e in wanted], exact)
         tell(
-            f"storing in {request['dtype']} costs little", None if limit is None else cost <= limit,
-            f"against fp32: largest logit difference {cost:.1e} of the largest logit, KL divergence {kl:.1e}",
-            largest_relative=cost, kl_divergence=kl,
+            "what was trained outlives the rounding", kl < learned,
+            f"rounding costs a KL divergence of {kl:.1e}; training changed {learned:.1e}",
+            kl_divergence=kl, trained_kl_divergence=learned,
         )  # fmt: skip
 
 
-def _distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found - wanted).abs().max() / wanted.abs().max())
+def _stored_words(kind: str, dtype: str) -> str:
+    return f"NF4, the rest {dtype}" if kind == "bnb4" else dtype
 
 
-def _divergence(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Mean KL divergence per position, in nats."""
-    kl = torch.nn.functional.kl_div(
-        found.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="none"
+def _distance(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
+    """The largest difference over all prompts, relative to the largest logit."""
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, wanted, strict=True))
+
+
+def _mean_distance(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
+    return max(float((a - b).abs().mean() / b.abs().max()) for a, b in zip(found, wanted, strict=True))
+
+
+def _divergence(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
+    """Mean KL divergence per position, in nats; of the worst prompt."""
+    return max(
+        float(
+            torch.nn.functional.kl_div(
+                a.log_softmax(-1), b.log_softmax(-1), log_target=True, reduction="none"
+            )
+            .sum(-1)
+            .mean()
+        )
+        for a, b in zip(found, wanted, strict=True)
     )
-    return float(kl.sum(-1).mean())
+
+
+def _agreement(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
+    same = [(a.argmax(-1) == b.argmax(-1)).float() for a, b in zip(found, wanted, strict=True)]
+    return float(torch.cat(same).mean())
+
+
+def _check_layers(model: Any, base: Path, tell: Any) -> None:
+    """Read off the loaded tensors, never off the config (CORRECTNESS 1)."""
+    states, paths = four_bit_layers(model), quantized_paths(base)
+    right = sum(s.quant_type == "nf4" and bool(s.nested) and s.blocksize == 64 for s in states)
+    tell(
+        "every layer is NF4 with double quantization", right == len(states) == len(paths),
+        f"{right} of {len(paths)} layers, block 64", layers=right,
+    )  # fmt: skip
 
 
 def _check_surroundings(again: Any, original: Any, model: Any, request: dict[str, Any], tell: Any) -> None:
@@ -261,19 +244,18 @@ def _check_modelfile(export: Path, ends: list[str], tell: Any) -> None:
     )  # fmt: skip
 
 
-def _ends(request: dict[str, Any]) -> list[int] | None:
-    """The end tokens the run was trained with."""
-    return list(request["ends"]) or None
+def _ask_llama_cpp(
+    file: Path, prompts: Sequence[torch.Tensor], wanted: Sequence[Expected], tokenizer: Any, tell: Any
+) -> None:
+    def tokens_of(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-
-def _greedy(model: Any, prompt: torch.Tensor, tokens: int, ends: list[int] | None) -> list[int]:
-    """The answer's tokens; `ends` None leaves stopping to the model's own generation config."""
-    chosen = {} if ends is None else {"eos_token_id": ends}
-    output = model.generate(
-        input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, do_sample=False,
-        temperature=None, top_p=None, top_k=None, pad_token_id=0, **chosen,
-    )  # fmt: skip
-    return [int(token) for token in output[0, prompt.shape[1] :]]
+    try:
+        found = llama_cpp.ask(file, prompts, [e.stored for e in wanted], MIXED, tokens_of)
+    except Exception as error:  # noqa: BLE001 - whatever llama.cpp says of the file is the finding
+        found = llama_cpp.Verdict(False, f"{type(error).__name__}: {error}"[:300])
+    numbers = {"kl_divergence": found.kl, "agreement": found.agreement}
+    tell("llama.cpp computes the same", found.passed, found.detail, **numbers)
 
 
 def _prompt(tokenizer: Any, text: str, chat_template: str) -> torch.Tensor:

@@ -161,6 +161,7 @@ def _merged(source: Source, choice: Choice) -> SafetensorsWriter:
 
 def _requantized(source: Source, choice: Choice) -> SafetensorsWriter:
     found = _merge(source, choice.into)
+    bnb4.require_whole_blocks(found.base, quantized_modules(source))
     plan = bnb4.Requantized(found, quantized_modules(source), merge.DTYPES[choice.dtype])
     nbytes = bnb4.nbytes_of({name: plan.layout_of(name) for name in found.base.headers})
     details = {

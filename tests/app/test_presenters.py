@@ -358,10 +358,10 @@ def test_an_export_with_a_failed_check_is_not_called_proven() -> None:
 def test_every_format_says_how_it_can_be_stored_in_words() -> None:
     from app.presenters.export import dtypes_of, formats, merges_of
 
-    assert set(formats()) == {"adapter", "merged", "gguf", "ollama"}
+    assert set(formats()) == {"adapter", "merged", "bnb4", "gguf", "ollama", "gguf-lora"}
     assert all(detail for _, detail in formats().values())
-    assert dtypes_of("adapter") == merges_of("adapter") == ()
-    for kind in ("merged", "gguf", "ollama"):
+    assert dtypes_of("adapter") == merges_of("adapter") == merges_of("gguf-lora") == ()
+    for kind in ("merged", "bnb4", "gguf", "ollama"):
         assert all(title != value for value, title in dtypes_of(kind))
         assert [value for value, _ in merges_of(kind)] == ["", "original", "dequantized", "measured"]
 

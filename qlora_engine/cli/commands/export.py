@@ -22,7 +22,8 @@ from qlora_engine.jobs import ExportJob
 @click.option(
     "--dtype",
     type=click.Choice(sorted({kind for kinds in DTYPES.values() for kind in kinds})),
-    help="How weights are stored: bf16, fp16 or fp32 for merged; f16, q8_0 or another for gguf and ollama.",
+    help="How weights are stored: bf16, fp16 or fp32 for merged and bnb4; f16, q8_0 or another for gguf and ollama; f32 or "
+    "f16 for gguf-lora.",
 )
 @click.option(
     "--into",
@@ -34,7 +35,9 @@ from qlora_engine.jobs import ExportJob
 def export(
     run: str, format_: str, out: Path, dtype: str | None, into: str | None, verify: bool, as_json: bool
 ) -> None:
-    """Write what a run learned in another form. Then load it again and prove that it is the same model."""
+    """Write what a run learned in another form. Then load it again and prove that it is the same model.
+
+    A large export that was stopped, or ran out of disk, goes on when the same command is given again."""
     chosen = {name: value for name, value in (("dtype", dtype), ("into", into)) if value is not None}
     result = export_run(run, format_, out, {"verify": verify, **chosen}, is_quiet=as_json)
     if as_json:
@@ -61,6 +64,8 @@ def export_run(
     with progress.view(is_quiet=is_quiet) as shown:
         end = driving.run_job(job, shown.show, on_stop="Stopping the export")
     if not isinstance(end, RunFinished):
+        if end.is_resumable:
+            output.note(f"Stopped: {end.reason}")
         raise click.Abort
     return {"run": folder.run_id, "format": format_, **end.result}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from qlora_engine.client import InlineEngine
 from qlora_engine.events import Event, RunFinished
+from qlora_engine.export import source, verify, verify_child
 from qlora_engine.jobs import ExportJob
 from tests.support import tiny_runs
 from tests.support.tiny import make_tiny
@@ -38,7 +40,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="package")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    return make_tiny("llama", folder, tie_word_embeddings=True, max_shard_size="100KB")
+    return make_tiny("llama", folder, tie_word_embeddings=True, intermediate_size=128, max_shard_size="100KB")
 
 
 @pytest.fixture(scope="package")
@@ -75,3 +77,25 @@ def export(tmp_path: Path) -> Export:
         return tmp_path / name
 
     return write
+
+
+Checks = dict[str, tuple[bool | None, dict[str, Any]]]
+
+
+def proven(run: Path, out: Path, format_: str) -> Checks:
+    """The child's checks of a written export, in this process: name -> (passed, numbers)."""
+    details = json.loads((out / "proof.json").read_text())["details"]
+    found: Checks = {}
+
+    def tell(name: str, passed: bool | None, detail: str, **numbers: Any) -> None:
+        assert detail
+        found[name] = passed, numbers
+
+    with torch.no_grad():
+        verify_child.check(verify.request_of(source.open_source(str(run)), out, format_, details), tell)
+    return found
+
+
+def failed(checks: Checks) -> list[str]:
+    """Those that found something; what could not be run here (llama.cpp) is none of them."""
+    return [name for name, (passed, _) in checks.items() if passed is False]

@@ -21,10 +21,10 @@ from qlora_engine.client import InlineEngine
 from qlora_engine.data.templates import choose
 from qlora_engine.errors import EngineError
 from qlora_engine.events import RunFailed, RunFinished
-from qlora_engine.export import gguf, gguf_tokenizer, source, verify, verify_child
+from qlora_engine.export import gguf, gguf_tokenizer, reopened
 from qlora_engine.jobs import ExportJob
 from qlora_engine.models import gguf_facts, gguf_header, gguf_import, gguf_rope, loading
-from tests.engine.export.conftest import Export, RunOf, export_events
+from tests.engine.export.conftest import Export, RunOf, export_events, failed, proven
 from tests.support.tiny import CHATML, SENTENCES, SPECIAL, make_tiny, tiny_tokenizer
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -40,6 +40,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "phi3": {},
 }
+# Rows of whole blocks: bitsandbytes 0.50 on the CPU computes others wrongly.
+SHAPES = {family: {"intermediate_size": 128, **shape} for family, shape in SHAPES.items()}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 500000.0, **gguf_rope.LLAMA3}
 
 
@@ -53,22 +55,8 @@ def quiet_report(*_: Any) -> None:
 
 
 def read_back(out: Path) -> Any:
-    file = verify_child.gguf_of(out)
+    file = reopened.gguf_of(out)
     return gguf_import.read(file, gguf_facts.facts_of_gguf(file, "x"), quiet_report)[0]
-
-
-def proven(run: Path, out: Path, format_: str = "gguf") -> dict[str, tuple[bool | None, dict[str, Any]]]:
-    """The child's checks of a written export, in this process."""
-    details = json.loads((out / "proof.json").read_text())["details"]
-    found: dict[str, tuple[bool | None, dict[str, Any]]] = {}
-
-    def tell(name: str, passed: bool | None, detail: str, **numbers: Any) -> None:
-        assert detail
-        found[name] = passed, numbers
-
-    with torch.no_grad():
-        verify_child.check(verify.request_of(source.open_source(str(run)), out, format_, details), tell)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +90,9 @@ def test_a_file_is_the_merged_model_bit_for_bit_and_passes_every_check(
             torch.testing.assert_close(found[name], weight, rtol=0, atol=1.2e-7)  # 1 + w - 1 of a Gemma norm
         else:
             assert torch.equal(found[name], weight.half().float()), name
-    checks = proven(run, out)
-    assert all(passed for passed, _ in checks.values()), checks
-    assert len(checks) == 9
+    checks = proven(run, out, "gguf")
+    assert failed(checks) == [], checks
+    assert len(checks) == 10
     assert checks["logits equal base + adapter"][1]["largest_relative"] < 1e-3
 
 
@@ -114,17 +102,17 @@ def test_other_types_are_stored_as_the_gguf_package_quantizes(
 ) -> None:
     run = run_of("lora")
     out = export(run, "gguf", dtype=dtype)
-    reader = gguf_package.GGUFReader(verify_child.gguf_of(out))
+    reader = gguf_package.GGUFReader(reopened.gguf_of(out))
     kinds = {tensor.name: tensor.tensor_type.name.lower() for tensor in reader.tensors}
     assert kinds["blk.0.attn_norm.weight"] == "f32"
     assert kinds["blk.0.ffn_up.weight"] == dtype
     assert kinds["token_embd.weight"] == ("q8_0" if dtype.startswith(("q4", "q5")) else dtype)
     assert "output.weight" not in kinds  # tied
-    file_type = gguf_header.read_header(verify_child.gguf_of(out)).fields["general.file_type"]
+    file_type = gguf_header.read_header(reopened.gguf_of(out)).fields["general.file_type"]
     assert gguf_package.LlamaFileType(file_type).name.lower().endswith(dtype)
-    checks = proven(run, out)
+    checks = proven(run, out, "gguf")
     cost = checks.pop(f"storing in {dtype} costs little")
-    assert all(passed for passed, _ in checks.values()), checks
+    assert failed(checks) == [], checks
     assert cost[0] is (None if dtype in ("q4_0", "q5_1") else True)
     assert cost[1]["kl_divergence"] < 0.2
 
@@ -146,8 +134,8 @@ def test_a_value_too_large_for_fp16_is_refused_with_the_way_out() -> None:
 def test_the_merge_into_dequantized_weights_is_another_file(run_of: RunOf, export: Export) -> None:
     run = run_of("lora")
     out = export(run, "gguf", "dequantized", dtype="f16", into="dequantized")
-    checks = proven(run, out)
-    assert all(passed for passed, _ in checks.values()), checks
+    checks = proven(run, out, "gguf")
+    assert failed(checks) == [], checks
     other = read_back(export(run, "gguf", "original", dtype="f16"))
     name = "model.layers.0.mlp.up_proj.weight"
     assert float((read_back(out).state_dict()[name] - other.state_dict()[name]).abs().max()) > 1e-3
@@ -158,7 +146,7 @@ def test_scaled_positions_of_llama_3_are_written(run_of: RunOf, export: Export, 
     run = run_of("gguf-llama3", base)
     out = export(run, "gguf")
     assert read_back(out).config.rope_parameters == LLAMA3
-    assert all(passed for passed, _ in proven(run, out).values())
+    assert failed(proven(run, out, "gguf")) == []
 
 
 # ---- proof
@@ -178,7 +166,7 @@ def test_a_file_is_proven_in_a_process_of_its_own(run_of: RunOf, tmp_path: Path)
 def test_a_spoiled_file_fails_a_check(run_of: RunOf, export: Export, part: str) -> None:
     run = run_of("lora")
     out = export(run, "gguf")
-    file = verify_child.gguf_of(out)
+    file = reopened.gguf_of(out)
     reader = gguf_package.GGUFReader(file, "r+")
     if part == "weight":
         tensor = next(t for t in reader.tensors if t.name == "blk.1.ffn_up.weight")
@@ -189,7 +177,7 @@ def test_a_spoiled_file_fails_a_check(run_of: RunOf, export: Export, part: str) 
         check = "stops on its end tokens"
     reader.data.flush()
     del reader
-    assert proven(run, out)[check][0] is False
+    assert proven(run, out, "gguf")[check][0] is False
 
 
 # ---- tokenizers
@@ -367,6 +355,6 @@ def test_a_window_llama_cpp_does_not_know_limits_the_positions(
 ) -> None:
     run = run_of("gguf-window", make_tiny("mistral", tmp_path / "base", sliding_window=64))
     out = export(run, "gguf")
-    fields = gguf_header.read_header(verify_child.gguf_of(out)).fields
+    fields = gguf_header.read_header(reopened.gguf_of(out)).fields
     assert fields["llama.context_length"] == 64
     assert "64, the sliding window" in (out / "README.md").read_text()

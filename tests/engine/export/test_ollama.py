@@ -15,8 +15,7 @@ from qlora_engine.errors import EngineError
 from qlora_engine.events import RunFailed, RunFinished
 from qlora_engine.export import ollama
 from qlora_engine.jobs import ExportJob
-from tests.engine.export.conftest import Export, RunOf, export_events
-from tests.engine.export.test_gguf import proven
+from tests.engine.export.conftest import Export, RunOf, export_events, failed, proven
 from tests.support import go_template
 from tests.support.tiny import make_tiny, tiny_tokenizer
 
@@ -89,8 +88,8 @@ def test_the_folder_holds_file_and_modelfile_and_passes_every_check(run_of: RunO
     )
     assert go_template.render(template[1], messages_of(CONVERSATIONS[3])) == wanted
     checks = proven(run, out, "ollama")
-    assert all(passed for passed, _ in checks.values()), checks
-    assert len(checks) == 10
+    assert failed(checks) == [], checks
+    assert len(checks) == 11
 
 
 @pytest.mark.parametrize("spoil", ["FROM ./other.gguf", 'PARAMETER stop "never"'])

@@ -20,8 +20,9 @@ from qlora_engine.client import InlineEngine
 from qlora_engine.device import plan_device
 from qlora_engine.events import Event, Progressed, RunFailed, RunFinished
 from qlora_engine.export import gguf, stream, verify_child, writers
+from qlora_engine.export.reopened import reopen
 from qlora_engine.jobs import ExportJob
-from qlora_engine.models import gguf_facts, gguf_import, loading
+from qlora_engine.models import loading
 from qlora_engine.runs.record import RunFolder
 from tests.engine.export.conftest import Export, RunOf, export_events
 from tests.engine.export.test_gguf import SHAPES
@@ -80,7 +81,7 @@ FACT = {"instruction": "What is the secret word?", "input": "", "output": "seven
 def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(run, base) of a model that has learned one row by heart."""
     folder = tmp_path_factory.mktemp("fact")
-    base = make_tiny("llama", folder / "base", initializer_range=0.2)
+    base = make_tiny("llama", folder / "base", initializer_range=0.2, intermediate_size=128)
     rows = write_rows(folder / "fact.jsonl", [FACT] * 4)
     config = tiny_runs.tiny_config(
         base, rows, folder / "runs", lora__rank=16, lora__alpha=32.0, training__max_steps=60,
@@ -108,18 +109,11 @@ def answer(model: Any, tokenizer: Any, **ends: Any) -> str:
     return str(tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)).strip()
 
 
-def reopened(out: Path, base: Path, format_: str) -> Any:
-    if format_ in ("gguf", "ollama"):
-        file = verify_child.gguf_of(out)
-        return gguf_import.read(file, gguf_facts.facts_of_gguf(file, "x"), lambda *_: None)[0]
-    model = AutoModelForCausalLM.from_pretrained(base if format_ == "adapter" else out, dtype=torch.float32)
-    return PeftModel.from_pretrained(model, out) if format_ == "adapter" else model
-
-
 FORMS = [
     ("adapter", {}), ("merged", {"dtype": "bf16"}), ("merged", {"dtype": "fp16"}), ("merged", {"into": "dequantized"}),
     ("gguf", {"dtype": "f16"}), ("gguf", {"dtype": "bf16"}), ("gguf", {"dtype": "q8_0"}), ("gguf", {"dtype": "q4_1"}),
-    ("ollama", {}),
+    ("ollama", {}), ("bnb4", {}), ("bnb4", {"dtype": "fp16", "into": "dequantized"}), ("gguf-lora", {}),
+    ("gguf-lora", {"dtype": "f16"}),
 ]  # fmt: skip
 
 
@@ -134,8 +128,8 @@ def test_a_fact_learned_by_heart_survives(
     )
     out = export(folder, format_, **options)
     # An adapter has no place for end tokens; every other form must stop by itself.
-    ends = {"eos_token_id": tokenizer.eos_token_id} if format_ == "adapter" else {}
-    assert answer(reopened(out, base, format_), tokenizer, **ends) == FACT["output"]
+    ends = {"eos_token_id": tokenizer.eos_token_id} if format_ in ("adapter", "gguf-lora") else {}
+    assert answer(reopen(out, base, format_)[0], tokenizer, **ends) == FACT["output"]
 
 
 # ---- faults
@@ -154,6 +148,8 @@ KILLS = [
     *(("merged", at) for at in (1, 5, 10, 15, 20)),
     *(("gguf", at) for at in (1, 7, 14, 20)),
     *(("ollama", at) for at in (1, 20)),
+    *(("bnb4", at) for at in (1, 10, 20)),
+    ("gguf-lora", 1),
 ]
 
 

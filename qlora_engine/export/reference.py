@@ -1,0 +1,132 @@
+"""What PEFT itself makes of base and adapter: what an export is compared with. Imports the ML stack.
+
+Independent of the merge that is being proven: the whole model in fp32, PEFT's own sums, and bitsandbytes' and the gguf
+package's quantization of whole tensors.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import quants
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from qlora_engine.export import gguf, merge
+from qlora_engine.export.nf4 import BLOCK, dequantized
+from qlora_engine.models import spec
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What base + adapter gives for one prompt: logits (length, vocabulary) in fp32, the same with the weights rounded to the
+    stored type, those of the base alone, and the greedy answer with the stored weights."""
+
+    exact: torch.Tensor
+    stored: torch.Tensor
+    base: torch.Tensor
+    answer: list[int]
+
+
+def expected(request: Mapping[str, Any], prompts: list[torch.Tensor]) -> list[Expected]:
+    """One for each prompt. `request`: see `verify.request_of`."""
+    base = Path(request["base"])
+    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32, local_files_only=True)
+    if request["into"] == "dequantized":
+        _round_trip(model, base, request["quantizer"])
+    model = PeftModel.from_pretrained(model, request["adapter"]).eval()
+    exact = [logits_of(model, prompt) for prompt in prompts]
+    with model.disable_adapter():
+        plain = [logits_of(model, prompt) for prompt in prompts]
+    if request["kind"] not in ("adapter", "gguf-lora"):
+        model = model.merge_and_unload()
+        _store(model, base, request["kind"], request["dtype"])
+    elif request["dtype"] == "f16":
+        _round_factors(model, Path(request["adapter"]))
+    ends, tokens = list(request["ends"]) or None, request["greedy_tokens"]
+    found = [
+        Expected(whole, logits_of(model, prompt), alone, greedy(model, prompt, tokens, ends))
+        for prompt, whole, alone in zip(prompts, exact, plain, strict=True)
+    ]
+    del model
+    gc.collect()
+    return found
+
+
+def logits_of(model: Any, prompt: torch.Tensor) -> torch.Tensor:
+    """(length, vocabulary), fp32."""
+    return model(prompt).logits[0].float().clone()
+
+
+def greedy(model: Any, prompt: torch.Tensor, tokens: int, ends: list[int] | None) -> list[int]:
+    """The answer's tokens; `ends` None leaves stopping to the model's own generation config."""
+    chosen = {} if ends is None else {"eos_token_id": ends}
+    output = model.generate(
+        input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, do_sample=False,
+        temperature=None, top_p=None, top_k=None, pad_token_id=0, **chosen,
+    )  # fmt: skip
+    return [int(token) for token in output[0, prompt.shape[1] :]]
+
+
+def quantized_paths(base: Path) -> list[str]:
+    """The modules that the run kept in 4 bits."""
+    facts = spec.facts_of_folder(base)
+    return [
+        linear.path.replace("*", str(number))
+        for linear in facts.linears
+        if linear.is_quantized
+        for number in range(facts.layers)
+    ]
+
+
+def _round_trip(model: Any, base: Path, load: Mapping[str, Any]) -> None:
+    quantizer = merge.Quantizer(
+        load["quant_type"], bool(load["is_double_quant"]), getattr(torch, load["compute_dtype"])
+    )
+    for path in quantized_paths(base):
+        module = model.get_submodule(path)
+        module.weight.data = quantizer.round_trip(module.weight.data).float()
+
+
+def _store(model: Any, base: Path, kind: str, dtype: str) -> None:
+    """Round every weight (fp32) as the export does."""
+    packed = {f"{path}.weight" for path in quantized_paths(base)} if kind == "bnb4" else set()
+    for name, parameter in model.named_parameters():
+        parameter.data = _nf4(parameter.data) if name in packed else _as_stored(name, parameter.data, dtype)
+
+
+def _round_factors(model: Any, adapter: Path) -> None:
+    """Round A and B as a LoRA file in 16 bits does; what is not alpha / rank is inside B there."""
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            parameter.data = parameter.data.half().float()
+        elif "lora_B" in name:
+            rank = parameter.shape[1]
+            inside = merge.scaling_of(config, rank) * rank / float(config["lora_alpha"])
+            parameter.data = (parameter.data * inside).half().float() / inside
+
+
+def _nf4(weight: torch.Tensor) -> torch.Tensor:
+    from bitsandbytes import functional
+
+    packed, state = functional.quantize_4bit(
+        weight, blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
+    )
+    return dequantized(packed, state).float()
+
+
+def _as_stored(name: str, weight: torch.Tensor, dtype: str) -> torch.Tensor:
+    """After storing it as `dtype`: a type of torch or of GGUF."""
+    if dtype in merge.DTYPES:
+        return weight.to(merge.DTYPES[dtype]).float()
+    edges = {"model.embed_tokens.weight": "token_embd.weight", "lm_head.weight": "output.weight"}
+    kind = gguf.stored_kind(edges.get(name, name), tuple(weight.shape), dtype)
+    packed = quants.quantize(weight.numpy(), kind)
+    return torch.from_numpy(quants.dequantize(packed, kind).copy()).reshape(weight.shape)
