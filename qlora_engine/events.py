@@ -36,7 +36,7 @@ class RunStarted(Event):
 @dataclass(frozen=True)
 class PhaseChanged(Event):
     """`phase` is one of: preparing, downloading, loading, tokenizing, training, evaluating, saving,
-    measuring, exporting, generating, verifying. `text` is the sentence a person reads."""
+    measuring, exporting, generating, verifying, uploading. `text` is the sentence a person reads."""
 
     phase: str
     text: str

@@ -79,6 +79,16 @@ class ExportJob(Job):
 
 
 @dataclass(frozen=True)
+class PushJob(Job):
+    """Upload an export to `repository` (owner/name); result: {"repository", "url", "is_private", "files", "bytes"}."""
+
+    folder: str
+    repository: str
+    is_public: bool = False
+    allow_unproven: bool = False
+
+
+@dataclass(frozen=True)
 class RehearseJob(Job):
     """Trace one symbolic QLoRA step and count its memory; result: the estimate as JSON."""
 
@@ -104,6 +114,7 @@ _HANDLERS: dict[type[Job], str] = {
     DataReportJob: "qlora_engine.data.inspection:report_job",
     ChatJob: "qlora_engine.evaluate.chat:chat_job",
     ExportJob: "qlora_engine.export.run:export_job",
+    PushJob: "qlora_engine.export.push:push_job",
     RehearseJob: "qlora_engine.memory.rehearsal:rehearse_job",
     QualityJob: "qlora_engine.quantization.quality:quality_job",
 }

@@ -28,6 +28,7 @@ COMMANDS = {
     "compare": "runs:compare",
     "chat": "chat:chat",
     "export": "export:export",
+    "push": "push:push",
     "monitor": "monitor:monitor",
 }
 """Command -> "module:function" under `qlora_engine.cli.commands`, in the order in which help lists them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from qlora_engine import __version__, config_io
@@ -12,10 +13,11 @@ from qlora_engine.export.source import Source
 def model_card(source: Source, what: str, details: Mapping[str, Any]) -> str:
     """Markdown with front matter, for `README.md`."""
     record, model = source.record, source.record.get("model") or {}
+    name = str(model.get("name") or "")
     load, data = record.get("load_report") or {}, record.get("data") or {}
     lines = [
         "---",
-        f"base_model: {model.get('name')}",
+        *([f"base_model: {name}"] if "/" in name and not Path(name).exists() else []),
         "library_name: " + ("peft" if what == "adapter" else "transformers"),
         "tags: [qlora, qlora-studio]",
         "---",

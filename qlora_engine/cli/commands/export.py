@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from qlora_engine.cli import driving, output, progress
+from qlora_engine.cli.commands.push import push_folder
 from qlora_engine.errors import EngineError
 from qlora_engine.events import RunFinished
 from qlora_engine.export.source import DTYPES, FORMATS, INTO
@@ -31,22 +32,38 @@ from qlora_engine.jobs import ExportJob
     help="The weights the adapter is added to; `measured` scores both merges on held-out rows and takes the better.",
 )
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Load it again and compare.")
+@click.option(
+    "--push", "repository", metavar="OWNER/NAME", help="Upload it to the hub once it is proven; private."
+)
+@click.option("--public", is_flag=True, help="With --push: let everybody see it.")
 @output.json_option
 def export(
-    run: str, format_: str, out: Path, dtype: str | None, into: str | None, verify: bool, as_json: bool
+    run: str,
+    format_: str,
+    out: Path,
+    dtype: str | None,
+    into: str | None,
+    verify: bool,
+    repository: str | None,
+    public: bool,
+    as_json: bool,
 ) -> None:
     """Write what a run learned in another form. Then load it again and prove that it is the same model.
 
     A large export that was stopped, or ran out of disk, goes on when the same command is given again."""
     chosen = {name: value for name, value in (("dtype", dtype), ("into", into)) if value is not None}
     result = export_run(run, format_, out, {"verify": verify, **chosen}, is_quiet=as_json)
-    if as_json:
-        output.print_json(result)
-    else:
+    if not as_json:
         for line in _merges(result.get("merges")):
             output.say(line)
         output.say(f"Wrote {result['path']} ({output.size(result.get('bytes'))}){_proof(result)}")
+    if repository is not None and result.get("is_proven"):
+        result["push"] = push_folder(Path(result["path"]), repository, is_public=public, is_quiet=as_json)
+    if as_json:
+        output.print_json(result)
     require_proof(result)
+    if repository is not None:
+        require_pushed(result)
 
 
 def export_run(
@@ -84,6 +101,20 @@ def require_proof(result: dict[str, Any]) -> None:
             f"do not use it; {Path(result['path']) / 'proof.json'} has the numbers",
             is_input_error=False,
         )
+
+
+def require_pushed(result: dict[str, Any]) -> None:
+    """Say where an export was uploaded to.
+
+    Raises:
+        EngineError: it was not, because nothing was proven.
+    """
+    if "push" not in result:
+        raise EngineError(
+            "push.unproven", f"{result['path']} was written and not uploaded: nothing was proven",
+            f"look at it, and then: qlora push {result['path']} OWNER/NAME --unproven", is_input_error=False,
+        )  # fmt: skip
+    output.note(f"Uploaded to {result['push']['url']}")
 
 
 def _proof(result: dict[str, Any]) -> str:

@@ -131,9 +131,9 @@ def changed_adapter(run: Path, out: Path, model: Path) -> dict[str, Any]:
 
 def spoiled_bytes(run: Path, out: Path, model: Path) -> dict[str, Any]:
     for file in aside_of(out).glob("*.safetensors"):
-        data = bytearray(file.read_bytes())
-        data[len(data) // 4] ^= 1
-        file.write_bytes(data)
+        if data := bytearray(file.read_bytes()):
+            data[len(data) // 4] ^= 1
+            file.write_bytes(data)
     return {}
 
 
