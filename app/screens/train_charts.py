@@ -39,6 +39,8 @@ SPANS: tuple[tuple[str, str, float | None], ...] = (
 )
 MOST_ACROSS, SMALL_WIDTH = 6, 172
 """Small charts in a row at most (all of one GPU), and the pixels that each needs for its title and its figure."""
+LEGEND_ROWS = 10
+"""The predicted peak, all bands of a run, or before one what the peak is made of."""
 SMALL_TURNS = 4
 """Each small chart is drawn anew every so many turns, another quarter of them each time."""
 LONG_SECONDS, LONG_TURNS = 3600.0, 5
@@ -130,7 +132,7 @@ class MemoryView(QWidget):
         self.legend.setTextFormat(Qt.TextFormat.RichText)
         self.legend.setToolTip("Events of the run")
         self.no_gpu = label("", "small")
-        self.memory = StackPanel(self.axis, "Chart: memory by part over time")
+        self.memory = StackPanel(self.axis, "Chart: memory by part over time", rows=LEGEND_ROWS)
         self.paged = StackPanel(self.axis, "Chart: paged optimizer memory over time")
         self.pages = SmallPanel(self.axis, PAGES_CHART)
         self.moves = SmallPanel(self.axis, MOVES_CHART)

@@ -33,7 +33,9 @@ MARGIN = 10
 class StackPanel(Card):
     """A picture's bands with a legend that tells the newest figures, or those under the crosshair."""
 
-    def __init__(self, axis: TimeAxis, accessible_name: str) -> None:
+    def __init__(self, axis: TimeAxis, accessible_name: str, rows: int = 2) -> None:
+        """`rows`: lines of legend that always have their place. A panel that grows moves and repaints every chart of the
+        page at once, which takes the window a tenth of a second."""
         super().__init__(margin=MARGIN)
         self._axis = axis
         self.title, self.reading = label("", "strong"), label("", "small")
@@ -52,6 +54,9 @@ class StackPanel(Card):
         self._picture = Picture("", ())
         side = QWidget()
         side.setFixedWidth(LEGEND_WIDTH)
+        side.setMinimumHeight(rows * (self.note.fontMetrics().height() + 2))
+        for each in (self.note, self._level_name):
+            keep_place(each)
         side.setLayout(column(self._legend, None))
         whole = row(self.chart, side, gap=8)
         whole.setStretch(0, 1)
@@ -189,6 +194,13 @@ class SmallPanel(Card):
         if self._newest.tip != self._tip:
             self._tip = self._newest.tip
             self.setToolTip(self._tip)
+
+
+def keep_place(widget: QWidget) -> None:
+    """Hidden or not, it takes the same room."""
+    policy = widget.sizePolicy()
+    policy.setRetainSizeWhenHidden(True)
+    widget.setSizePolicy(policy)
 
 
 def made_of(parts: Mapping[str, int]) -> str:

@@ -232,6 +232,22 @@ def test_the_estimates_parts_are_the_legend_before_a_run_and_stand_beside_the_fi
     assert panel._lines["activations"][1].text() == "0.29 of 0.34"
 
 
+def test_what_is_drawn_never_changes_the_place_of_the_other_charts(qtbot: QtBot, view: MemoryView) -> None:
+    """A panel that grows moves and repaints every chart of the page at once."""
+    heights = set()
+    parts = predicted_parts(PARTS)
+    for feed, predicted, is_live in (
+        (fed(sample(0), sample(1)), Prediction(440 * MIB, None, parts), False),
+        (fed(cpu_sample(0), cpu_sample(1)), Prediction(440 * MIB, None, parts), True),
+        (fed(cpu_sample(0), cpu_sample(1)), Prediction(), True),
+        (fed(gpu_sample(0), gpu_sample(1)), Prediction(9 * GIB, 10 * GIB), True),
+    ):
+        view.show_feed(feed, predicted, is_live=is_live)
+        QApplication.processEvents()
+        heights.add(view.memory.minimumSizeHint().height())
+    assert len(heights) == 1
+
+
 def test_a_runs_prediction_is_the_side_that_it_was_planned_by() -> None:
     sides = {
         "double_quant": {"peak_bytes": 5, "parts": {"adapters": 1}, "device_bytes": {"likely": 7}},
