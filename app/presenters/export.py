@@ -10,6 +10,7 @@ from typing import Any
 from app.presenters.words import bytes_text, capital, number_text, percent_text
 from qlora_engine import events as ev
 from qlora_engine import paths
+from qlora_engine.export.journal import kept_at
 from qlora_engine.export.source import DTYPES, FORMATS, INTO, MERGED
 
 DETAILS = {
@@ -63,10 +64,18 @@ class ExportFold:
         self.result: Mapping[str, Any] = {}
         self.error_text = ""
         self.error_hint = ""
+        self.notes: list[tuple[str, str]] = []
+        self.is_pushing = False
+        self.push_text = ""
 
     def begin(self) -> None:
         self.__init__()  # type: ignore[misc]
         self.state, self.phase_text = "running", "Starting the engine"
+
+    def begin_push(self) -> None:
+        """An upload of what was just exported; its proof stays in sight."""
+        self.state, self.phase_text, self.share = "running", "Starting the engine", None
+        self.is_pushing, self.push_text, self.notes = True, "", []
 
     @property
     def outcome_text(self) -> str:
@@ -78,6 +87,19 @@ class ExportFold:
             proven
         ]
         return f"Written {ending}: {size} in {self.result.get('path')}"
+
+    @property
+    def can_push(self) -> bool:
+        """A proven export can be uploaded."""
+        return self.state == "done" and self.result.get("is_proven") is True
+
+    @property
+    def stopped_text(self) -> str:
+        """What a stopped export left to go on with."""
+        kept = self.result.get("kept_bytes") if self.state == "stopped" else None
+        if kept is None:
+            return "Stopped. Nothing was left behind." if self.state == "stopped" else ""
+        return f"Stopped. {bytes_text(kept)} are whole and kept: Export goes on from there."
 
     @property
     def outcome_tone(self) -> str:
@@ -109,14 +131,40 @@ class ExportFold:
                     passed
                 ]
                 self.checks.append(CheckLine(capital(name), detail, mark, tone))
+            case ev.Noticed(level, _, message, _):
+                self.notes.append((capital(message), "warning" if level == "warning" else ""))
+            case ev.RunFinished(result) if "repository" in result:
+                self.state, self.push_text = "done", f"Uploaded to {result.get('url')}"
             case ev.RunFinished(result):
                 self.state, self.result = "done", result
-            case ev.RunStopped():
-                self.state = "stopped"
+            case ev.RunStopped() if self.is_pushing:
+                self.state, self.push_text = (
+                    "done",
+                    "The upload was stopped; what has arrived is not sent again.",
+                )
+            case ev.RunFailed(_, message, hint) if self.is_pushing:
+                self.state, self.push_text = "done", f"{capital(message)}. {capital(hint)}"
+            case ev.RunStopped(_, _, result):
+                self.state, self.result = "stopped", result
             case ev.RunFailed(_, message, hint):
                 self.state, self.error_text, self.error_hint = "failed", capital(message), capital(hint)
             case _:
                 pass
+
+
+def kept_text(target: str, run_dir: str, kind: str) -> str:
+    """What an earlier export to `target` left; it goes on only if it is the same one."""
+    kept = kept_at(Path(target)) if target else None
+    if kept is None:
+        return ""
+    name = run_dir.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+    is_same = (kept.key.get("run"), kept.key.get("format")) == (name, kind)
+    ending = (
+        "with the same options, Export goes on from there"
+        if is_same
+        else "it is of another run or form, and Export removes it"
+    )
+    return f"An export to this folder broke off. {bytes_text(kept.nbytes)} of it are whole: {ending}."
 
 
 def default_target(run_id: str, kind: str) -> Path:

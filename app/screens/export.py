@@ -11,6 +11,7 @@ from PySide6.QtWidgets import (
     QButtonGroup,
     QCheckBox,
     QFileDialog,
+    QLabel,
     QLineEdit,
     QProgressBar,
     QRadioButton,
@@ -26,12 +27,16 @@ from app.widgets.page import Page
 
 
 class ExportScreen(Page):
-    """Signals: `run_chosen(str)`, `format_chosen(str)`, `export_asked`, `cancel_asked`."""
+    """Signals: `run_chosen(str)`, `format_chosen(str)`, `export_asked`, `cancel_asked`, `target_changed(str)`, `drop_asked`,
+    `push_asked`."""
 
     run_chosen = Signal(str)
     format_chosen = Signal(str)
     export_asked = Signal()
     cancel_asked = Signal()
+    target_changed = Signal(str)
+    drop_asked = Signal()
+    push_asked = Signal()
 
     def __init__(self) -> None:
         super().__init__("Export", "Write the result in a form that other programs load")
@@ -43,6 +48,7 @@ class ExportScreen(Page):
         self.formats = QButtonGroup(self)
         self._formats_box = QVBoxLayout()
         self._radios: dict[str, QRadioButton] = {}
+        self._details: dict[str, QLabel] = {}
         self.dtype = QuietCombo()
         self.dtype.setAccessibleName("Stored as")
         self.into = QuietCombo()
@@ -53,6 +59,11 @@ class ExportScreen(Page):
         ))  # fmt: skip
         self.out = QLineEdit()
         self.out.setAccessibleName("Target folder")
+        self.out.textChanged.connect(self.target_changed)
+        self.kept = label(role="small", tone="warning", wraps=True)
+        self.drop = button("Remove what is kept", self.drop_asked.emit)
+        self.kept_box = boxed(column(self.kept, row(self.drop, None), gap=4))
+        self.kept_box.hide()
         self.verify = QCheckBox(
             "Prove it: load it again in a fresh process and compare it with base + adapter"
         )
@@ -60,7 +71,9 @@ class ExportScreen(Page):
         what = Card("What").add(label("Run", "small"), self.run, label("Form", "small"))
         what.body.addLayout(self._formats_box)
         what.add(self.merge_options)
-        where = Card("Where").add(row(self.out, button("Choose\u2026", self._choose)), self.verify)
+        where = Card("Where").add(
+            row(self.out, button("Choose\u2026", self._choose)), self.kept_box, self.verify
+        )
         self.progress_text, self.progress = label(role="quiet"), QProgressBar()
         self.progress.setTextVisible(False)
         self.cancel = button("Cancel", self.cancel_asked.emit)
@@ -68,8 +81,21 @@ class ExportScreen(Page):
         self.outcome = label(wraps=True, selectable=True)
         self.merges = label(role="quiet", wraps=True, selectable=True)
         self.open = button("Open folder", self._open)
+        self.notes = label(role="small", tone="warning", wraps=True)
+        self.repository = QLineEdit()
+        self.repository.setAccessibleName("Repository on the hub")
+        self.repository.setPlaceholderText("owner/name")
+        self.public = QCheckBox("Public")
+        self.public.setToolTip("Everybody can see it. Without this only you and whom you let in.")
+        self.push = button("Upload to the hub", self.push_asked.emit)
+        self.repository.textChanged.connect(lambda text: self.push.setEnabled("/" in text))
+        self.push.setEnabled(False)
+        self.push_row = boxed(row(self.repository, self.public, self.push))
+        self.push_text = label(role="small", wraps=True, selectable=True)
         self.checks = QVBoxLayout()
-        self.proof = Card("Proof").add(self.progress_row, self.outcome, self.merges, row(self.open, None))
+        self.proof = Card("Proof").add(
+            self.progress_row, self.notes, self.outcome, self.merges, row(self.open, None), self.push_row, self.push_text
+        )  # fmt: skip
         self.proof.body.addLayout(self.checks)
         self.empty = label("The proof appears here, step by step.", "quiet", wraps=True)
         self.proof.add(self.empty)
@@ -87,6 +113,7 @@ class ExportScreen(Page):
             self._radios[name] = radio
             note = label(detail, "small", wraps=True)
             note.setContentsMargins(24, 0, 0, 6)
+            self._details[name] = note
             self._formats_box.addWidget(radio)
             self._formats_box.addWidget(note)
 
@@ -101,12 +128,19 @@ class ExportScreen(Page):
     ) -> None:
         """Show a format with how it can be stored and what the adapter can be merged into."""
         self._radios[kind].setChecked(True)
+        for name, note in self._details.items():  # of the others it is in the tooltip
+            note.setVisible(name == kind)
         for combo, choices in ((self.dtype, dtypes), (self.into, merges)):
             combo.clear()
             for value, text in choices:
                 combo.addItem(text, value)
         self.merge_options.setVisible(bool(dtypes))
         self.out.setText(target)
+
+    def show_kept(self, text: str) -> None:
+        """What an earlier export to the target left; nothing when empty."""
+        self.kept.setText(text)
+        self.kept_box.setVisible(bool(text))
 
     def options(self) -> dict[str, object]:
         found: dict[str, object] = {"verify": self.verify.isChecked()}
@@ -123,8 +157,14 @@ class ExportScreen(Page):
         self.progress_text.setText(fold.phase_text)
         self.progress.setRange(0, 0 if fold.share is None else 1000)
         self.progress.setValue(int(1000 * (fold.share or 0)))
-        self.outcome.setText(fold.outcome_text)
-        self.outcome.setVisible(bool(fold.outcome_text))
+        told = fold.outcome_text or fold.stopped_text
+        self.outcome.setText(told)
+        self.outcome.setVisible(bool(told))
+        self.notes.setText("\n".join(text for text, tone in fold.notes if tone))
+        self.notes.setVisible(bool(self.notes.text()))
+        self.push_row.setVisible(fold.can_push)
+        self.push_text.setText(fold.push_text)
+        self.push_text.setVisible(bool(fold.push_text))
         self.merges.setText(fold.merges_text)
         self.merges.setVisible(bool(fold.merges_text))
         set_role(self.outcome, tone=fold.outcome_tone if fold.state == "done" else "")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -377,6 +379,59 @@ def test_measured_merges_are_told_with_their_numbers() -> None:
         "Into the original: held-out loss 0.4491, KL divergence 0.01230, same first choice 97 %"
     )
     assert fold.merges_text.endswith("The losses do not differ")
+
+
+def test_a_stopped_export_says_what_is_kept() -> None:
+    fold = ExportFold()
+    fold.begin()
+    fold.fold(ev.RunStopped("stopped", is_resumable=True, result={"kept_bytes": 3 * 2**30}))
+    assert fold.stopped_text == "Stopped. 3.00 GiB are whole and kept: Export goes on from there."
+    fold.begin()
+    fold.fold(ev.RunStopped("stopped", is_resumable=False, result={}))
+    assert fold.stopped_text == "Stopped. Nothing was left behind."
+
+
+def test_what_an_earlier_export_left_is_told_where_it_lies(tmp_path: Path) -> None:
+    from app.presenters.export import kept_text
+    from qlora_engine.export.journal import FILE, aside_of
+
+    out = tmp_path / "out"
+    assert kept_text(str(out), "/runs/demo", "merged") == ""
+    aside_of(out).mkdir()
+    stored = {
+        "key": {"run": "demo", "format": "merged"},
+        "owner": None,
+        "files": {"a": {"nbytes": 2**30, "sha256": "x"}},
+    }
+    (aside_of(out) / FILE).write_text(json.dumps(stored))
+    assert "1.00 GiB of it are whole: with the same options, Export goes on" in kept_text(
+        str(out), "/runs/demo", "merged"
+    )
+    assert "another run or form" in kept_text(str(out), "/runs/demo", "gguf")
+
+
+def test_an_upload_keeps_the_proof_in_sight_however_it_ends() -> None:
+    fold = ExportFold()
+    fold.begin()
+    fold.fold(ev.CheckFinished("logits equal base + adapter", True, "0.0"))
+    fold.fold(ev.RunFinished({"path": "/out", "bytes": 100, "is_proven": True}))
+    assert fold.can_push
+    fold.begin_push()
+    assert not fold.can_push
+    fold.fold(ev.RunFailed("hub.denied", "the hub said no", "log in"))
+    assert (fold.state, fold.push_text, len(fold.checks)) == ("done", "The hub said no. Log in", 1)
+    fold.begin_push()
+    fold.fold(ev.RunFinished({"repository": "me/tuned", "url": "https://hub/me/tuned"}))
+    assert fold.push_text == "Uploaded to https://hub/me/tuned"
+    assert fold.can_push
+    assert fold.result["path"] == "/out"
+
+
+def test_an_unproven_export_is_not_offered_for_upload() -> None:
+    fold = ExportFold()
+    fold.begin()
+    fold.fold(ev.RunFinished({"path": "/out", "bytes": 100, "is_proven": False}))
+    assert not fold.can_push
 
 
 def test_an_export_never_offers_a_folder_that_exists() -> None:
