@@ -26,7 +26,8 @@ from qlora_engine.models import spec
 @dataclass(frozen=True)
 class Expected:
     """What base + adapter gives for one prompt: logits (length, vocabulary) in fp32, the same with the weights rounded to the
-    stored type, those of the base alone, and the greedy answer with the stored weights."""
+    stored type, those of the base alone, and the greedy answer with the stored weights. What is stored in 4 bits again is
+    compared with the live 4-bit model: `exact` and `base` are its logits."""
 
     exact: torch.Tensor
     stored: torch.Tensor
@@ -36,14 +37,13 @@ class Expected:
 
 def expected(request: Mapping[str, Any], prompts: list[torch.Tensor]) -> list[Expected]:
     """One for each prompt. `request`: see `verify.request_of`."""
-    base = Path(request["base"])
-    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32, local_files_only=True)
-    if request["into"] == "dequantized":
-        _round_trip(model, base, request["quantizer"])
-    model = PeftModel.from_pretrained(model, request["adapter"]).eval()
-    exact = [logits_of(model, prompt) for prompt in prompts]
-    with model.disable_adapter():
-        plain = [logits_of(model, prompt) for prompt in prompts]
+    base, into_live = Path(request["base"]), request["into"] == "dequantized"
+    if request["kind"] == "bnb4" and not into_live:
+        exact, plain = _seen(_tuned(request, base, is_live=True), prompts)
+        model = _tuned(request, base, is_live=False)
+    else:
+        model = _tuned(request, base, is_live=into_live)
+        exact, plain = _seen(model, prompts)
     if request["kind"] not in ("adapter", "gguf-lora"):
         model = model.merge_and_unload()
         _store(model, base, request["kind"], request["dtype"])
@@ -57,6 +57,21 @@ def expected(request: Mapping[str, Any], prompts: list[torch.Tensor]) -> list[Ex
     del model
     gc.collect()
     return found
+
+
+def _tuned(request: Mapping[str, Any], base: Path, *, is_live: bool) -> Any:
+    """Base with adapter in fp32; `is_live`: with the weights that the 4-bit model computes with."""
+    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32, local_files_only=True)
+    if is_live:
+        _round_trip(model, base, request["quantizer"])
+    return PeftModel.from_pretrained(model, request["adapter"]).eval()
+
+
+def _seen(model: Any, prompts: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Logits with the adapter and without it."""
+    exact = [logits_of(model, prompt) for prompt in prompts]
+    with model.disable_adapter():
+        return exact, [logits_of(model, prompt) for prompt in prompts]
 
 
 def logits_of(model: Any, prompt: torch.Tensor) -> torch.Tensor:

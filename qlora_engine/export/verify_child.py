@@ -132,7 +132,7 @@ def _check_rounding(
     cost, kl, same = _distance(found, exact), _divergence(found, exact), _agreement(found, exact)
     numbers = {"largest_relative": cost, "kl_divergence": kl, "agreement": same}
     told = (
-        f"against fp32: largest logit difference {cost:.1e} of the largest logit, KL divergence {kl:.1e}, "
+        f"against {'the 4-bit model that was trained' if kind == 'bnb4' else 'fp32'}: largest logit difference {cost:.1e} of the largest logit, KL divergence {kl:.1e}, "
         f"same first choice at {same:.1%} of the places"
     )
     name = f"storing in {_stored_words(kind, dtype)} costs little"

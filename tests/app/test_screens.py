@@ -5,6 +5,7 @@ The pictures go to `build/screens` (or QLORA_SCREENS) to be looked at by eye.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,9 @@ from app.presenters.problems import PAGES
 from app.widgets.kit import Elided
 from app.window import MainWindow
 from qlora_engine import events as ev
+from qlora_engine import paths
 from qlora_engine.config import TrainingConfig
+from qlora_engine.export.journal import FILE, aside_of
 from qlora_engine.runs.record import RunFolder
 from tests.app import events_of_a_run as told
 from tests.app.conftest import MakeWindow
@@ -99,9 +102,14 @@ def quality_picture(window: MainWindow) -> None:
 
 def exported(window: MainWindow) -> None:
     """Done and proven, beside what an earlier export left."""
+    aside = aside_of(paths.home() / "exports" / "first-look-merged")
+    aside.mkdir(parents=True)
+    files = {"model.safetensors": {"nbytes": 1_300_000_000, "sha256": "0"}}
+    key = {"run": "first-look", "format": "merged"}
+    (aside / FILE).write_text(json.dumps({"key": key, "owner": None, "files": files}))
     window.studio.history.refresh()
     window.go_to("export")
-    screen, fold = window.pages.screens["export"], window.pages.controllers["export"].fold
+    fold = window.pages.controllers["export"].fold
     fold.begin()
     for event in (
         ev.Noticed("warning", "export.rounding", "quantizing the merged weights to 4 bits again rounds what was trained"),
@@ -113,9 +121,6 @@ def exported(window: MainWindow) -> None:
         fold.fold(event)
     fold.push_text = (
         "The hub does not let you write to owner/name (it answered 403). Log in with a token that may write."
-    )
-    screen.show_kept(
-        "An export to this folder broke off. 1.20 GiB of it are whole: Export goes on from there."
     )
 
 

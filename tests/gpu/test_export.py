@@ -24,7 +24,7 @@ pytestmark = [
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose base computed in 16 bits."""
     folder = tmp_path_factory.mktemp("gpu-run")
-    base = make_tiny("llama", folder / "base")
+    base = make_tiny("llama", folder / "base", intermediate_size=128)
     config = tiny_runs.tiny_config(
         base, tiny_runs.data_file(folder), folder / "runs", model__device="cuda", training__max_steps=12,
         quantization__compute_dtype=request.param,
@@ -36,8 +36,11 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.parametrize(
     ("format_", "options"),
-    [("adapter", {}), ("merged", {}), ("merged", {"into": "dequantized"}), ("gguf", {}), ("ollama", {})],
-)
+    [
+        ("adapter", {}), ("merged", {}), ("merged", {"into": "dequantized"}), ("bnb4", {}), ("gguf", {}), ("ollama", {}),
+        ("gguf-lora", {}),
+    ],
+)  # fmt: skip
 def test_a_run_of_a_gpu_is_exported_and_proven(
     run: Path, tmp_path: Path, format_: str, options: dict[str, Any]
 ) -> None:
