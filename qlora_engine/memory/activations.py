@@ -51,9 +51,11 @@ def _candidates(facts: ModelFacts, config: TrainingConfig, shape: Shape) -> Iter
     tables = _tables(facts, block, shape)
     loss = _loss_bytes(facts, config, shape)
     if config.training.gradient_checkpointing:
-        one = stream
+        one = (
+            stream if block.has_rotary else 2 * stream
+        )  # learned positions are added to the embeddings, which stay
         again = max(run_again(block, shape, is_masked=m) for m in _kinds(masked, layers))
-        total = layers * stream
+        total = (layers - 1) * stream + one
     else:
         kept = [layer_kept(block, shape, is_masked=m) for m in (True, False)]
         total = masked * kept[0] + (layers - masked) * kept[1] - first_layer_spares(block, shape)

@@ -107,14 +107,15 @@ def _forward(block: Block, shape: Shape, meter: Meter, *, is_masked: bool) -> No
     _group((block.attention_out,), shape, meter)
     if block.copies_output:
         meter.hold(_shared_input((block.attention_out,), shape))
-    if block.residual_dropout:
-        meter.hold(2 * h * (1 if shape.is_cuda else s) * t)
+    mask = _dropout_mask(block, shape) if block.residual_dropout else 0
+    meter.hold(mask)
     residual = meter.hold(h * s * t)
     if block.mlp_out is None:
         meter.touch(_experts_forward(block, shape))
         meter.hold(_experts_kept(block, shape))
     else:
         _mlp_forward(block, block.mlp_out, shape, meter)
+    meter.hold(mask)
     meter.drop(residual)
 
 
@@ -137,7 +138,8 @@ def _mlp_forward(block: Block, out: Linear, shape: Shape, meter: Meter) -> None:
     if not block.is_parallel:
         meter.hold(_shared_input(block.mlp_in, shape))
     meter.hold(inner * (block.activation_steps if block.is_gated else block.activation_steps - 1))
-    product = meter.hold(inner)
+    meter.touch(inner)
+    product = meter.hold(0 if block.is_relu else inner)  # what a ReLU keeps is its product
     _group((out,), shape, meter)
     meter.drop(product)
     if not block.is_relu:
@@ -213,7 +215,9 @@ def backward(block: Block, shape: Shape, *, is_masked: bool) -> int:
     done = block.outer_norms - 1 if block.has_first_norm else block.outer_norms
     meter.drop(block.hidden * c * t + done * block.norm_copies * _norm_kept(block, block.hidden, shape))
     copy = _shared_input((block.attention_out,), shape) if block.copies_output else 0
+    dropped = _dropout_backward(block, shape, meter)
     _linear_backward(block.attention_out, shape, meter, frees=copy)
+    meter.drop(dropped)
     meter.touch(_attention_backward(block, shape, is_masked=is_masked))
     meter.drop(_attention_kept(block, shape, is_masked=is_masked) + block.query * c * t)
     meter.hold((block.query + 2 * block.key) * c * t)
@@ -224,7 +228,9 @@ def backward(block: Block, shape: Shape, *, is_masked: bool) -> int:
 def _mlp_backward(block: Block, out: Linear, shape: Shape, meter: Meter) -> None:
     """Leaves the gradient of its input."""
     inner = block.inner * shape.element_bytes * shape.tokens
+    dropped = _dropout_backward(block, shape, meter)
     _linear_backward(out, shape, meter, frees=0 if block.is_relu else _shared_input((out,), shape))
+    meter.drop(dropped)
     if not block.is_gated:
         meter.hold(inner if block.activation_steps == 1 else 2 * inner)
         meter.drop(inner * (2 if block.activation_steps == 1 else 6))
@@ -238,6 +244,19 @@ def _mlp_backward(block: Block, out: Linear, shape: Shape, meter: Meter) -> None
     frees = 0 if block.is_parallel else _shared_input(block.mlp_in, shape)
     between = inner if len(block.mlp_in) > 1 else 0
     _inputs_backward(block.mlp_in, shape, meter, frees=frees, activation=between)
+
+
+def _dropout_mask(block: Block, shape: Shape) -> int:
+    """One byte per element on CUDA (aten/native/cuda/Dropout.cu), as wide as its input on the CPU."""
+    return block.hidden * (1 if shape.is_cuda else shape.stream_bytes) * shape.tokens
+
+
+def _dropout_backward(block: Block, shape: Shape, meter: Meter) -> int:
+    """The mask goes, a gradient of its own comes and is held until the layer before is done."""
+    if not block.residual_dropout:
+        return 0
+    meter.drop(_dropout_mask(block, shape))
+    return meter.hold(block.hidden * shape.stream_bytes * shape.tokens)
 
 
 def _fused_backward(inner: int, meter: Meter) -> None:

@@ -95,3 +95,21 @@ def test_a_probe_that_dies_is_told(qlora: Any, monkeypatch: pytest.MonkeyPatch) 
     assert result.code == 0
     assert "exit code 1" in result.out
     assert "PROBLEM" in result.out
+
+
+@pytest.mark.parametrize(
+    ("told", "state", "words"),
+    [
+        ({"bytes": 520 * 1024**2, "problem": "", "source": "measured on this machine on 2026-05-14 with driver 575.10"}, "good", "takes 520.00 MiB on the GPU, measured on this machine"),
+        ({"bytes": None, "problem": "the driver does not tell", "source": ""}, "note", "could not be measured: the driver does not tell"),
+    ],
+)  # fmt: skip
+def test_what_an_empty_process_takes(told: dict[str, Any], state: str, words: str) -> None:
+    found = finding("context", MACHINE, {"torch": TORCH, "bitsandbytes": BNB, "context": told})
+    assert found.state == state
+    assert words in found.text
+
+
+def test_without_a_gpu_nothing_is_measured() -> None:
+    assert doctor.context_facts({"torch": {**TORCH, "devices": []}}) is None
+    assert doctor.context_facts({"torch": None}) is None

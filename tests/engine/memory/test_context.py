@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
+from qlora_engine.control import Control
+from qlora_engine.device import DevicePlan
 from qlora_engine.errors import Cancelled
+from qlora_engine.events import PhaseChanged
 from qlora_engine.memory import advise, context, context_probe, explain, gpus
 from qlora_engine.memory.context import MIB, UNMEASURED, Context, context_of
 from qlora_engine.memory.context_probe import NoAnswerError, taken, used_by_uuid
@@ -202,6 +205,18 @@ def test_names_of_one_kind(table: str, driver_name: str, is_same: bool) -> None:
 
 
 # ------------------------------------------------------------ used
+
+
+def test_a_run_on_a_gpu_has_it_measured_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qlora_engine.training import setup
+
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(setup.context, "ensure", lambda *one: asked.append(one))
+    monkeypatch.setattr(setup.torch.cuda, "get_device_name", lambda index: f"{GPU} {index}")
+    (told,) = setup._know_context(DevicePlan("cuda", 1, "bfloat16", ""), Control())
+    assert isinstance(told, PhaseChanged)
+    assert "an empty process" in told.text
+    assert [(gpu, index) for gpu, _, index, _ in asked] == [(f"{GPU} 1", 1)]
 
 
 def test_every_total_uses_it() -> None:
