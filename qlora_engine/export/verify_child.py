@@ -34,6 +34,8 @@ SAME_IN_F16 = 1e-3
 ROUNDING = {"fp32": 1e-4, "f32": 1e-4, "fp16": 1e-2, "f16": 1e-2, "bf16": 6e-2, "q8_0": 1e-1}
 """Largest logit difference to base + adapter in fp32 that storing the merged weights in so many bits may cost. With fewer
 bits, where whoever chooses them wants to lose something, the loss must be less than what training changed."""
+OUTLIVES = 0.5
+"""The part of what training changed, as KL divergence, that fewer bits may cost before the export is not the trained model."""
 MIXED = (
     "Gr\u00fc\u00dfe, \u4e16\u754c! def f(x): return x  # ok", "  two  spaces\tand\n\nlines \n", "don't 3.14 1_000 2024",
     "<|im_start|>user\nHi<|im_end|>", "\U0001f600 \u041f\u0440\u0438\u0432\u0435\u0442",
@@ -140,8 +142,8 @@ def _check_rounding(
     if limit is None:
         learned = _divergence([e.base for e in wanted], exact)
         tell(
-            "what was trained outlives the rounding", kl < learned,
-            f"rounding costs a KL divergence of {kl:.1e}; training changed {learned:.1e}",
+            "what was trained outlives the rounding", kl < OUTLIVES * learned,
+            f"rounding costs a KL divergence of {kl:.1e}; training changed {learned:.1e}, of which it may cost {OUTLIVES:.0%}",
             kl_divergence=kl, trained_kl_divergence=learned,
         )  # fmt: skip
 
