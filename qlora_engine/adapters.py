@@ -59,7 +59,19 @@ def attach(
         EngineError: no such module, or LoftQ without the 16-bit weights.
     """
     targets = resolve_targets(model, settings.targets)
-    config = LoraConfig(
+    config = lora_config(settings, targets)
+    with torch.random.fork_rng(devices=_cuda_devices(model)):
+        torch.manual_seed(seed)
+        peft_model = get_peft_model(model, config, autocast_adapter_dtype=False)
+        if settings.init == "loftq":
+            _fit_loftq(peft_model, base_path)
+    _cast(peft_model, ADAPTER_DTYPES[settings.dtype])
+    return peft_model, report_on(peft_model, settings, targets)
+
+
+def lora_config(settings: LoraSettings, targets: tuple[str, ...]) -> LoraConfig:
+    """PEFT's configuration of an adapter on `targets`."""
+    return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
@@ -70,13 +82,6 @@ def attach(
         use_dora=settings.dora,
         init_lora_weights="gaussian" if settings.init == "gaussian" else True,
     )
-    with torch.random.fork_rng(devices=_cuda_devices(model)):
-        torch.manual_seed(seed)
-        peft_model = get_peft_model(model, config, autocast_adapter_dtype=False)
-        if settings.init == "loftq":
-            _fit_loftq(peft_model, base_path)
-    _cast(peft_model, ADAPTER_DTYPES[settings.dtype])
-    return peft_model, report_on(peft_model, settings, targets)
 
 
 def resolve_targets(model: Any, targets: str | tuple[str, ...]) -> tuple[str, ...]:

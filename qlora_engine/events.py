@@ -189,7 +189,7 @@ class Continued(Event):
 
 @dataclass(frozen=True)
 class TokenStreamed(Event):
-    """A piece of an answer. `side`: base or tuned; `request` is the number the asker gave."""
+    """A piece of an answer. `side`: base, tuned, or a run put beside them; `request` is the number the asker gave."""
 
     request: int
     side: str
@@ -210,6 +210,13 @@ class AnswerFinished(Event):
 @dataclass(frozen=True)
 class SessionReady(Event):
     """A long-lived job (chat) has loaded and takes commands. `facts` says what is loaded."""
+
+    facts: Mapping[str, JSON]
+
+
+@dataclass(frozen=True)
+class SidesChanged(Event):
+    """Adapters were put on the loaded base or taken off. `facts` are SessionReady's, anew."""
 
     facts: Mapping[str, JSON]
 

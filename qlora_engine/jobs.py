@@ -61,7 +61,8 @@ class ChatJob(Job):
     """A long-lived chat: loads once, then answers commands until stopped.
 
     `source` is a run folder or a model name. Commands: {"command": "ask", "request": int, "messages": [...],
-    "sides": ["base", "tuned"], "settings": {...}}, {"command": "interrupt"}, {"command": "stop"}.
+    "sides": ["base", "tuned"], "settings": {...}}, {"command": "add_adapter", "run_dir": str}, {"command":
+    "remove_adapter", "side": str}, {"command": "interrupt"}, {"command": "stop"}.
     """
 
     source: str

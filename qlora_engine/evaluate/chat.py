@@ -1,4 +1,4 @@
-"""The chat job: loads once, then answers until stopped, one side or both, word by word. Imports the ML stack."""
+"""The chat job: loads once, then answers until stopped, each side word by word. Imports the ML stack."""
 
 from __future__ import annotations
 
@@ -17,14 +17,25 @@ from qlora_engine.control import Control
 from qlora_engine.errors import EngineError
 from qlora_engine.evaluate import generate, session
 from qlora_engine.evaluate.generate import Answer, GenerationSettings
-from qlora_engine.evaluate.session import TUNED, ChatModel
-from qlora_engine.events import AnswerFinished, Event, Noticed, RunFinished, SessionReady, TokenStreamed
+from qlora_engine.evaluate.origin import BASE, LOADING_SETTINGS, TUNED, find_origin
+from qlora_engine.evaluate.session import ChatModel
+from qlora_engine.events import (
+    AnswerFinished,
+    Event,
+    Noticed,
+    RunFinished,
+    SessionReady,
+    SidesChanged,
+    TokenStreamed,
+)
 from qlora_engine.jobs import ChatJob
+from qlora_engine.runs.record import RunFolder
 
 Command = Mapping[str, Any]
 STRENGTH = "adapter_strength"
 MAX_STRENGTH = 4.0
 ASK_SETTINGS = (*(f.name for f in dataclasses.fields(GenerationSettings)), STRENGTH)
+CARRIED_OUT = ("ask", "add_adapter", "remove_adapter")
 ROLES = ("system", "user", "assistant", "tool")
 RANGES: dict[str, tuple[float, float]] = {
     "max_new_tokens": (1, 1_048_576),
@@ -42,11 +53,10 @@ OUT_OF_MEMORY = EngineError(
 
 @dataclass(frozen=True)
 class Question:
-    """One `ask`, checked."""
+    """What one side is asked, checked. The system prompt is the side's own where the asker gave none."""
 
-    request: int
+    side: str
     messages: tuple[dict[str, str], ...]
-    sides: tuple[str, ...]
     settings: GenerationSettings
     strength: float
 
@@ -56,20 +66,26 @@ def chat_job(job: ChatJob, control: Control) -> Iterator[Event]:
 
     `ask`: {"request", "messages", "sides", "settings"}; each side streams TokenStreamed and ends with exactly one
     AnswerFinished, also when it could not answer (then empty, after a Noticed that says why). `interrupt` cuts the
-    answer at hand and those asked before it. Settings of the job hold for every `ask` that does not set them:
-    the fields of GenerationSettings and `adapter_strength`, which multiplies the adapter's scaling on the tuned side.
+    answer at hand and those asked before it. `add_adapter`: {"run_dir"} puts another run's adapter on the loaded base,
+    `remove_adapter`: {"side"} takes one off; both end with SidesChanged, after a Noticed when nothing changed. Settings
+    of the job hold for every `ask` that does not set them: the fields of GenerationSettings and `adapter_strength`,
+    which multiplies the scaling of every asked adapter.
 
     Raises:
         EngineError: no such run or model, or it cannot be loaded.
         Cancelled: stopped while loading.
     """
-    session.require_known(job.settings, (*ASK_SETTINGS, *session.LOADING_SETTINGS))
-    chat = yield from session.load_chat_model(session.find_origin(job), control)
+    session.require_known(job.settings, (*ASK_SETTINGS, *LOADING_SETTINGS))
+    loading = {k: v for k, v in job.settings.items() if k in LOADING_SETTINGS}
+    chat = yield from session.load_chat_model(find_origin(job.source, loading), control)
     yield SessionReady(chat.facts)
     defaults = {k: v for k, v in job.settings.items() if k in ASK_SETTINGS}
     inbox, answers = Inbox(control), 0
-    while (command := inbox.next_ask()) is not None:
-        answers += yield from _carry_out(chat, command, defaults, inbox)
+    while (command := inbox.next_command()) is not None:
+        if command.get("command") == "ask":
+            answers += yield from _carry_out(chat, command, defaults, inbox)
+        else:
+            yield from _change_sides(chat, command)
     yield RunFinished({"answers": answers})
 
 
@@ -81,17 +97,17 @@ class Inbox:
 
     def __init__(self, control: Control) -> None:
         self._control = control
-        self._asks: deque[tuple[int, Command]] = deque()
+        self._waiting: deque[tuple[int, Command]] = deque()
         self._asked = 0
         self._at_hand = 0
         self._interrupted_through = 0
 
-    def next_ask(self) -> Command | None:
-        """Wait for the next question; None once asked to stop."""
+    def next_command(self) -> Command | None:
+        """Wait for the next question or change of sides; None once asked to stop."""
         self._read_waiting()
         while not self._control.is_stop_requested:
-            if self._asks:
-                self._at_hand, command = self._asks.popleft()
+            if self._waiting:
+                self._at_hand, command = self._waiting.popleft()
                 return command
             self._take(self._control.commands.get())
         return None
@@ -109,50 +125,72 @@ class Inbox:
                 return
 
     def _take(self, command: Command) -> None:
-        if command.get("command") == "ask":
+        if command.get("command") in CARRIED_OUT:
             self._asked += 1
-            self._asks.append((self._asked, command))
+            self._waiting.append((self._asked, command))
         elif command.get("command") == "interrupt":
             self._interrupted_through = self._asked
+
+
+def _change_sides(chat: ChatModel, command: Command) -> Iterator[Event]:
+    """Put a run's adapter beside the others, or take one off; the sides are told anew either way."""
+    try:
+        if command.get("command") == "add_adapter":
+            chat.add_run(RunFolder.open(str(command.get("run_dir"))))
+        else:
+            side = str(command.get("side"))
+            if side == BASE or side not in chat.sides:
+                raise EngineError(
+                    "chat.side",
+                    f"there is no adapter {side!r} to take off",
+                    f"loaded: {', '.join(chat.sides)}",
+                )
+            chat.voices.remove(side)
+    except EngineError as error:
+        yield Noticed("warning", error.code, error.message, error.hint)
+    yield SidesChanged(chat.facts)
 
 
 def _carry_out(
     chat: ChatModel, command: Command, defaults: Mapping[str, Any], inbox: Inbox
 ) -> Generator[Event, None, int]:
     """Answer one `ask` on each of its sides; the number of answers given."""
+    request = _request_of(command)
     try:
-        question = read_question(command, defaults, chat)
+        questions = read_questions(command, defaults, chat)
     except EngineError as error:
-        yield from _refused(_request_of(command), _sides_of(command, chat), error)
+        yield from _refused(request, _sides_of(command, chat), error)
         return 0
-    for number, side in enumerate(question.sides):
+    for number, question in enumerate(questions):
         try:
-            answer = yield from _answer(chat, question, side, inbox)
+            answer = yield from _answer(chat, request, question, inbox)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
-            yield from _refused(question.request, question.sides[number:], OUT_OF_MEMORY)
+            yield from _refused(request, tuple(q.side for q in questions[number:]), OUT_OF_MEMORY)
             return number
         yield AnswerFinished(
-            question.request, side, answer.text, answer.tokens, answer.seconds, answer.is_complete
+            request, question.side, answer.text, answer.tokens, answer.seconds, answer.is_complete
         )
-    return len(question.sides)
+    return len(questions)
 
 
-def _answer(chat: ChatModel, question: Question, side: str, inbox: Inbox) -> Generator[Event, None, Answer]:
+def _answer(
+    chat: ChatModel, request: int, question: Question, inbox: Inbox
+) -> Generator[Event, None, Answer]:
     if inbox.is_interrupted():
         return Answer("", 0, 0.0, is_complete=False)
     abandoned = threading.Event()
 
     def work(emit: Emit) -> Answer:
-        with chat.speaking(side, question.strength) as model:
+        with chat.speaking(question.side, question.strength) as model:
             return generate.answer(
                 model,
                 chat.tokenizer,
                 question.messages,
                 question.settings,
-                on_text=lambda text: emit(TokenStreamed(question.request, side, text)),
+                on_text=lambda text: emit(TokenStreamed(request, question.side, text)),
                 should_stop=lambda: abandoned.is_set() or inbox.is_interrupted(),
-                chat_template=chat.origin.config.data.chat_template,
+                chat_template=chat.config_of(question.side).data.chat_template,
             )
 
     try:
@@ -168,34 +206,47 @@ def _refused(request: int, sides: tuple[str, ...], error: EngineError) -> Iterat
         yield AnswerFinished(request, side, "", 0, 0.0, is_complete=False)
 
 
-def read_question(command: Command, defaults: Mapping[str, Any], chat: ChatModel) -> Question:
-    """The `ask` as checked values; the longest answer is what the model's context has left.
+def read_questions(command: Command, defaults: Mapping[str, Any], chat: ChatModel) -> list[Question]:
+    """The `ask` as one checked question for each of its sides; the longest answer is what the context has left.
 
     Raises:
-        EngineError: it cannot be answered, with the reason.
+        EngineError: one of them cannot be answered, with the reason.
     """
     values = {**defaults, **dict(command.get("settings") or {})}
     session.require_known(values, ASK_SETTINGS)
     for name, value in values.items():
         _require_range(name, value)
     strength = float(values.pop(STRENGTH, 1.0))
-    if strength != 1.0 and not chat.facts["can_scale_adapter"] and TUNED in chat.sides:
+    return [
+        question_for(chat, side, command.get("messages"), GenerationSettings(**values), strength)
+        for side in _known_sides(command, chat)
+    ]
+
+
+def question_for(
+    chat: ChatModel, side: str, messages: Any, settings: GenerationSettings, strength: float = 1.0
+) -> Question:
+    """What `side` is asked; its own system prompt is put first, and its context bounds the answer.
+
+    Raises:
+        EngineError: it cannot be answered, with the reason.
+    """
+    voice = chat.voices.of(side)
+    if strength != 1.0 and voice is not None and not voice.can_scale:
         raise EngineError(
             "chat.strength",
             "the strength of a DoRA adapter cannot be changed: its weights are scaled by their own length",
             f"set {STRENGTH} to 1",
         )
-    messages = _messages(command, chat.origin.config.data.system_prompt)
-    settings = GenerationSettings(**values)
-    room = _room(chat, messages)
+    asked = _messages(messages, chat.config_of(side).data.system_prompt)
+    room = _room(chat, side, asked)
     if room is not None:
         settings = dataclasses.replace(settings, max_new_tokens=min(settings.max_new_tokens, room))
-    return Question(_request_of(command), messages, _known_sides(command, chat), settings, strength)
+    return Question(side, asked, settings, strength)
 
 
-def _messages(command: Command, system_prompt: str | None) -> tuple[dict[str, str], ...]:
+def _messages(given: Any, system_prompt: str | None) -> tuple[dict[str, str], ...]:
     """The conversation, with the system prompt the run was trained with unless it has one of its own."""
-    given = command.get("messages")
     is_right = (
         isinstance(given, list | tuple)
         and bool(given)
@@ -217,14 +268,14 @@ def _messages(command: Command, system_prompt: str | None) -> tuple[dict[str, st
     return tuple(messages)
 
 
-def _room(chat: ChatModel, messages: tuple[dict[str, str], ...]) -> int | None:
+def _room(chat: ChatModel, side: str, messages: tuple[dict[str, str], ...]) -> int | None:
     """Tokens that the answer may have; None when the model names no limit.
 
     Raises:
         EngineError: the conversation leaves none, or the template refuses it.
     """
     try:
-        prompt = generate.prompt_ids(chat.tokenizer, messages, chat.origin.config.data.chat_template)
+        prompt = generate.prompt_ids(chat.tokenizer, messages, chat.config_of(side).data.chat_template)
     except EngineError:
         raise
     except Exception as error:  # a template raises whatever its author chose

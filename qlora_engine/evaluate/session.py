@@ -1,95 +1,118 @@
-"""Loads what a chat talks to: a model in 4 bits, with the adapter of a run when a run is named. Imports the ML stack."""
+"""Loads what is spoken with: a model in 4 bits, and the adapters of runs on it. Imports the ML stack."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-from peft.helpers import rescale_adapter_scale
-
 from qlora_engine import adapters
 from qlora_engine.bridge import Emit, events_while
-from qlora_engine.config import ModelSettings, QuantizationSettings, TrainingConfig
+from qlora_engine.config import TrainingConfig
 from qlora_engine.control import Control
 from qlora_engine.data.templates import choose
-from qlora_engine.device import plan_device
+from qlora_engine.device import DevicePlan, plan_device
 from qlora_engine.errors import EngineError, did_you_mean
+from qlora_engine.evaluate.origin import BASE, TUNED, BaseKey, Origin, base_key, origin_of_run, why_not_beside
+from qlora_engine.evaluate.voices import Voice, Voices
 from qlora_engine.events import Event, ModelLoaded, PhaseChanged, Progressed
 from qlora_engine.export import source as export_source
-from qlora_engine.jobs import ChatJob
 from qlora_engine.models import loading, prepare, spec
-from qlora_engine.models.quiet import quiet
 from qlora_engine.runs.record import RunFolder
-from qlora_engine.training import checkpoint
-
-BASE, TUNED = "base", "tuned"
-LOADING_SETTINGS = ("device", "quant_type", "double_quant", "compute_dtype", "revision", "offline")
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What was asked for. `adapter` is a run's `adapter/` or one of its checkpoints, None for a plain model."""
-
-    config: TrainingConfig
-    run: RunFolder | None = None
-    adapter: Path | None = None
-
-    @property
-    def step(self) -> int | None:
-        """The optimizer step of a checkpoint's adapter; None for a finished run's."""
-        if self.adapter is None or not self.adapter.name.startswith("step-"):
-            return None
-        return int(self.adapter.name.removeprefix("step-"))
 
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A loaded model and how to talk to it. `facts` is what SessionReady tells."""
+    """A loaded base, who speaks on it, and how to talk to each. `origin` is what it was loaded for."""
 
-    model: Any
+    voices: Voices
     tokenizer: Any
     origin: Origin
+    key: BaseKey
+    plan: DevicePlan
     max_positions: int | None
-    facts: Mapping[str, Any]
+    report: loading.LoadReport
 
     @property
     def sides(self) -> tuple[str, ...]:
-        return (BASE,) if self.origin.adapter is None else (BASE, TUNED)
+        return self.voices.sides
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What SessionReady and SidesChanged tell: of the base, of the run it was loaded for, and of each side."""
+        config, run = self.origin.config, self.origin.run
+        first = self.voices.of(TUNED)
+        return {
+            "model": config.model.name,
+            "run_id": run.run_id if run else None,
+            "run_dir": str(run.path) if run else None,
+            "has_adapter": first is not None,
+            "sides": list(self.sides),
+            "adapter_step": self.origin.step,
+            "variant": adapters.variant_name(config.lora) if first else None,
+            "can_scale_adapter": first is not None and first.can_scale,
+            "device": self.report.device,
+            "compute_dtype": self.report.compute_dtype,
+            "quant_type": self.report.quant_type,
+            "is_double_quant": self.report.is_double_quant,
+            **self._template(config),
+            "system_prompt": config.data.system_prompt,
+            "max_positions": self.max_positions,
+            "voices": {side: self._voice(self.voices.of(side)) for side in self.sides},
+        }
+
+    def config_of(self, side: str) -> TrainingConfig:
+        """The settings that a side was trained with; the base is asked as the run it was loaded for."""
+        voice = self.voices.of(side)
+        return (voice.origin if voice else self.origin).config
 
     @contextlib.contextmanager
     def speaking(self, side: str, strength: float = 1.0) -> Iterator[Any]:
-        """The model as one side hears it: `base` without the adapter, `tuned` with its scaling times `strength`."""
-        if side == TUNED and strength != 1.0:
-            with rescale_adapter_scale(self.model, strength):
-                yield self.model
-        elif side == BASE and self.origin.adapter is not None:
-            with self.model.disable_adapter():
-                yield self.model
-        else:
-            yield self.model
+        """The model as one side hears it: `base` without an adapter, the others with theirs, scaled by `strength`."""
+        with self.voices.speaking(side, strength) as model:
+            yield model
 
+    def add_run(self, run: RunFolder) -> str:
+        """Put the adapter of another run on the loaded base; the side that speaks for it.
 
-def find_origin(job: ChatJob) -> Origin:
-    """The run or the model that `job.source` names.
+        Raises:
+            EngineError: another base, other quantization settings, or the adapter does not fit.
+        """
+        known = self.voices.side_of(run.path)
+        if known is not None:
+            return known
+        reason = why_not_beside(self.key, base_key(run.record()))
+        if reason:
+            raise EngineError(
+                "chat.other_base",
+                f"run {run.run_id!r} cannot be put beside the others: {reason}",
+                "choose a run of the same base and quantization, or load that run instead",
+            )
+        return self.voices.add(self._free_side(run.run_id), origin_of_run(run)).side
 
-    Raises:
-        EngineError: the run has neither an adapter nor a checkpoint, or a setting is unknown.
-    """
-    settings = {k: v for k, v in job.settings.items() if k in LOADING_SETTINGS}
-    try:
-        run = RunFolder.open(job.source)
-    except EngineError as error:
-        if error.code != "run.missing":
-            raise
-        return Origin(_plain_config(job.source, settings))
-    config = run.job()
-    if "device" in settings:
-        config = replace(config, model=replace(config.model, device=str(settings["device"])))
-    return Origin(config, run, _adapter_of(run))
+    def _free_side(self, run_id: str) -> str:
+        side, number = run_id, 2
+        while side in (*self.sides, BASE, TUNED):
+            side, number = f"{run_id}-{number}", number + 1
+        return side
+
+    def _voice(self, voice: Voice | None) -> dict[str, Any]:
+        origin = voice.origin if voice else self.origin
+        run = origin.run if voice else None
+        return {
+            "run_id": run.run_id if run else None,
+            "run_dir": str(run.path) if run else None,
+            "variant": adapters.variant_name(origin.config.lora) if voice else None,
+            "adapter_step": origin.step if voice else None,
+            "can_scale": voice is not None and voice.can_scale,
+            "system_prompt": origin.config.data.system_prompt,
+        }
+
+    def _template(self, config: TrainingConfig) -> dict[str, str]:
+        template = choose(self.tokenizer, config.data.chat_template)
+        return {"chat_template": template.name, "chat_template_reason": template.why}
 
 
 def load_chat_model(origin: Origin, control: Control) -> Generator[Event, None, ChatModel]:
@@ -121,38 +144,12 @@ def load_chat_model(origin: Origin, control: Control) -> Generator[Event, None, 
     loaded = yield from events_while(work)
     yield ModelLoaded(asdict(loaded.report))
     control.check()
-    model = _with_adapter(loaded.model, origin, base)
-    model.eval()
+    voices = Voices(loaded.model.eval())
+    if origin.adapter is not None:
+        voices.add(TUNED, origin)
     found = spec.facts_of_folder(base, config.model.name)
-    facts = _facts(origin, loaded, found)
-    return ChatModel(model, loaded.tokenizer, origin, found.max_positions, facts)
-
-
-def _plain_config(name: str, settings: Mapping[str, Any]) -> TrainingConfig:
-    model = ModelSettings(
-        name=name,
-        revision=settings.get("revision"),
-        device=str(settings.get("device", "auto")),
-        offline=bool(settings.get("offline", False)),
-    )
-    wanted = {k: settings[k] for k in ("quant_type", "double_quant", "compute_dtype") if k in settings}
-    return TrainingConfig(model=model, quantization=QuantizationSettings(**wanted))
-
-
-def _adapter_of(run: RunFolder) -> Path:
-    """The finished adapter, else the best checkpoint, else the newest."""
-    if (run.adapter_dir / "adapter_model.safetensors").is_file():
-        return run.adapter_dir
-    complete = {path.name: path for path in run.checkpoints()}
-    best = complete.get(f"step-{run.record().get('best_step')}")
-    chosen = best or checkpoint.newest(run)
-    if chosen is None:
-        raise EngineError(
-            "chat.no_adapter",
-            f"run {run.run_id!r} has neither an adapter nor a checkpoint yet (it is {run.state()})",
-            "train it further, or talk to its base model",
-        )
-    return chosen
+    key = _key_of_loaded(base, loaded.report)
+    return ChatModel(voices, loaded.tokenizer, origin, key, plan, found.max_positions, loaded.report)
 
 
 def _ready_base(origin: Origin, control: Control) -> Generator[Event, None, Path]:
@@ -173,39 +170,10 @@ def _ready_base(origin: Origin, control: Control) -> Generator[Event, None, Path
     return (yield from events_while(work))
 
 
-def _with_adapter(base: Any, origin: Origin, base_path: Path) -> Any:
-    if origin.adapter is None:
-        return base
-    if origin.step is None:
-        with quiet():
-            return PeftModel.from_pretrained(base, str(origin.adapter), autocast_adapter_dtype=False)
-    # The checkpoint brings the values; how they began (LoftQ takes long) does not matter any more.
-    model, _ = adapters.attach(base, replace(origin.config.lora, init="default"), base_path=base_path)
-    checkpoint.load_adapter(origin.adapter, model)
-    return model
-
-
-def _facts(origin: Origin, loaded: loading.LoadedModel, found: spec.ModelFacts) -> dict[str, Any]:
-    config, run = origin.config, origin.run
-    template = choose(loaded.tokenizer, config.data.chat_template)
-    return {
-        "model": config.model.name,
-        "run_id": run.run_id if run else None,
-        "run_dir": str(run.path) if run else None,
-        "has_adapter": origin.adapter is not None,
-        "sides": [BASE, TUNED] if origin.adapter is not None else [BASE],
-        "adapter_step": origin.step,
-        "variant": adapters.variant_name(config.lora) if origin.adapter is not None else None,
-        "can_scale_adapter": origin.adapter is not None and not config.lora.dora,
-        "device": loaded.report.device,
-        "compute_dtype": loaded.report.compute_dtype,
-        "quant_type": loaded.report.quant_type,
-        "is_double_quant": loaded.report.is_double_quant,
-        "chat_template": template.name,
-        "chat_template_reason": template.why,
-        "system_prompt": config.data.system_prompt,
-        "max_positions": found.max_positions,
-    }
+def _key_of_loaded(base: Path, report: loading.LoadReport) -> BaseKey:
+    hashes = loading.fingerprint(base).items()
+    files = tuple(sorted((name, digest) for name, digest in hashes if name.endswith(".safetensors")))
+    return BaseKey(files, report.quant_type, report.is_double_quant)
 
 
 def require_known(settings: Mapping[str, Any], known: tuple[str, ...]) -> None:

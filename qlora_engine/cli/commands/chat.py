@@ -1,4 +1,4 @@
-"""`qlora chat`: ask a run or a model, once or in a conversation; base and tuned side by side on request."""
+"""`qlora chat`: ask a run or a model, once or in a conversation; base, tuned and further runs side by side on request."""
 
 from __future__ import annotations
 
@@ -12,53 +12,81 @@ from typing import Any
 
 import click
 
-from qlora_engine.cli import driving, output, progress
+from qlora_engine.cli import driving, generation, output, progress
 from qlora_engine.client import Engine
 from qlora_engine.errors import EngineError
-from qlora_engine.events import TERMINAL, AnswerFinished, Event, Noticed, SessionReady, TokenStreamed
+from qlora_engine.events import (
+    TERMINAL,
+    AnswerFinished,
+    Event,
+    Noticed,
+    SessionReady,
+    SidesChanged,
+    TokenStreamed,
+)
 from qlora_engine.jobs import ChatJob
 
 Messages = list[dict[str, str]]
 NextPrompt = Callable[[], str | None]
+ASKED_AFTER = (SessionReady, SidesChanged, AnswerFinished)
+"""The events after which the next question can be asked."""
 
 
 @click.command()
 @click.argument("source", metavar="RUN_OR_MODEL")
 @click.option("--prompt", "-p", help="Ask this once and end; without it a conversation begins.")
 @click.option("--compare", is_flag=True, help="Answer with the untouched model as well.")
+@click.option(
+    "--with",
+    "others",
+    metavar="RUN",
+    multiple=True,
+    help="Answer with this run of the same base too; repeatable.",
+)
 @click.option("--system", help="System prompt of the conversation.")
 @click.option(
-    "--max-tokens", type=click.IntRange(1, 32_768), default=256, show_default=True, help="Longest answer."
-)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, 5),
-    default=0.0,
+    "--strength",
+    type=click.FloatRange(0, 4),
+    default=1.0,
     show_default=True,
-    help="0 always takes the likeliest token; higher is freer.",
+    help="Multiplies what the adapters add: 0 is the base, 1 as trained.",
 )
+@generation.options
 @output.json_option
 def chat(
     source: str,
     prompt: str | None,
     compare: bool,
+    others: tuple[str, ...],
     system: str | None,
-    max_tokens: int,
-    temperature: float,
+    strength: float,
     as_json: bool,
+    **drawn: Any,
 ) -> None:
     """Talk to a finished run or to a model."""
     if as_json and prompt is None:
         raise click.UsageError("--json needs --prompt: a conversation is not one document")
-    settings = {"max_new_tokens": max_tokens, "do_sample": temperature > 0, "temperature": temperature or 1.0}
+    settings = generation.settings(drawn) | ({"adapter_strength": strength} if strength != 1.0 else {})
     session = Session(
-        compare=compare, system=system, settings=settings, is_quiet=as_json, is_single=prompt is not None
+        compare=compare,
+        system=system,
+        settings=settings,
+        is_quiet=as_json,
+        is_single=prompt is not None,
+        others=_run_dirs(others),
     )
     hold(ChatJob(source, settings), session, once(prompt) if prompt is not None else from_keyboard)
     if prompt is not None and session.problem is not None:
         raise session.problem
     if as_json:
         output.print_json({"source": source, "prompt": prompt, "answers": session.answers})
+
+
+def _run_dirs(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Raises EngineError before anything is loaded when one of them is no run."""
+    from qlora_engine.runs.record import RunFolder
+
+    return tuple(str(RunFolder.open(name).path) for name in names)
 
 
 @dataclass
@@ -77,12 +105,25 @@ class Session:
     """Why a question could not be answered; the newest reason."""
     awaited: int = 0
     requests: int = 0
+    others: tuple[str, ...] = ()
+    """Folders of the runs to put beside the first one."""
+    joining: int = 0
+
+    @property
+    def is_named(self) -> bool:
+        """True when several sides answer, so that each answer needs a name."""
+        return self.compare or bool(self.others)
+
+    def join(self, engine: Engine) -> None:
+        """Have the other runs put on the loaded base."""
+        for run_dir in self.others:
+            self.joining += 1
+            engine.send({"command": "add_adapter", "run_dir": run_dir})
 
     def begin(self, facts: dict[str, Any]) -> None:
         """Decide the sides: a plain model has only its base."""
-        has_adapter = bool(facts.get("has_adapter", "tuned" in facts.get("sides", ())))
-        tuned = ("base", "tuned") if self.compare else ("tuned",)
-        self.sides = tuned if has_adapter else ("base",)
+        found = tuple(facts.get("sides", ("base",)))
+        self.sides = found if self.compare or len(found) == 1 else tuple(s for s in found if s != "base")
         start: Messages = [{"role": "system", "content": self.system}] if self.system else []
         self.histories = {side: list(start) for side in self.sides}
 
@@ -114,6 +155,7 @@ class Session:
             "text": event.text,
             "tokens": event.tokens,
             "seconds": event.seconds,
+            "tokens_per_second": event.tokens / event.seconds if event.seconds else None,
             "is_complete": event.is_complete,
         }
         self.answers.append(answer)
@@ -148,9 +190,8 @@ def _converse(
     event: Event | None = first
     while event is not None:
         match event:
-            case SessionReady():
-                session.begin(dict(event.facts))
-                screen.greet()
+            case SessionReady() | SidesChanged():
+                _take_sides(event, session, engine)
             case TokenStreamed():
                 screen.stream(event)
             case Noticed():
@@ -162,9 +203,24 @@ def _converse(
         if isinstance(event, TERMINAL):
             driving.settled(event)
             return
-        if session.awaited == 0 and isinstance(event, SessionReady | AnswerFinished):
+        if session.awaited == 0 and not session.joining and isinstance(event, ASKED_AFTER):
+            if isinstance(event, SessionReady | SidesChanged):
+                screen.greet()
             _next(engine, session, next_prompt)
         event = next(events, None)
+
+
+def _take_sides(event: SessionReady | SidesChanged, session: Session, engine: Engine) -> None:
+    """Put the other runs beside the first; a run that cannot join ends the command with its reason."""
+    if isinstance(event, SessionReady):
+        session.join(engine)
+    else:
+        session.joining -= 1
+        if session.problem is not None:
+            problem = session.problem
+            engine.request_stop()
+            raise problem
+    session.begin(dict(event.facts))
 
 
 def _next(engine: Engine, session: Session, next_prompt: NextPrompt) -> None:
@@ -192,22 +248,28 @@ class Printer:
             return
         if self._speaking != event.side:
             self._speaking = event.side
-            if self._session.compare:
+            if self._session.is_named:
                 output.write_piece(f"[{event.side}] ")
         output.write_piece(event.text)
 
     def finish(self, event: AnswerFinished) -> None:
         if self._session.is_quiet or (self._session.problem and not event.tokens):
             return
-        if self._session.compare and not self._speaking:
+        if self._session.is_named and not self._speaking:
             output.write_piece(f"[{event.side}] ")
         self._speaking = ""
         output.say("" if event.is_complete else f"  [cut after {event.tokens} tokens]")
+        if self._session.is_named:
+            output.note(f"    {event.side}: {event.tokens} tokens, {_speed(event)}")
 
     def notice(self, event: Noticed) -> None:
         """Said in a conversation; with `--prompt` it is the error that the command ends with."""
         if not self._session.is_single:
             output.note(f"{event.message}; {event.hint}")
+
+
+def _speed(event: AnswerFinished) -> str:
+    return f"{event.tokens / event.seconds:.1f} tokens/s" if event.seconds else output.NOT_AVAILABLE
 
 
 def once(prompt: str) -> NextPrompt:

@@ -19,24 +19,62 @@ REASONS_SHOWN = 3
 
 
 @click.command()
+@click.argument("run", required=False)
 @click.option("--dir", "runs_dir", type=click.Path(path_type=Path), help="Another runs folder.")
+@click.option(
+    "--answers",
+    "wants_answers",
+    is_flag=True,
+    help="What RUN answered to its fixed prompts at each evaluation.",
+)
 @output.json_option
-def runs(runs_dir: Path | None, as_json: bool) -> None:
-    """List the runs, newest first."""
+def runs(run: str | None, runs_dir: Path | None, wants_answers: bool, as_json: bool) -> None:
+    """List the runs, newest first, or show one."""
     from qlora_engine import paths
-    from qlora_engine.runs.record import list_runs
+    from qlora_engine.runs.record import RunFolder, list_runs
 
+    if wants_answers:
+        if run is None:
+            raise click.UsageError("--answers needs a RUN")
+        print_answers(RunFolder.open(run), as_json)
+        return
+    if run is not None:
+        _print([RunFolder.open(run).summary()], as_json)
+        return
     if runs_dir is not None and not runs_dir.is_dir():
         raise EngineError(
             "runs.missing", f"there is no folder {runs_dir}", "check the path, or leave --dir out"
         )
     found = list_runs(runs_dir)
-    if as_json:
-        output.print_json({"runs": [dataclasses.asdict(summary) for summary in found]})
-        return
-    if not found:
+    if not found and not as_json:
         where = runs_dir or paths.runs_dir()
         output.say(f"No runs in {where} yet. Start one with: {output.program()} starter")
+        return
+    _print(found, as_json)
+
+
+def print_answers(folder: RunFolder, as_json: bool) -> None:
+    """Each fixed prompt and its answers from step to step."""
+    from qlora_engine.runs.timeline import timelines
+
+    found = timelines(folder.metrics())
+    if as_json:
+        prompts = [dataclasses.asdict(timeline) for timeline in found]
+        output.print_json({"run_id": folder.run_id, "prompts": prompts})
+        return
+    if not found:
+        output.say(f"Run {folder.run_id} answered no fixed prompts; training.sample_prompts names them.")
+    for timeline in found:
+        output.say(f"Asked: {timeline.prompt}")
+        for point in timeline.points:
+            output.say(
+                f"  step {point.step:>6}  held-out loss {output.loss(point.held_out_loss)}  {' '.join(point.answer.split())}"
+            )
+
+
+def _print(found: list[RunSummary], as_json: bool) -> None:
+    if as_json:
+        output.print_json({"runs": [dataclasses.asdict(summary) for summary in found]})
         return
     headers = ("run", "state", "model", "steps", "loss before", "loss after", "peak", "began")
     output.table(headers, [_row(summary) for summary in found])

@@ -179,22 +179,26 @@ def test_strength_goes_from_base_to_tuned_and_leaves_no_trace(talk: Talk) -> Non
 
 
 def test_strength_scales_the_logits_as_scaling_the_adapter_does(trained: Path) -> None:
-    from qlora_engine.evaluate import session
-
-    loaded = session.load_chat_model(session.find_origin(ChatJob(str(trained), {"device": "cpu"})), Control())
-    chat = returned(loaded)
+    chat = loaded(trained)
     prompt = generate.prompt_ids(chat.tokenizer, QUESTION)
     with torch.no_grad():
         with chat.speaking("tuned", 0.5) as model:
             half = model(prompt).logits.clone()
         with chat.speaking("tuned") as model:
             whole = model(prompt).logits.clone()
-        for name, parameter in chat.model.named_parameters():
-            if "lora_B" in name:
-                parameter.data *= 0.5
         with chat.speaking("tuned") as model:
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.data *= 0.5
             torch.testing.assert_close(model(prompt).logits, half)
     assert float((whole - half).abs().max()) > 0.01
+
+
+def loaded(run: Path) -> Any:
+    """A run's base with its adapter, as the chat loads it."""
+    from qlora_engine.evaluate import origin, session
+
+    return returned(session.load_chat_model(origin.find_origin(str(run), {"device": "cpu"}), Control()))
 
 
 def returned(generator: Any) -> Any:
