@@ -1,0 +1,57 @@
+"""The rows a run never trained on, found again from its data and seed. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from qlora_engine import data
+from qlora_engine.config import TrainingConfig
+from qlora_engine.control import Control
+from qlora_engine.data.tokenize import TokenRow
+from qlora_engine.errors import EngineError
+from qlora_engine.models import spec
+
+Report = Callable[[str, int, int | None, str], None]
+
+
+def rows_of_run(
+    config: TrainingConfig,
+    record: Mapping[str, Any],
+    base_path: Path,
+    tokenizer: Any,
+    control: Control,
+    report: Report | None = None,
+) -> list[TokenRow]:
+    """Every held-out row, as the run itself measured them.
+
+    Raises:
+        EngineError: the data has changed since (with both hashes), or nothing was held out.
+        Cancelled: asked to stop.
+    """
+    prepared = data.prepare(
+        config.data,
+        tokenizer,
+        seed=config.training.seed,
+        model_max_length=spec.facts_of_folder(base_path).max_positions,
+        is_offline=True,
+        report_progress=report,
+        control=control,
+    )
+    trained_on = str((record.get("data") or {}).get("sha256") or "")
+    found = prepared.report.sha256
+    if trained_on and found != trained_on:
+        raise EngineError(
+            "held_out.other_data",
+            f"the dataset {config.data.path} has changed since the run: its hash is {found[:16]}, and it was "
+            f"{trained_on[:16]}; which rows were held out is not known any more",
+            "put the original data back, or train again on the new",
+        )
+    if not prepared.held_out:
+        raise EngineError(
+            "held_out.none",
+            "the run held no rows out",
+            "set data.held_out_fraction, or name a data.held_out_path, and train again",
+        )
+    return prepared.held_out
