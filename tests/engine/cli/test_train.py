@@ -185,6 +185,27 @@ def test_a_finished_run_answers_and_exports(qlora: Any, write_job: WriteJob, tmp
     assert answered.code == 0, answered.err
     assert [answer["side"] for answer in answered.document["answers"]] == ["base", "tuned"]
     assert all(answer["tokens"] <= 8 for answer in answered.document["answers"])
+    together = (
+        "chat",
+        "done",
+        "--prompt",
+        "what colour is 1?",
+        "--with",
+        "again",
+        "--max-tokens",
+        8,
+        "--json",
+    )
+    assert qlora(*together).code == 2  # there is no such run yet
+    qlora("train", write_job(), "--set", "output.name=again", "--set", "training.max_steps=1")
+    answers = qlora(*together).document["answers"]
+    assert [answer["side"] for answer in answers] == ["tuned", "again"]
+    assert answers[0]["text"] == answered.document["answers"][1]["text"]
+    assert all(answer["tokens_per_second"] > 0 for answer in answers)
+    qlora("train", write_job(), "--set", "output.name=single", "--set", "quantization.double_quant=false")
+    refused = qlora("chat", "done", "--prompt", "x", "--with", "single")
+    assert refused.code == 2
+    assert "NF4 without double quantization, and the loaded base is NF4 with" in refused.error
     for name in ("adapter", "merged"):
         result = qlora("export", "done", "--as", name, "--out", tmp_path / name, "--json")
         assert result.code == 0, result.err
