@@ -156,8 +156,7 @@ class RunFolder:
 
     def append(self, event: events.Event) -> None:
         """Add one line to `metrics.jsonl`; the line is with the system when this returns."""
-        with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(events.encode(event) + "\n")
+        append_line(self.metrics_path, events.encode(event))
 
     def metrics(self) -> Iterator[events.Event]:
         """The events of `metrics.jsonl` as one consistent history.
@@ -301,6 +300,15 @@ def write_aside(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add `line` to a file of lines; half a line that a killed writer left there is closed first, and spoils no other."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else f"\n{line}"
+        file.write(f"{line}\n".encode())
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qlora_engine.config import TrainingConfig, with_value
-from qlora_engine.events import EvaluationFinished, StepFinished
+from qlora_engine.events import EvaluationFinished, RunStarted, SampleAnswered, StepFinished
 from qlora_engine.runs.record import RunFolder
 
 
@@ -123,3 +123,38 @@ def test_an_unknown_run_is_named(arguments: tuple[str, ...], qlora: Any, tmp_pat
     result = qlora(*arguments, *extra)
     assert result.code == 2
     assert result.error == "error: there is no run 'a'; hint: see the runs with `qlora runs`"
+
+
+def test_one_run_is_shown_by_name(qlora: Any) -> None:
+    write_run("first", 4, [2.0, 1.0])
+    write_run("second", 4, [2.0, 1.0])
+    (shown,) = qlora("runs", "second", "--json").document["runs"]
+    assert shown["run_id"] == "second"
+    assert qlora("runs", "third").code == 2
+
+
+def test_answers_to_fixed_prompts_are_told_in_order_and_once(qlora: Any) -> None:
+    folder = write_run("first", 4, [2.0, 1.0])
+    assert "no fixed prompts" in qlora("runs", "first", "--answers").out
+    started = RunStarted("first", str(folder.path), 1, True, 1.0, from_step=25)
+    for event in (
+        SampleAnswered(0, "Say hi", "what?", 2, 0.1),
+        EvaluationFinished(0, 3.25, 100, 0.2, True, 1.0),
+        SampleAnswered(25, "Say hi", "hm", 1, 0.1),  # stopped before the loss was known: asked again
+        SampleAnswered(50, "Say hi", "lost with a crash", 1, 0.1),
+        started,
+        SampleAnswered(25, "Say hi", "hello", 1, 0.1),
+        SampleAnswered(25, "Say\nbye", "bye", 1, 0.1),
+    ):
+        folder.append(event)
+    with folder.metrics_path.open("a") as file:
+        file.write('{"event": "SampleAnswered", "step": 75, "pro')  # killed in mid-write
+    first, second = qlora("runs", "first", "--answers", "--json").document["prompts"]
+    assert [(p["step"], p["answer"], p["held_out_loss"]) for p in first["points"]] == [
+        (0, "what?", 3.25), (25, "hello", None),
+    ]  # fmt: skip
+    assert (second["prompt"], second["points"][0]["answer"]) == ("Say\nbye", "bye")
+    told = qlora("runs", "first", "--answers").out
+    assert told.index("what?") < told.index("hello")
+    assert "lost with a crash" not in told
+    assert qlora("runs", "--answers").code == 2
