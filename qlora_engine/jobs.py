@@ -11,7 +11,7 @@ import importlib
 import json
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -70,6 +70,30 @@ class ChatJob(Job):
 
 
 @dataclass(frozen=True)
+class ReplayJob(Job):
+    """Ask every prompt of every run, and of the base under them; what a run keeps is not asked again (`again`: it is).
+
+    `settings`: fields of evaluate.generate.GenerationSettings, and `device`. Each answer comes as AnswerFinished, its
+    `request` the prompt's place and its `side` the column's; result: {"columns", "answers", "asked", "kept"}.
+    """
+
+    run_dirs: Sequence[str]
+    prompts: Sequence[str]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    with_base: bool = True
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class PredictionsJob(Job):
+    """Score every held-out row of a run and answer its `rows` best and worst; result: evaluate.predictions' document."""
+
+    run_dir: str
+    rows: int = 10
+    device: str | None = None
+
+
+@dataclass(frozen=True)
 class ExportJob(Job):
     """Write a run's result in another form; result: {"path", "checks", "bytes"}."""
 
@@ -114,6 +138,8 @@ _HANDLERS: dict[type[Job], str] = {
     PrepareModelJob: "qlora_engine.models.prepare:prepare_job",
     DataReportJob: "qlora_engine.data.inspection:report_job",
     ChatJob: "qlora_engine.evaluate.chat:chat_job",
+    ReplayJob: "qlora_engine.evaluate.replay:replay_job",
+    PredictionsJob: "qlora_engine.evaluate.predictions:predictions_job",
     ExportJob: "qlora_engine.export.run:export_job",
     PushJob: "qlora_engine.export.push:push_job",
     RehearseJob: "qlora_engine.memory.rehearsal:rehearse_job",

@@ -27,6 +27,8 @@ COMMANDS = {
     "runs": "runs:runs",
     "compare": "runs:compare",
     "chat": "chat:chat",
+    "prompts": "prompts:prompts",
+    "predictions": "predictions:predictions",
     "export": "export:export",
     "push": "push:push",
     "monitor": "monitor:monitor",

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from qlora_engine.bridge import Emit, events_while
+from qlora_engine.config import TrainingConfig
 from qlora_engine.control import Control
 from qlora_engine.errors import EngineError
 from qlora_engine.evaluate import generate, session
@@ -224,9 +225,15 @@ def read_questions(command: Command, defaults: Mapping[str, Any], chat: ChatMode
 
 
 def question_for(
-    chat: ChatModel, side: str, messages: Any, settings: GenerationSettings, strength: float = 1.0
+    chat: ChatModel,
+    side: str,
+    messages: Any,
+    settings: GenerationSettings,
+    strength: float = 1.0,
+    config: TrainingConfig | None = None,
 ) -> Question:
-    """What `side` is asked; its own system prompt is put first, and its context bounds the answer.
+    """What `side` is asked; its own system prompt is put first, and its context bounds the answer. `config` holds
+    instead of the side's own.
 
     Raises:
         EngineError: it cannot be answered, with the reason.
@@ -238,8 +245,9 @@ def question_for(
             "the strength of a DoRA adapter cannot be changed: its weights are scaled by their own length",
             f"set {STRENGTH} to 1",
         )
-    asked = _messages(messages, chat.config_of(side).data.system_prompt)
-    room = _room(chat, side, asked)
+    data = (config or chat.config_of(side)).data
+    asked = _messages(messages, data.system_prompt)
+    room = _room(chat, asked, data.chat_template)
     if room is not None:
         settings = dataclasses.replace(settings, max_new_tokens=min(settings.max_new_tokens, room))
     return Question(side, asked, settings, strength)
@@ -268,14 +276,14 @@ def _messages(given: Any, system_prompt: str | None) -> tuple[dict[str, str], ..
     return tuple(messages)
 
 
-def _room(chat: ChatModel, side: str, messages: tuple[dict[str, str], ...]) -> int | None:
+def _room(chat: ChatModel, messages: tuple[dict[str, str], ...], template: str) -> int | None:
     """Tokens that the answer may have; None when the model names no limit.
 
     Raises:
         EngineError: the conversation leaves none, or the template refuses it.
     """
     try:
-        prompt = generate.prompt_ids(chat.tokenizer, messages, chat.config_of(side).data.chat_template)
+        prompt = generate.prompt_ids(chat.tokenizer, messages, template)
     except EngineError:
         raise
     except Exception as error:  # a template raises whatever its author chose

@@ -97,9 +97,24 @@ def answer(
             (control is not None and control.is_stop_requested) or (should_stop is not None and should_stop())
         )
 
-    prompt = prompt_ids(tokenizer, messages, chat_template).to(model.device)
+    prompt = prompt_ids(tokenizer, messages, chat_template)
     ends = end_ids(model, tokenizer, chat_template)
-    watch = _Watch(tokenizer, prompt.shape[1], on_text, stops)
+    return continued(model, tokenizer, prompt, ends, settings, on_text=on_text, should_stop=stops)
+
+
+def continued(
+    model: Any,
+    tokenizer: Any,
+    prompt: torch.Tensor,
+    ends: Sequence[int],
+    settings: GenerationSettings,
+    *,
+    on_text: Callable[[str], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Answer:
+    """What the model writes after `prompt` (1, tokens) until one of `ends`; leaves no trace, as `answer`."""
+    prompt = prompt.to(model.device)
+    watch = _Watch(tokenizer, prompt.shape[1], on_text, should_stop)
     was_training = model.training
     began = time.perf_counter()
     devices = [prompt.device.index or 0] if prompt.device.type == "cuda" else []

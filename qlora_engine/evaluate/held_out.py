@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from qlora_engine import data
 from qlora_engine.config import TrainingConfig
 from qlora_engine.control import Control
+from qlora_engine.data import oasst, sources
+from qlora_engine.data.formats import RowProblem, detect, read_row
 from qlora_engine.data.tokenize import TokenRow
 from qlora_engine.errors import EngineError
 from qlora_engine.models import spec
@@ -48,6 +50,13 @@ def rows_of_run(
             f"{trained_on[:16]}; which rows were held out is not known any more",
             "put the original data back, or train again on the new",
         )
+    measured = (record.get("plan") or {}).get("held_out_rows")
+    if measured is not None and measured != len(prepared.held_out):
+        raise EngineError(
+            "held_out.other_data",
+            f"the held-out data has changed since the run: it has {len(prepared.held_out):,} rows, and had {measured:,}",
+            "put the original data back, or train again on the new",
+        )
     if not prepared.held_out:
         raise EngineError(
             "held_out.none",
@@ -55,3 +64,25 @@ def rows_of_run(
             "set data.held_out_fraction, or name a data.held_out_path, and train again",
         )
     return prepared.held_out
+
+
+def questions_of(config: TrainingConfig, numbers: Collection[int]) -> dict[int, str]:
+    """The last question of each numbered held-out row in its own words; rows that are plain text have none.
+
+    Raises:
+        EngineError: the data cannot be read any more.
+    """
+    settings = config.data
+    raw = sources.load_held_out(settings) or sources.load_rows(settings, is_offline=True)
+    rows = oasst.conversations(raw.rows) if oasst.is_message_tree(raw.rows) else raw.rows
+    detection = detect(rows, settings)
+    found = {}
+    for number in numbers:
+        try:
+            messages = read_row(rows[number - 1], number, detection).messages
+        except (RowProblem, IndexError):
+            continue
+        asked = [m["content"] for m in messages if m["role"] != "assistant"]
+        if asked:
+            found[number] = asked[-1]
+    return found

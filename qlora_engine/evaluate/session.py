@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qlora_engine import adapters
 from qlora_engine.bridge import Emit, events_while
 from qlora_engine.config import TrainingConfig
@@ -174,6 +176,25 @@ def _key_of_loaded(base: Path, report: loading.LoadReport) -> BaseKey:
     hashes = loading.fingerprint(base).items()
     files = tuple(sorted((name, digest) for name, digest in hashes if name.endswith(".safetensors")))
     return BaseKey(files, report.quant_type, report.is_double_quant)
+
+
+@contextlib.contextmanager
+def memory_told() -> Iterator[None]:
+    """Work on a loaded model whose memory runs out says so.
+
+    Raises:
+        EngineError: the GPU is out of memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise EngineError(
+            "memory.gpu",
+            "the GPU ran out of memory while the model was answering",
+            "close other programs that use the GPU, or ask for shorter answers",
+            is_input_error=False,
+        ) from error
 
 
 def require_known(settings: Mapping[str, Any], known: tuple[str, ...]) -> None:
