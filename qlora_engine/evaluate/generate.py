@@ -16,23 +16,12 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from qlora_engine.control import Control
 from qlora_engine.data.templates import choose, render
+from qlora_engine.evaluate.drawing import GenerationSettings
 from qlora_engine.models.loading import end_token_ids
 from qlora_engine.models.quiet import quiet
 
 Message = dict[str, str]
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """How an answer is drawn. Greedy when `do_sample` is False; then temperature, top-p and top-k do nothing."""
-
-    max_new_tokens: int = 256
-    do_sample: bool = False
-    temperature: float = 0.7
-    top_p: float = 0.95
-    top_k: int = 50
-    repetition_penalty: float = 1.0
-    seed: int = 0
+__all__ = ["Answer", "GenerationSettings", "answer", "continued", "end_ids", "prompt_ids"]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from qlora_engine.runs.record import write_aside
 
 STARTER = "starter"
 SCHEMA_VERSION = 1
-MOST_PROMPTS = 1_000
+MOST_PROMPTS = 200
 PROMPT_FIELDS = ("prompt", "instruction", "question", "input", "text")
 """Where a JSON object may keep its prompt; the first that holds text counts. `messages` gives its last question."""
 
