@@ -10,6 +10,7 @@ from app.services.quality import QualityCheck
 from app.services.rehearser import Rehearser
 from app.services.settings import SettingsFile
 from app.services.trainer import Trainer
+from app.services.tryout import Tryout
 from app.services.workspace import Workspace
 from qlora_engine.monitor.nvml import Nvml
 
@@ -30,6 +31,7 @@ class Studio:
         self.jobs = {name: JobRunner(make) for name in JOBS}
         self.workspace = Workspace(self.settings, self.background, self.jobs["data"], self.jobs["model"])
         self.trainer = Trainer(self.jobs["train"])
+        self.tryout = Tryout(self.jobs["chat"])
         self.rehearser = Rehearser(
             self.workspace, self.jobs["rehearse"], tuple(self.jobs[name] for name in BEFORE_REHEARSING)
         )

@@ -75,7 +75,7 @@ class MainWindow(QMainWindow):
     def _make_room(self) -> None:
         """A run gets the memory and the processor to itself."""
         self.studio.workspace.cancel_check()
-        self.studio.jobs["chat"].stop()
+        self.studio.tryout.make_room()
 
     # ------------------------------------------------------------ parts
 
