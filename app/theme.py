@@ -143,6 +143,7 @@ def style_sheet(t: Tokens) -> str:
 QWidget {{ color: {t.text}; }}
 QMainWindow, QDialog, QWidget[role="page"], QScrollArea, QWidget[role="canvas"] {{ background: {t.background}; }}
 QScrollArea {{ border: none; }}
+QFrame[role="card"] QScrollArea, QFrame[role="card"] QWidget[role="canvas"] {{ background: transparent; }}
 QToolTip {{ background: {t.raised}; color: {t.text}; border: 1px solid {t.line}; padding: 6px; }}
 QLabel {{ background: transparent; }}
 QLabel[role="title"] {{ font-size: {TITLE}px; font-weight: 600; }}
@@ -179,6 +180,7 @@ QPushButton[role="loud"] {{ background: {t.accent}; color: {t.on_accent}; border
 QPushButton[role="loud"]:hover {{ border-color: {t.text}; }}
 QPushButton[role="loud"]:disabled {{ background: {t.raised}; color: {t.quiet}; border-color: {t.line}; }}
 QPushButton[role="danger"] {{ color: {t.bad}; }}
+QPushButton[role="danger"]:disabled {{ color: {t.quiet}; }}
 QPushButton[role="link"] {{ background: transparent; border: none; color: {t.accent}; padding: 2px 0; text-align: left; }}
 QPushButton[role="link"]:hover, QPushButton[role="link"]:focus {{ text-decoration: underline; }}
 QPushButton[role="nav"] {{ background: transparent; border: none; border-left: 3px solid transparent; border-radius: 0; padding: 9px 12px; text-align: left; color: {t.quiet}; font-size: {NORMAL}px; }}
@@ -192,17 +194,18 @@ QToolButton[role="segment"]:checked {{ background: {t.accent_soft}; color: {t.te
 QLineEdit, QComboBox, QPlainTextEdit, QTextEdit, QSpinBox, QDoubleSpinBox {{ background: {t.background}; border: 1px solid {t.line}; border-radius: {RADIUS}px; padding: 5px 8px; selection-background-color: {t.accent}; selection-color: {t.on_accent}; }}
 QFrame[role="card"] QLineEdit, QFrame[role="card"] QComboBox {{ background: {t.background}; }}
 QLineEdit:focus, QComboBox:focus, QPlainTextEdit:focus, QTextEdit:focus, QSpinBox:focus {{ border-color: {t.accent}; }}
+QTextEdit[role="answer"] {{ background: transparent; border: none; padding: 0; }}
 QLineEdit[state="bad"], QComboBox[state="bad"] {{ border-color: {t.bad}; }}
 QLineEdit:disabled, QComboBox:disabled {{ color: {t.quiet}; }}
 QComboBox::drop-down {{ border: none; width: 24px; }}
 QComboBox::down-arrow {{ image: url({icons}/down-{mode}.svg); width: 12px; height: 12px; }}
 QComboBox QAbstractItemView {{ background: {t.panel}; border: 1px solid {t.line}; selection-background-color: {t.accent_soft}; selection-color: {t.text}; outline: none; }}
 QCheckBox, QRadioButton {{ spacing: 8px; background: transparent; }}
-QCheckBox::indicator, QRadioButton::indicator {{ width: 16px; height: 16px; border: 1px solid {t.quiet}; background: {t.background}; }}
-QCheckBox::indicator {{ border-radius: 4px; }}
+QCheckBox::indicator, QRadioButton::indicator, QListView::indicator {{ width: 16px; height: 16px; border: 1px solid {t.quiet}; background: {t.background}; }}
+QCheckBox::indicator, QListView::indicator {{ border-radius: 4px; }}
 QRadioButton::indicator {{ border-radius: 9px; }}
 QCheckBox::indicator:hover, QRadioButton::indicator:hover, QCheckBox::indicator:focus, QRadioButton::indicator:focus {{ border-color: {t.accent}; }}
-QCheckBox::indicator:checked {{ background: {t.accent}; border-color: {t.accent}; image: url({icons}/check-{mode}.svg); }}
+QCheckBox::indicator:checked, QListView::indicator:checked {{ background: {t.accent}; border-color: {t.accent}; image: url({icons}/check-{mode}.svg); }}
 QRadioButton::indicator:checked {{ background: qradialgradient(cx:0.5, cy:0.5, radius:0.5, fx:0.5, fy:0.5, stop:0 {t.accent}, stop:0.55 {t.accent}, stop:0.6 {t.background}, stop:1 {t.background}); border-color: {t.accent}; }}
 QCheckBox::indicator:disabled, QRadioButton::indicator:disabled {{ border-color: {t.line}; }}
 QCheckBox::indicator:checked:disabled {{ background: {t.quiet}; }}

@@ -108,9 +108,11 @@ class Pages(QObject):
             runs.chart.restyle()
         if "data" in self.screens:
             self.screens["data"].restyle()
-        for name in ("memory", "runs", "try"):
+        for name in ("memory", "runs"):
             if name in self.controllers:
                 self.controllers[name].paint()
+        if "try" in self.controllers:
+            self.controllers["try"].restyle()
 
     def _ensure(self, page: str) -> Any:
         if page not in self.screens:

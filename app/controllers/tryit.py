@@ -1,113 +1,67 @@
-"""Try it page: one chat session at a time, in an engine of its own."""
+"""Try it page: one controller for each tab; at most one model is in memory for all of them."""
 
 from __future__ import annotations
 
-import json
+from PySide6.QtCore import QObject
 
-from PySide6.QtCore import QObject, QTimer
-
-from app.presenters.conversation import Conversation
-from app.presenters.runs import run_title, usable_runs
-from app.screens.tryit import TryScreen
+from app.controllers.try_chat import ChatController
+from app.controllers.try_held_out import HeldOutController
+from app.controllers.try_sets import SetsController
+from app.controllers.try_timeline import TimelineController
+from app.presenters.runs import usable_runs
+from app.presenters.tried import bases_of
+from app.screens.tryit import CHAT, SETS, TryScreen
 from app.studio import Studio
-from qlora_engine import paths
-from qlora_engine.events import Event
-from qlora_engine.jobs import ChatJob
-
-REPAINT_MS = 60
 
 
 class TryController(QObject):
     def __init__(self, studio: Studio, screen: TryScreen) -> None:
         super().__init__(screen)
         self._studio, self._screen = studio, screen
-        self._job = studio.jobs["chat"]
-        self.chat = Conversation()
-        self._source = ""
-        self._painted = -1
-        self._timer = QTimer(self, interval=REPAINT_MS)
-        self._timer.timeout.connect(self._repaint)
-        self._job.event_arrived.connect(self._take)
-        self._job.ended.connect(self._end)
-        studio.history.changed.connect(self._sources_changed)
+        self.chats = ChatController(studio, screen.chat)
+        self.sets = SetsController(studio, screen.sets, screen.chat.drawing.settings)
+        self.held_out = HeldOutController(studio, screen.held_out)
+        self.timeline = TimelineController(studio, screen.timeline)
+        self._parts = (self.chats, self.sets, self.held_out, self.timeline)
+        screen.chat.drawing.changed.connect(self.sets.settings_changed)
+        screen.chat.keep_asked.connect(self._keep_prompts)
+        studio.history.changed.connect(self._runs_changed)
         studio.trainer.state_changed.connect(self.paint)
-        screen.source_chosen.connect(self._choose)
-        screen.load_asked.connect(self.load)
-        screen.asked.connect(self._ask)
-        screen.interrupt_asked.connect(lambda: self._job.send({"command": "interrupt"}))
-        screen.close_asked.connect(self._job.stop)
-        screen.clear_asked.connect(self._clear)
-        screen.set_suggestions(_suggestions())
-        self._sources_changed()
+        studio.tryout.changed.connect(self.paint)
+        self._runs_changed()
+
+    @property
+    def chat(self) -> object:
+        """The conversation."""
+        return self.chats.chat
 
     def choose_run(self, run_dir: str) -> None:
         """Another page wants this run to be tried."""
-        if self._job.is_running and run_dir != self._source:
-            self._job.stop()
-        self._source = run_dir
-        self._sources_changed()
+        self._screen.show_tab(CHAT)
+        self.chats.choose_run(run_dir)
+        self.held_out.choose(run_dir)
+        self.timeline.choose(run_dir)
 
     def load(self) -> None:
-        if not self._source or self._job.is_running:
-            return
-        self.chat.begin()
-        self._timer.start()
-        self._job.start(ChatJob(self._source))
-        self.paint()
+        self.chats.load()
 
     def paint(self) -> None:
-        blocked = (
-            "A run is training now; chatting would slow both. Stop it or wait." if self._is_blocked() else ""
-        )
-        self._screen.show_state(self.chat, has_sources=bool(self._source), blocked_text=blocked)
+        for part in self._parts:
+            part.paint()
 
-    def _is_blocked(self) -> bool:
-        return self._studio.trainer.is_running and self._studio.trainer.run.state != "paused"
+    def restyle(self) -> None:
+        """After a change of theme: rich text takes the new colours."""
+        for view in self._screen.chat.views.values():
+            view.restyle()
+        self._screen.held_out.repaint_rows()
 
-    def _sources_changed(self) -> None:
-        runs = [(str(s.path), run_title(s)) for s in usable_runs(self._studio.history.summaries)]
-        model = self._studio.workspace.config.model.name
-        sources = [*runs, (model, f"{model} (untouched model)")]
-        known = [value for value, _ in sources]
-        if self._source not in known:
-            self._source = known[0]
-        self._screen.set_sources(sources, self._source)
-        self.paint()
+    def _runs_changed(self) -> None:
+        """The base of each run is read from its record, off the GUI thread."""
+        runs = usable_runs(self._studio.history.summaries)
+        self._studio.background.submit("bases", lambda: bases_of(runs), self.chats.take_bases)
+        for part in self._parts:
+            part.runs_changed()
 
-    def _choose(self, source: str) -> None:
-        self._source = source
-        self.paint()
-
-    def _ask(self, text: str) -> None:
-        request = self.chat.ask(text, self.chat.sides)
-        system = self._screen.system_prompt()
-        # Each side remembers what it said itself, so each is asked with its own history.
-        for side in self.chat.sides:
-            self._job.send(
-                {
-                    "command": "ask", "request": request, "messages": self.chat.messages(side, system),
-                    "sides": [side], "settings": self._screen.generation_settings(),
-                }
-            )  # fmt: skip
-        self.paint()
-
-    def _clear(self) -> None:
-        self.chat.clear()
-        self.paint()
-
-    def _take(self, event: Event) -> None:
-        self.chat.fold(event)
-
-    def _repaint(self) -> None:
-        if self._painted != self.chat.version:
-            self._painted = self.chat.version
-            self.paint()
-
-    def _end(self) -> None:
-        self._timer.stop()
-        self.paint()
-
-
-def _suggestions() -> list[str]:
-    stored = json.loads((paths.resources_dir() / "starter" / "prompts.json").read_text(encoding="utf-8"))
-    return list(stored["prompts"])[:2]
+    def _keep_prompts(self) -> None:
+        if self.sets.write_new(self.chats.chat.prompts):
+            self._screen.show_tab(SETS)

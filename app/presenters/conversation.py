@@ -1,15 +1,16 @@
-"""A chat with the base model and the tuned one, side by side: events in, turns out. Without Qt."""
+"""A chat with the base model and any number of tuned ones, side by side: events in, turns out. Without Qt."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.presenters.words import duration_text, plural
+from app.presenters.tried import speed_text
+from app.presenters.words import capital, plural
 from qlora_engine import events as ev
 
-SIDES = ("base", "tuned")
-SIDE_TITLES = {"base": "Base model", "tuned": "Tuned"}
+BASE, TUNED = "base", "tuned"
+SIDES = (BASE, TUNED)
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Exchange:
 
 
 class Conversation:
-    """`state`: closed, loading, ready, answering, failed. Each side has its own history."""
+    """`state`: closed, loading, ready, answering, failed. Each side has its own history; `hidden` ones are not asked."""
 
     def __init__(self) -> None:
         self.state = "closed"
@@ -32,21 +33,69 @@ class Conversation:
         self.error_text = ""
         self.error_hint = ""
         self.sides: tuple[str, ...] = SIDES
+        self.hidden: frozenset[str] = frozenset()
         self.exchanges: list[Exchange] = []
         self.facts: dict[str, Any] = {}
         self.version = 0
+        self._has_problem = False
 
     @property
     def can_ask(self) -> bool:
-        return self.state == "ready"
+        return self.state == "ready" and bool(self.shown)
+
+    @property
+    def is_open(self) -> bool:
+        return self.state in ("ready", "answering")
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The sides that are asked and seen."""
+        return tuple(side for side in self.sides if side not in self.hidden)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Everything that was asked, each once."""
+        return tuple(dict.fromkeys(exchange.prompt for exchange in self.exchanges))
+
+    @property
+    def can_scale(self) -> bool:
+        """True when the strength of some adapter can be turned."""
+        voices = self._voices()
+        return not voices or any(voice.get("can_scale") for voice in voices.values())
+
+    def title(self, side: str) -> str:
+        """`Base model`, or the run that speaks."""
+        if side == BASE:
+            return "Base model"
+        run_id = (self._voices().get(side) or {}).get("run_id")
+        return str(run_id or (side if side != TUNED else "Tuned"))
+
+    def detail(self, side: str) -> str:
+        """What is loaded there: `rsLoRA, step 60`."""
+        voice = self._voices().get(side) or {}
+        step = voice.get("adapter_step")
+        words = [voice.get("variant"), None if step is None else f"checkpoint of step {step}"]
+        return ", ".join(str(word) for word in words if word)
+
+    def side_of(self, run_dir: str) -> str | None:
+        """The side that speaks for a run."""
+        return next((s for s, v in self._voices().items() if v.get("run_dir") == run_dir), None)
+
+    def scales(self, side: str) -> bool:
+        voice = self._voices().get(side)
+        return side != BASE and (voice is None or bool(voice.get("can_scale")))
 
     def begin(self) -> None:
         self.state, self.status_text, self.error_text = "loading", "Loading the model", ""
-        self.exchanges, self.facts = [], {}
+        self.exchanges, self.facts, self.hidden = [], {}, frozenset()
         self.version += 1
 
     def clear(self) -> None:
         self.exchanges = []
+        self.version += 1
+
+    def hide(self, side: str, is_hidden: bool) -> None:
+        self.hidden = self.hidden | {side} if is_hidden else self.hidden - {side}
         self.version += 1
 
     def ask(self, prompt: str, sides: tuple[str, ...]) -> int:
@@ -72,8 +121,13 @@ class Conversation:
         self.version += 1
         match event:
             case ev.SessionReady(facts):
-                self.state, self.status_text, self.facts = "ready", "Ready", dict(facts)
-                self.sides = tuple(facts.get("sides") or SIDES)
+                self.state, self.status_text = "ready", "Ready"
+                self._take_facts(facts)
+            case ev.SidesChanged(facts):
+                if not self._has_problem and self.state == "ready":
+                    self.status_text = "Ready"
+                self._has_problem = False
+                self._take_facts(facts)
             case ev.PhaseChanged(_, text) if self.state == "loading":
                 self.status_text = text
             case ev.TokenStreamed(request, side, text):
@@ -83,14 +137,24 @@ class Conversation:
             case ev.AnswerFinished():
                 self._finish(event)
             case ev.Noticed(_, _, message, hint):
-                self.status_text = f"{message}. {hint}" if hint else message
+                self.status_text, self._has_problem = (
+                    capital(f"{message}. {capital(hint)}" if hint else message),
+                    True,
+                )
             case ev.RunFailed(_, message, hint):
                 self.state, self.status_text = "failed", ""
-                self.error_text, self.error_hint = message, hint
+                self.error_text, self.error_hint = capital(message), capital(hint)
             case ev.RunFinished() | ev.RunStopped():
                 self.state, self.status_text = "closed", ""
             case _:
                 pass
+
+    def _take_facts(self, facts: Any) -> None:
+        self.facts = dict(facts)
+        self.sides = tuple(self.facts.get("sides") or SIDES)
+
+    def _voices(self) -> dict[str, dict[str, Any]]:
+        return dict(self.facts.get("voices") or {})
 
     def _finish(self, event: ev.AnswerFinished) -> None:
         exchange = self._exchange(event.request)
@@ -98,10 +162,16 @@ class Conversation:
             return
         exchange.answers[event.side] = event.text
         exchange.done.add(event.side)
-        end = "" if event.is_complete else ", cut"
-        exchange.notes[event.side] = f"{plural(event.tokens, 'token')} in {duration_text(event.seconds)}{end}"
+        parts = [
+            plural(event.tokens, "token"),
+            speed_text(event.tokens, event.seconds),
+            "" if event.is_complete else "cut",
+        ]
+        exchange.notes[event.side] = " \u00b7 ".join(part for part in parts if part)
         if exchange.done >= set(exchange.answers) and self.state == "answering":
-            self.state, self.status_text = "ready", "Ready"
+            self.state = "ready"
+            self.status_text = self.status_text if self._has_problem else "Ready"
+            self._has_problem = False
 
     def _exchange(self, request: int) -> Exchange | None:
         return next((e for e in self.exchanges if e.request == request), None)

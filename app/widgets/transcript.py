@@ -42,6 +42,11 @@ class Transcript(QTextBrowser):
         self.setHtml("".join(_html(turn) for turn in wanted))
         bar.setValue(bar.maximum() if was_at_end else place)
 
+    def restyle(self) -> None:
+        """After a change of theme: the text takes the new colours."""
+        turns, self._shown = self._shown, ()
+        self.show_turns(turns)
+
 
 def _html(turn: Turn) -> str:
     t = theme.tokens()

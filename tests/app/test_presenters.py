@@ -344,7 +344,7 @@ def test_an_answer_that_was_cut_says_so() -> None:
     chat.fold(ev.SessionReady({}))
     request = chat.ask("Hello", ("tuned",))
     chat.fold(ev.AnswerFinished(request, "tuned", "a a a", 128, 4.0, False))
-    assert chat.exchanges[0].notes["tuned"] == "128 tokens in 4 s, cut"
+    assert chat.exchanges[0].notes["tuned"] == "128 tokens \u00b7 32.0 tokens/s \u00b7 cut"
 
 
 def test_an_export_with_a_failed_check_is_not_called_proven() -> None:

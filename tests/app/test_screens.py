@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,9 +24,13 @@ from app.window import MainWindow
 from qlora_engine import events as ev
 from qlora_engine import paths
 from qlora_engine.config import TrainingConfig
+from qlora_engine.evaluate import replay_plan
 from qlora_engine.export.journal import FILE, aside_of
+from qlora_engine.jobs import ReplayJob
 from qlora_engine.runs.record import RunFolder
+from qlora_engine.runs.timeline import timelines
 from tests.app import events_of_a_run as told
+from tests.app import try_states as told_of_try
 from tests.app.conftest import MakeWindow
 from tests.app.quality_of_a_model import quality_report
 
@@ -203,6 +208,113 @@ def test_screens_can_be_looked_at(
         assert overlapping(window) == []
         assert running_out(window) == []
         assert unnamed(window) == []
+
+
+def try_chat(window: MainWindow, count: int = 3, state: str = "ready") -> None:
+    """Three sides, or more, with long answers and a word that cannot be broken."""
+    first, *others = [told_of_try.make_run(n, created=9.0 - i) for i, n in enumerate(TRY_RUNS[: count - 1])]
+    chat = window.pages.controllers["try"].chat
+    chat.begin()
+    chat.fold(ev.SessionReady(told_of_try.facts(first, *others)))
+    for prompt in (told_of_try.BOOTS, "And " + "very " * 30 + "long?"):
+        request = chat.ask(prompt, chat.sides)
+        for side in chat.sides:
+            chat.fold(
+                ev.AnswerFinished(
+                    request, side, f"{told_of_try.ANSWER}\n{LONG * 2}", 21, 0.7, side == "tuned"
+                )
+            )
+    if state == "answering":
+        chat.ask("Once more", chat.sides)
+    window.pages.controllers["try"].paint()
+
+
+def try_chat_six(window: MainWindow) -> None:
+    try_chat(window, 6, "answering")
+
+
+def try_failed(window: MainWindow) -> None:
+    chat = window.pages.controllers["try"].chat
+    chat.begin()
+    chat.fold(ev.RunFailed("export.wrong_base", f"the base in /models/{LONG} is not the one", "get the original revision of the base model"))  # fmt: skip
+    window.pages.controllers["try"].paint()
+
+
+def try_sets(window: MainWindow, *, is_running: bool = False) -> None:
+    runs = [told_of_try.make_run(name, created=9.0 - i) for i, name in enumerate(TRY_RUNS[:3])]
+    prompts = (told_of_try.BOOTS, "Say " + "very " * 40 + "much", "Hi")
+    job = ReplayJob([str(run.path) for run in runs], prompts)
+    fold = window.pages.controllers["try"].sets.fold
+    fold.show_plan(replay_plan.plan_of(job), prompts)
+    for side in ("base", *(str(run.path) for run in runs[:2])):
+        fold.fold(ev.AnswerFinished(0, side, told_of_try.ANSWER, 21, 0.7, True))
+        fold.fold(ev.AnswerFinished(1, side, "Much " * 60, 60, 0.7, False))
+    if is_running:
+        fold.begin(again=False)
+        fold.fold(ev.PhaseChanged("generating", "Asking 6 questions"))
+        fold.fold(ev.Progressed("generating", 4, 12, "answers"))
+    window.pages.controllers["try"].sets.paint()
+
+
+def try_sets_running(window: MainWindow) -> None:
+    try_sets(window, is_running=True)
+
+
+def try_held_out(window: MainWindow) -> None:
+    run = told_of_try.make_run("first-look")
+    held_out = window.pages.controllers["try"].held_out
+    held_out.fold.show(told_of_try.predictions(run))
+    held_out._run = str(run.path)
+    held_out.paint()
+
+
+def try_held_out_running(window: MainWindow) -> None:
+    try_held_out(window)
+    held_out = window.pages.controllers["try"].held_out
+    held_out.fold.begin()
+    held_out.fold.fold(ev.PhaseChanged("evaluating", "Scoring 40 held-out rows"))
+    held_out.paint()
+
+
+def try_timeline(window: MainWindow) -> None:
+    run = told_of_try.make_run("first-look")
+    run.append(ev.SampleAnswered(60, told_of_try.BOOTS, "long " * 80, 80, 1.0))
+    timeline = window.pages.controllers["try"].timeline
+    timeline._found, timeline._run = timelines(run.metrics()), str(run.path)
+    timeline.paint()
+
+
+TRY_RUNS = ("first-look", LONG.replace("/", "-"), "third", "fourth", "fifth")
+TRY_STATES: dict[str, tuple[str, Callable[[MainWindow], None]]] = {
+    "nothing": ("sets", idle),
+    "nothing-held-out": ("held_out", idle),
+    "nothing-timeline": ("timeline", idle),
+    "chat": ("chat", try_chat),
+    "chat-six": ("chat", try_chat_six),
+    "failed": ("chat", try_failed),
+    "sets": ("sets", try_sets),
+    "sets-running": ("sets", try_sets_running),
+    "held-out": ("held_out", try_held_out),
+    "held-out-running": ("held_out", try_held_out_running),
+    "timeline": ("timeline", try_timeline),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_try_page_can_be_looked_at(qtbot: QtBot, make_window: MakeWindow, mode: str, size: str) -> None:
+    window = make_window(theme=mode)
+    window.resize(*SIZES[size])
+    for state, (tab, prepare) in TRY_STATES.items():
+        shutil.rmtree(paths.runs_dir(), ignore_errors=True)
+        window.go_to("try")
+        prepare(window)
+        window.pages.screens["try"].show_tab(tab)
+        qtbot.wait(60)
+        folder = PICTURES / mode
+        folder.mkdir(parents=True, exist_ok=True)
+        assert window.grab().save(str(folder / f"try-{state}-{size}.png"))
+        found = clipped(window), overlapping(window), running_out(window), unnamed(window)
+        assert found == ([], [], [], []), state
 
 
 def clipped(window: QWidget) -> list[str]:

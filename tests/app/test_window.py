@@ -16,7 +16,7 @@ from app.window import FOLD_BELOW, MainWindow
 from qlora_engine import config_io
 from qlora_engine import events as ev
 from qlora_engine.config import TrainingConfig
-from qlora_engine.jobs import ChatJob, DataReportJob, ExportJob, PrepareModelJob, ResumeJob, TrainJob
+from qlora_engine.jobs import DataReportJob, ExportJob, PrepareModelJob, ResumeJob, TrainJob
 from qlora_engine.runs.record import RunFolder
 from tests.app import events_of_a_run as told
 from tests.app.conftest import MakeWindow, engine_of
@@ -288,29 +288,6 @@ def test_the_failure_to_get_one_model_is_not_told_of_another(qtbot: QtBot, make_
     qtbot.waitUntil(lambda: work.fetch.error is not None)
     work.choose_model("llama-7b")
     assert work.fetch.error is None
-
-
-def test_a_chat_streams_both_sides(qtbot: QtBot, make_window: MakeWindow) -> None:
-    window = make_window()
-    window.go_to("try")
-    screen = window.pages.screens["try"]
-    qtbot.mouseClick(screen.load, LEFT)
-    engine = engine_of(qtbot, ChatJob)
-    engine.tell(ev.PhaseChanged("loading", "Loading"), ev.SessionReady({"sides": ["base", "tuned"]}))
-    qtbot.waitUntil(screen.send.isEnabled)
-    qtbot.keyClicks(screen.prompt, "Hello")
-    qtbot.keyClick(screen.prompt, Qt.Key.Key_Return)
-    assert [c["sides"] for c in engine.commands] == [["base"], ["tuned"]]
-    assert screen.interrupt.isEnabled()
-    engine.tell(
-        ev.TokenStreamed(1, "base", "<b>Hi"), ev.AnswerFinished(1, "base", "<b>Hi", 2, 0.4, True),
-        ev.AnswerFinished(1, "tuned", "Yo", 1, 0.2, True),
-    )  # fmt: skip
-    qtbot.waitUntil(screen.send.isEnabled)
-    assert "<b>Hi" in screen.views["base"].toPlainText()
-    assert "Yo" in screen.views["tuned"].toPlainText()
-    qtbot.mouseClick(screen.close_button, LEFT)
-    qtbot.waitUntil(lambda: not window.studio.jobs["chat"].is_running)
 
 
 def test_an_export_shows_each_step_of_its_proof(qtbot: QtBot, home: Path, make_window: MakeWindow) -> None:

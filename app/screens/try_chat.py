@@ -1,0 +1,164 @@
+"""Try it, chat: the same question to the base and to any number of tuned models, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from PySide6.QtCore import QEvent, QObject, Qt, Signal
+from PySide6.QtGui import QKeyEvent
+from PySide6.QtWidgets import QHBoxLayout, QPlainTextEdit, QVBoxLayout, QWidget
+
+from app.presenters.conversation import Conversation
+from app.presenters.tried import Choice
+from app.theme import GAP, GAP_WIDE
+from app.widgets.answers import AnswerColumns, Side
+from app.widgets.drawing import DrawingForm
+from app.widgets.form import QuietCombo
+from app.widgets.kit import Card, Elided, ElidedButton, Notice, button, column, emptied, row, scrolled
+from app.widgets.runs_menu import RunsMenu
+from app.widgets.transcript import Transcript, Turn
+
+SETTINGS_WIDTH = 226
+
+
+class ChatPanel(QWidget):
+    """Signals: `source_chosen(str)`, `load_asked`, `asked(str)`, `interrupt_asked`, `close_asked`, `clear_asked`,
+    `keep_asked`, `compared(run_dir, is_wanted)`."""
+
+    source_chosen = Signal(str)
+    load_asked = Signal()
+    asked = Signal(str)
+    interrupt_asked = Signal()
+    close_asked = Signal()
+    clear_asked = Signal()
+    keep_asked = Signal()
+    compared = Signal(str, bool)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source = QuietCombo()
+        self.source.setAccessibleName("What to talk to")
+        self.source.setMinimumWidth(160)
+        self.source.activated.connect(lambda i: self.source_chosen.emit(self.source.itemData(i)))
+        self.compare = RunsMenu()
+        self.compare.toggled_run.connect(self.compared)
+        self.load = button("Load", self.load_asked.emit, "primary")
+        self.close_button = button("Unload", self.close_asked.emit, tip="Give the memory back")
+        top = row(self.source, self.compare, self.load, self.close_button)
+        top.setStretch(0, 1)
+        self.notice = Notice()
+        self.columns = AnswerColumns()
+        self.drawing = DrawingForm()
+        main = column(self.columns, self._asking(), gap=12)
+        main.setStretch(0, 1)
+        settings = Card("Settings", margin=12)
+        settings.add(scrolled(self.drawing))
+        settings.setFixedWidth(SETTINGS_WIDTH)
+        below = QHBoxLayout()
+        below.setSpacing(GAP_WIDE)
+        below.addLayout(main, 1)
+        below.addWidget(settings)
+        outer = column(top, self.notice, below, gap=12)
+        outer.setStretch(2, 1)
+        self.setLayout(outer)
+
+    @property
+    def views(self) -> dict[str, Transcript]:
+        return self.columns.views
+
+    def _asking(self) -> QVBoxLayout:
+        self.prompt = QPlainTextEdit()
+        self.prompt.setAccessibleName("Your message")
+        self.prompt.setPlaceholderText("Write a message. Enter sends it, Shift+Enter begins a new line.")
+        self.prompt.setFixedHeight(68)
+        self.prompt.installEventFilter(self)
+        self.send = button("Send", self._send, "primary")
+        self.interrupt = button("Stop answering", self.interrupt_asked.emit)
+        self.clear = button("New conversation", self.clear_asked.emit)
+        self.keep = button(
+            "Keep prompts\u2026", self.keep_asked.emit, tip="Save what was asked as a prompt set"
+        )
+        self.suggestions = QHBoxLayout()
+        self.suggestions.setSpacing(GAP)
+        self.status = Elided(role="small")
+        sending = QHBoxLayout()
+        sending.addWidget(self.prompt, 1)
+        sending.addLayout(column(self.send, self.interrupt, gap=4))
+        last = row(self.status, self.keep, self.clear)
+        last.setStretch(0, 1)
+        return column(self.suggestions, sending, last)
+
+    def set_sources(self, sources: Sequence[tuple[str, str]], chosen: str) -> None:
+        """(path or name, title) of what can be talked to."""
+        self.source.clear()
+        for value, title in sources:
+            self.source.addItem(title, value)
+        index = self.source.findData(chosen)
+        self.source.setCurrentIndex(max(0, index))
+
+    def set_suggestions(self, prompts: Sequence[str]) -> None:
+        emptied(self.suggestions)
+        for prompt in prompts:
+            found = ElidedButton(prompt)
+            found.clicked.connect(partial(self._suggest, prompt))
+            self.suggestions.addWidget(found)
+        self.suggestions.addStretch(1)
+
+    def show_state(
+        self, chat: Conversation, choices: Sequence[Choice], *, has_sources: bool, blocked_text: str = ""
+    ) -> None:
+        self.load.setEnabled(chat.state in ("closed", "failed") and has_sources and not blocked_text)
+        self.load.setToolTip(blocked_text)
+        self.load.setVisible(not chat.is_open)
+        self.close_button.setVisible(chat.is_open or chat.state == "loading")
+        self.source.setEnabled(chat.state in ("closed", "failed"))
+        self.compare.setEnabled(chat.state != "answering")
+        self.compare.show_choices(choices, is_base_shown="base" not in chat.hidden)
+        self.send.setEnabled(chat.can_ask)
+        self.interrupt.setEnabled(chat.state == "answering")
+        self.clear.setEnabled(bool(chat.exchanges) and chat.state != "answering")
+        self.keep.setEnabled(bool(chat.exchanges))
+        self.drawing.set_scalable(chat.can_scale)
+        self.status.setText(chat.status_text)
+        self._say(chat, has_sources, blocked_text)
+        self.columns.show_sides(
+            [Side(side, chat.title(side), chat.detail(side), _turns(chat, side)) for side in chat.shown]
+        )
+
+    def _say(self, chat: Conversation, has_sources: bool, blocked_text: str) -> None:
+        if chat.error_text:
+            self.notice.say(chat.error_text, chat.error_hint, "bad")
+        elif not has_sources:
+            self.notice.say("There is nothing trained yet.", "Train a model first; then ask it here. The base model can be tried now.")  # fmt: skip
+        elif chat.state == "closed":
+            self.notice.say(blocked_text or "Press Load to bring the model into memory.", "" if blocked_text else "The base model and the tuned ones share the same 4-bit weights.")  # fmt: skip
+        else:
+            self.notice.say("")
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        if watched is self.prompt and event.type() == QEvent.Type.KeyPress and isinstance(event, QKeyEvent):
+            is_enter = event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter)
+            if is_enter and not event.modifiers() & Qt.KeyboardModifier.ShiftModifier:
+                self._send()
+                return True
+        return super().eventFilter(watched, event)
+
+    def _send(self) -> None:
+        text = self.prompt.toPlainText().strip()
+        if text and self.send.isEnabled():
+            self.prompt.clear()
+            self.asked.emit(text)
+
+    def _suggest(self, prompt: str, *_: object) -> None:
+        self.prompt.setPlainText(prompt)
+        self.prompt.setFocus()
+
+
+def _turns(chat: Conversation, side: str) -> tuple[Turn, ...]:
+    found = []
+    for exchange in chat.exchanges:
+        if side in exchange.answers:
+            found.append(Turn("You", exchange.prompt, True))
+            found.append(Turn(chat.title(side), exchange.answers[side], False, exchange.notes.get(side, "")))
+    return tuple(found)
