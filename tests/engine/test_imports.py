@@ -23,6 +23,10 @@ TORCH_FREE = [
     "qlora_engine.cli.commands.train",
     "qlora_engine.cli.commands.runs",
     "qlora_engine.cli.commands.export",
+    "qlora_engine.cli.commands.prompts",
+    "qlora_engine.cli.commands.predictions",
+    "qlora_engine.evaluate.replay_plan",
+    "qlora_engine.evaluate.prediction_file",
     "qlora_engine.cli.commands.quality",
     "qlora_engine.quantization.store",
 ]
