@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from PySide6.QtCore import Signal
 from PySide6.QtGui import QAction
@@ -25,7 +26,7 @@ class RunsMenu(QPushButton):
         self._menu = QMenu(self)
         self._menu.setToolTipsVisible(True)
         self.setMenu(self._menu)
-        self._shown: object = None
+        self._offered: tuple[Choice, ...] = ()
 
     @property
     def entries(self) -> dict[str, QAction]:
@@ -33,20 +34,26 @@ class RunsMenu(QPushButton):
         return {str(action.data()): action for action in self._menu.actions() if action.isCheckable()}
 
     def show_choices(self, choices: Sequence[Choice], *, is_base_shown: bool) -> None:
-        """Paint without telling anybody."""
-        state = (tuple(choices), is_base_shown)
-        if state == self._shown:
-            return
-        self._shown = state
-        self._menu.clear()
-        self._add(Choice(BASE, "Base model", "The same weights without an adapter", True, is_base_shown))
-        self._menu.addSection("Runs of the same base")
-        for choice in choices:
-            self._add(choice)
-        if not choices:
-            self._menu.addAction("No other run yet").setEnabled(False)
-        count = sum(choice.is_chosen for choice in choices) + is_base_shown
+        """Paint without telling anybody. Entries that stay are kept: one of them may be telling just now."""
+        base = Choice(BASE, "Base model", "The same weights without an adapter", True, is_base_shown)
+        wanted = (base, *choices)
+        offered = tuple(replace(choice, is_chosen=False) for choice in wanted)
+        if offered != self._offered:
+            self._offered = offered
+            self._fill(wanted)
+        for choice in wanted:
+            self.entries[choice.run_dir].setChecked(choice.is_chosen)
+        count = sum(choice.is_chosen for choice in wanted)
         self.setText(f"Compare with ({count})" if count else "Compare with\u2026")
+
+    def _fill(self, choices: Sequence[Choice]) -> None:
+        self._menu.clear()
+        self._add(choices[0])
+        self._menu.addSection("Runs of the same base")
+        for choice in choices[1:]:
+            self._add(choice)
+        if len(choices) == 1:
+            self._menu.addAction("No other run yet").setEnabled(False)
 
     def _add(self, choice: Choice) -> None:
         action = self._menu.addAction(choice.title)
@@ -55,8 +62,6 @@ class RunsMenu(QPushButton):
         action.setCheckable(True)
         action.setChecked(choice.is_chosen)
         action.setEnabled(choice.is_possible)
-        action.triggered.connect(lambda is_checked, name=choice.run_dir: self._tell(name, is_checked))
-
-    def _tell(self, run_dir: str, is_checked: bool) -> None:
-        self._shown = None
-        self.toggled_run.emit(run_dir, is_checked)
+        action.triggered.connect(
+            lambda is_checked, name=choice.run_dir: self.toggled_run.emit(name, is_checked)
+        )

@@ -21,6 +21,7 @@ from app.presenters.run_fold import RunFold
 from app.presenters.runcard import planned_steps, run_card
 from app.presenters.runs import interrupted_run, runs_state
 from app.presenters.strip import strip_state
+from app.presenters.tried import settings_text
 from qlora_engine import config_io
 from qlora_engine import events as ev
 from qlora_engine.config import TrainingConfig
@@ -345,6 +346,24 @@ def test_an_answer_that_was_cut_says_so() -> None:
     request = chat.ask("Hello", ("tuned",))
     chat.fold(ev.AnswerFinished(request, "tuned", "a a a", 128, 4.0, False))
     assert chat.exchanges[0].notes["tuned"] == "128 tokens \u00b7 32.0 tokens/s \u00b7 cut"
+
+
+def test_how_answers_are_drawn_is_said_in_words() -> None:
+    greedy = {"do_sample": False, "max_new_tokens": 128, "repetition_penalty": 1.2}
+    assert settings_text(greedy) == "Greedy, at most 128 tokens, repetition penalty 1.2"
+    drawn = {
+        **greedy,
+        "do_sample": True,
+        "temperature": 0.7,
+        "top_p": 0.95,
+        "top_k": 50,
+        "seed": 3,
+        "repetition_penalty": 1.0,
+    }
+    assert (
+        settings_text(drawn)
+        == "Sampled with temperature 0.7, top-p 0.95, top-k 50, seed 3, at most 128 tokens"
+    )
 
 
 def test_an_export_with_a_failed_check_is_not_called_proven() -> None:

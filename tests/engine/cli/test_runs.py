@@ -149,9 +149,10 @@ def test_answers_to_fixed_prompts_are_told_in_order_and_once(qlora: Any) -> None
         folder.append(event)
     with folder.metrics_path.open("a") as file:
         file.write('{"event": "SampleAnswered", "step": 75, "pro')  # killed in mid-write
+    folder.append(SampleAnswered(75, "Say hi", "hello there", 2, 0.1))  # the next writer closes that line
     first, second = qlora("runs", "first", "--answers", "--json").document["prompts"]
     assert [(p["step"], p["answer"], p["held_out_loss"]) for p in first["points"]] == [
-        (0, "what?", 3.25), (25, "hello", None),
+        (0, "what?", 3.25), (25, "hello", None), (75, "hello there", None),
     ]  # fmt: skip
     assert (second["prompt"], second["points"][0]["answer"]) == ("Say\nbye", "bye")
     told = qlora("runs", "first", "--answers").out

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qlora_engine.cli import generation
 from qlora_engine.cli.commands import predictions
 from qlora_engine.config import TrainingConfig, with_value
+from qlora_engine.evaluate.drawing import GenerationSettings
 from qlora_engine.runs.record import RunFolder
 from tests.support import tiny_runs
 
@@ -74,6 +77,22 @@ def test_a_run_without_an_adapter_cannot_be_scored(qlora: Any) -> None:
     result = qlora("predictions", "bare")
     assert result.code == 2
     assert "neither an adapter nor a checkpoint" in result.error
+
+
+def test_drawing_options_become_the_engines_settings() -> None:
+    chosen = {
+        "max_tokens": 9,
+        "temperature": 0.0,
+        "top_p": 0.5,
+        "top_k": 3,
+        "repetition_penalty": 1.1,
+        "seed": 4,
+    }
+    greedy = {"max_new_tokens": 9, "do_sample": False, "repetition_penalty": 1.1, "seed": 4}
+    assert generation.settings(chosen) == greedy
+    drawn = {**greedy, "do_sample": True, "temperature": 0.8, "top_p": 0.5, "top_k": 3}
+    assert generation.settings({**chosen, "temperature": 0.8}) == drawn
+    assert set(drawn) == {field.name for field in fields(GenerationSettings)}
 
 
 def test_the_summary_says_where_an_answer_goes_wrong() -> None:

@@ -1,0 +1,168 @@
+"""How long the window's event loop is held up while a result is tried: chat of two runs, replay, held-out rows.
+
+`python -m tests.bench.try_gaps RUN OTHER [--json]`, with the names or folders of two finished runs of one base. Opens
+the real window (offscreen where there is no display) with the default engine; held-out rows are scored for a minute at
+most, and then stopped. Exit code 1 when a gap is above 100 ms or their 99th percentile above 30 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from tests.bench.ui_gaps import Beat, Gaps
+
+if TYPE_CHECKING:
+    from app.window import MainWindow
+
+QUESTION = "Remind me to polish the boots at half past eight."
+LOAD_SECONDS, ANSWER_SECONDS, SCORE_SECONDS, STOP_SECONDS = 240, 240, 60, 30
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run")
+    parser.add_argument("other")
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args()
+    os.environ.setdefault("QT_QPA_PLATFORM", "offscreen" if not os.environ.get("DISPLAY") else "xcb")
+    report = measure(chosen.run, chosen.other)
+    if chosen.json:
+        print(json.dumps(report, indent=1))
+    else:
+        for name, found in report["gaps"].items():
+            print(f"{name:10} longest {found['most_ms']:6.1f} ms, 99th percentile {found['percentile_99_ms']:5.1f} ms, {found['seconds']:.0f} s")  # fmt: skip
+        print(
+            f"stopped a scoring in {report['stop_seconds']:.2f} s, an answer in {report['interrupt_seconds']:.2f} s"
+        )
+    return 0 if report["is_kept"] else 1
+
+
+def measure(run: str, other: str) -> dict[str, Any]:
+    from PySide6.QtWidgets import QApplication
+
+    from app import theme
+    from app.services.collector import Collector
+    from app.services.settings import SettingsFile
+    from app.studio import Studio
+    from app.window import MainWindow
+    from qlora_engine.runs.record import RunFolder
+
+    app = QApplication.instance() or QApplication(sys.argv)
+    assert isinstance(app, QApplication)
+    theme.load_fonts()
+    theme.apply(app, "dark")
+    collector = Collector()
+    studio = Studio(SettingsFile())
+    window = MainWindow(studio)
+    window.show()
+    window.load()
+    window.go_to("try")
+    wait(lambda: studio.history.is_read and window.pages.controllers.get("runs") is not None, 60)
+    wait_idle(5)  # the charts are made in turns
+    try:
+        return tried(window, *(str(RunFolder.open(name).path) for name in (run, other)))
+    finally:
+        studio.close()
+        collector.stop()
+
+
+def tried(window: MainWindow, run: str, other: str) -> dict[str, Any]:
+    """Everything once, each part with its own gaps."""
+    page, screen = window.pages.controllers["try"], window.pages.screens["try"]
+    gaps: dict[str, Gaps] = {}
+
+    def timed(name: str, act: Callable[[], None]) -> None:
+        beat, began = Beat(), time.perf_counter()
+        beat.start()
+        act()
+        beat.stop()
+        gaps[name] = Gaps.of(beat.beats, time.perf_counter() - began)
+
+    def load() -> None:
+        page.choose_run(run)
+        wait(lambda: other in screen.chat.compare.entries, 30)
+        screen.chat.compare.entries[other].trigger()
+        page.load()
+        wait(lambda: len(page.chats.chat.sides) == 3 and page.chats.chat.can_ask, LOAD_SECONDS)
+
+    def chat() -> None:
+        ask(screen)
+        wait(lambda: page.chats.chat.can_ask, ANSWER_SECONDS)
+
+    interrupt = 0.0
+
+    def cut() -> None:
+        nonlocal interrupt
+        ask(screen)
+        wait(lambda: any(page.chats.chat.exchanges[-1].answers.values()), ANSWER_SECONDS)
+        began = time.perf_counter()
+        screen.chat.interrupt.click()
+        wait(lambda: page.chats.chat.can_ask, STOP_SECONDS)
+        interrupt = time.perf_counter() - began
+
+    def replay() -> None:
+        screen.sets.again.setChecked(True)
+        page.sets.replay()
+        wait(lambda: page.sets.fold.state != "running", ANSWER_SECONDS)
+
+    stop = 0.0
+
+    def score() -> None:
+        nonlocal stop
+        page.held_out.choose(run)
+        page.held_out.score()
+        wait(
+            lambda: page.held_out.fold.phase_text.startswith("Scoring") and bool(page.held_out.fold.share),
+            LOAD_SECONDS,
+        )
+        until = time.monotonic() + SCORE_SECONDS
+        wait(lambda: page.held_out.fold.state != "running" or time.monotonic() > until, SCORE_SECONDS + 5)
+        began = time.perf_counter()
+        screen.held_out.working.stop.click()
+        wait(lambda: page.held_out.fold.state != "running", STOP_SECONDS)
+        stop = time.perf_counter() - began
+
+    for name, act in (("load", load), ("chat", chat), ("cut", cut), ("replay", replay), ("score", score)):
+        timed(name, act)
+    return {
+        "gaps": {name: asdict(found) for name, found in gaps.items()},
+        "interrupt_seconds": interrupt,
+        "stop_seconds": stop,
+        "is_kept": all(found.is_kept for found in gaps.values()),
+    }
+
+
+def ask(screen: Any) -> None:
+    screen.chat.asked.emit(QUESTION)
+
+
+def wait(is_done: Callable[[], bool], seconds: float) -> None:
+    """Let the event loop turn until `is_done`.
+
+    Raises:
+        TimeoutError: it took too long.
+    """
+    from PySide6.QtTest import QTest
+
+    until = time.monotonic() + seconds
+    while not is_done():
+        if time.monotonic() > until:
+            raise TimeoutError(f"not done within {seconds} s")
+        QTest.qWait(20)
+
+
+def wait_idle(seconds: float) -> None:
+    from PySide6.QtTest import QTest
+
+    QTest.qWait(int(1000 * seconds))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
