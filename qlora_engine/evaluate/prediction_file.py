@@ -1,9 +1,10 @@
-"""What is kept with a run of its held-out predictions: `predictions.json`. Torch-free."""
+"""What is kept with a run of its held-out predictions: `predictions.json` to read, `predictions.jsonl` with every row's
+score, which nobody waits for. Torch-free."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qlora_engine.errors import EngineError
@@ -11,14 +12,16 @@ from qlora_engine.evaluate.answers import adapter_sha256
 from qlora_engine.evaluate.origin import origin_of_run
 from qlora_engine.runs.record import RunFolder, write_aside
 
-FILE = "predictions.json"
+FILE, ROWS_FILE = "predictions.json", "predictions.jsonl"
 SCHEMA_VERSION = 1
 
 
-def write(run: RunFolder, document: Mapping[str, Any]) -> None:
-    """Raises EngineError when the run's folder cannot be written; the old file then stands."""
+def write(run: RunFolder, document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Raises EngineError when the run's folder cannot be written; the old document then stands."""
     text = json.dumps({"schema_version": SCHEMA_VERSION, **document}, ensure_ascii=False, allow_nan=False)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
     try:
+        write_aside(run.path / ROWS_FILE, lines.encode("utf-8"))
         write_aside(run.path / FILE, text.encode("utf-8"))
     except OSError as error:
         raise EngineError(

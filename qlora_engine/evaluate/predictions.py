@@ -59,7 +59,7 @@ class Asked:
 
 
 def predictions_job(job: PredictionsJob, control: Control) -> Iterator[Event]:
-    """Score, answer, keep `predictions.json` with the run, and give it back but for the list of all rows.
+    """Score, answer, keep both with the run, and give the document back.
 
     Raises:
         EngineError: no adapter, the base or the data is another one, nothing was held out.
@@ -90,7 +90,7 @@ def predictions_job(job: PredictionsJob, control: Control) -> Iterator[Event]:
         "worst": [told[s.row] for s in ranked[: job.rows]],
         "best": [told[s.row] for s in reversed(ranked[-job.rows :])],
     }
-    prediction_file.write(run, {**summary, **ends, "rows": [asdict(score) for score in ranked]})
+    prediction_file.write(run, {**summary, **ends}, [asdict(score) for score in ranked])
     yield RunFinished({**summary, **ends})
 
 

@@ -33,7 +33,6 @@ def predictions(run: str, rows: int, again: bool, as_json: bool) -> None:
     found = None if again else prediction_file.read(folder)
     if found is None or min(rows, found["scored_rows"]) > len(found["worst"]):
         found = _score(folder.path.as_posix(), rows, is_quiet=as_json)
-    found = {k: v for k, v in found.items() if k != "rows"}
     found |= {end: found[end][:rows] for end in ("worst", "best")}
     if as_json:
         output.print_json(found)

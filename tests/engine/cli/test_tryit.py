@@ -65,7 +65,7 @@ def test_a_run_is_asked_and_scored_from_the_terminal(
     assert scored.code == 0, scored.err
     found = scored.document
     assert found["loss"] == pytest.approx(RunFolder(home / "runs" / "one").record()["loss_after"], rel=1e-5)
-    assert (len(found["worst"]), len(found["best"]), "rows" in found) == (2, 2, False)
+    assert (len(found["worst"]), len(found["best"])) == (2, 2)
     told = qlora("predictions", "one", "--rows", 1)  # kept: nothing is loaded for it
     assert "6 held-out rows, mean loss" in told.out
     assert told.out.count("expected ") >= 2

@@ -58,9 +58,10 @@ def test_the_rows_and_their_loss_are_those_the_training_measured(copy: Path) -> 
     assert [(e.done, e.total) for e in events if isinstance(e, Progressed) and e.phase == "generating"][
         -1
     ] == (4, 4)
-    stored = json.loads((copy / prediction_file.FILE).read_text())
-    assert len(stored["rows"]) == 6
-    all_losses = [row["loss"] for row in stored["rows"]]
+    assert prediction_file.read(RunFolder(copy)) == result
+    stored = [json.loads(line) for line in (copy / prediction_file.ROWS_FILE).read_text().splitlines()]
+    assert len(stored) == 6
+    all_losses = [row["loss"] for row in stored]
     assert all_losses == sorted(all_losses, reverse=True)
     assert [r["loss"] for r in result["worst"]] == all_losses[:2]
     assert [r["loss"] for r in result["best"]] == all_losses[:-3:-1]
