@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -122,7 +123,15 @@ def _score_all(
     with memory_told(), chat.speaking(TUNED) as model:
         for number, row in enumerate(rows, start=1):
             control.check()
-            found.append(score_row(model, row, kind=kind))
+            score = score_row(model, row, kind=kind)
+            if not math.isfinite(score.loss):
+                raise EngineError(
+                    "held_out.not_finite",
+                    f"the loss of held-out row {row.source_row} is not a number: the adapter or the compute type is broken",
+                    "train again with bf16 or fp32 as compute type",
+                    is_input_error=False,
+                )
+            found.append(score)
             emit(Progressed("evaluating", number, len(rows), "rows"))
     return found
 
