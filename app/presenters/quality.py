@@ -94,6 +94,7 @@ class QualityState:
     problem: str = ""
     problem_hint: str = ""
     verdict: str = ""
+    warning: str = ""
     more: str = ""
     rows: tuple[TableRow, ...] = ()
     blocks: str = ""
@@ -132,6 +133,7 @@ def progress_text(phase: str, done: int, total: int | None, unit: str) -> str:
 
 def _with_report(state: QualityState, report: QualityReport, own: Variant) -> QualityState:
     verdict, *more = words.sentences(report, own)
+    warnings = words.warnings(report)
     worst = report.weights.worst(own.key)
     seconds = report.weights.seconds + (report.held_out.seconds if report.held_out else 0.0)
     where = "the CPU" if report.device == "cpu" else "the GPU"
@@ -139,7 +141,8 @@ def _with_report(state: QualityState, report: QualityReport, own: Variant) -> Qu
         **{
             **vars(state),
             "verdict": verdict,
-            "more": "\n".join(more),
+            "warning": "\n".join(warnings),
+            "more": "\n".join(sentence for sentence in more if sentence not in warnings),
             "rows": tuple(_rows(report, own)),
             "blocks": _blocks(report.weights, own),
             "worst": tuple(_worst_line(rank, module, own) for rank, module in enumerate(worst, start=1)),

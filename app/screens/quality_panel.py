@@ -34,13 +34,14 @@ class QualityPanel(Card):
             label(role="strong", wraps=True, selectable=True),
             label(wraps=True, selectable=True),
         )
+        self.warning = Notice()
         self.table, self.blocks = _Table(), label(role="small", wraps=True)
         self.chart = QualityChart()
         self.worst = _WorstList()
         self.measured = label(role="small", wraps=True)
         self.found = boxed(
             column(
-                self.verdict, self.table, self.blocks, line(), label("Layer by layer: error as a share of a typical weight", "strong"), self.chart, self.worst, line(),
+                self.verdict, self.warning, self.table, self.blocks, line(), label("Layer by layer: error as a share of a typical weight", "strong"), self.chart, self.worst, line(),
                 self.more, self.measured,
             )
         )  # fmt: skip
@@ -60,6 +61,7 @@ class QualityPanel(Card):
         self.problem.say(state.problem, state.problem_hint, "bad")
         self.found.setVisible(bool(state.verdict))
         self.verdict.setText(state.verdict)
+        self.warning.say(state.warning, tone="warning")
         self.more.setText(state.more)
         self.table.show_rows(state.rows)
         self.blocks.setText(state.blocks)

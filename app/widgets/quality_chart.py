@@ -79,9 +79,9 @@ class QualityChart(QWidget):
         self._paint_legend(painter)
         self._paint_scales(painter, area, self._picture)
         for series in reversed(self._picture.series):
-            self._paint_series(painter, series, area)
+            self._paint_series(painter, series)
         for series in self._picture.series:
-            self._paint_rings(painter, series, area)
+            self._paint_rings(painter, series)
 
     def _paint_legend(self, painter: QPainter) -> None:
         x = float(LEFT)
@@ -111,7 +111,7 @@ class QualityChart(QWidget):
             QRectF(area.left(), area.bottom() + 20, area.width(), 16), Qt.AlignmentFlag.AlignHCenter, "layer"
         )
 
-    def _paint_series(self, painter: QPainter, series: Series, area: QRectF) -> None:
+    def _paint_series(self, painter: QPainter, series: Series) -> None:
         places = [self.place_of(Dot(layer, error, "")) for layer, error in series.line]
         painter.setPen(QPen(colour(series.name), 1.4))
         painter.setBrush(Qt.BrushStyle.NoBrush)
@@ -121,34 +121,39 @@ class QualityChart(QWidget):
             draw_mark(painter, series.name, self.place_of(dot), RADIUS)
         painter.setOpacity(1.0)
 
-    def _paint_rings(self, painter: QPainter, series: Series, area: QRectF) -> None:
+    def _paint_rings(self, painter: QPainter, series: Series) -> None:
         """The worst, numbered as in the list below; rings that touch share one line of numbers."""
-        ink = QColor(theme.tokens().text)
         groups: list[tuple[QPointF, list[int]]] = []
+        rings: list[QRectF] = []
+        painter.setPen(QPen(QColor(theme.tokens().text), 1.4))
+        painter.setBrush(Qt.BrushStyle.NoBrush)
         for dot in sorted((dot for dot in series.dots if dot.rank), key=lambda dot: dot.rank):
             place = self.place_of(dot)
-            painter.setPen(QPen(ink, 1.4))
-            painter.setBrush(Qt.BrushStyle.NoBrush)
             painter.drawEllipse(place, RING, RING)
+            rings.append(QRectF(place.x() - RING, place.y() - RING, 2 * RING, 2 * RING))
             near = next((ranks for at, ranks in groups if (at - place).manhattanLength() < 2.5 * RING), None)
             if near is None:
                 groups.append((place, [dot.rank]))
             else:
                 near.append(dot.rank)
         for place, ranks in groups:
-            self._paint_ranks(painter, place, ", ".join(map(str, ranks)), area)
+            rings.append(self._paint_ranks(painter, place, ", ".join(map(str, ranks)), rings))
 
-    def _paint_ranks(self, painter: QPainter, place: QPointF, text: str, area: QRectF) -> None:
-        """Beside the ring, on the other side where it would leave the picture."""
+    def _paint_ranks(self, painter: QPainter, place: QPointF, text: str, taken: list[QRectF]) -> QRectF:
+        """Beside, below or above the ring, where nothing else is marked; the place that it takes."""
         wide = QFontMetricsF(painter.font()).horizontalAdvance(text) + 2
-        is_at_edge = place.x() + RING + wide + 4 > area.right() + RIGHT
-        x = place.x() - RING - wide - 2 if is_at_edge else place.x() + RING + 3
-        area = QRectF(x, place.y() - 15, wide, 14)
+        size = QRectF(0, 0, wide, 14)
+        right, left = place.x() + RING + 3, place.x() - RING - wide - 3
+        choices = [size.translated(x, y) for y in (place.y() - 15, place.y() + 2) for x in (right, left)]
+        inside = [choice for choice in choices if choice.left() >= 0 and choice.right() <= self.width()]
+        free = [choice for choice in inside if not any(choice.intersects(other) for other in taken)]
+        found = (free or inside or choices)[0]
         ground = QColor(theme.tokens().panel)
         ground.setAlphaF(0.8)
-        painter.fillRect(area, ground)
+        painter.fillRect(found, ground)
         painter.setPen(QColor(theme.tokens().text))
-        painter.drawText(area, Qt.AlignmentFlag.AlignVCenter, text)
+        painter.drawText(found, Qt.AlignmentFlag.AlignVCenter, text)
+        return found
 
     def mouseMoveEvent(self, event: QMouseEvent) -> None:
         dot = self.dot_at(event.position())

@@ -26,19 +26,24 @@ def sentences(report: QualityReport, own: Variant) -> tuple[str, ...]:
     return tuple(_sentences(report, own))
 
 
+def warnings(report: QualityReport) -> tuple[str, ...]:
+    """What must be known to read the numbers rightly."""
+    before = (_few_bits(report.weights),) if report.weights.were_few_bits else ()
+    return (*before, *report.notices)
+
+
 def _sentences(report: QualityReport, own: Variant) -> Iterator[str]:
-    if report.held_out is not None:
-        yield _cost(report, report.held_out, own)
-        yield _order(report.held_out)
-        yield from _contradiction(report.held_out)
-        yield _nesting(report, report.held_out, own)
-    else:
+    if report.held_out is None:
         yield f"The loss was not measured: {report.why_no_held_out}."
+        yield from warnings(report)
+    else:
+        yield _cost(report, report.held_out, own)
+        yield from warnings(report)
+        yield _order(report.held_out)
+        yield _movement(report.held_out)
+        yield _nesting(report, report.held_out, own)
     yield _weights(report.weights, own)
-    if report.weights.were_few_bits:
-        yield _few_bits(report.weights)
     yield from _limits(report)
-    yield from report.notices
 
 
 def _cost(report: QualityReport, held_out: HeldOut, own: Variant) -> str:
@@ -83,19 +88,17 @@ def _is_sure(held_out: HeldOut, worse: str, better: str) -> bool:
     return error is not None and difference > SURE * error
 
 
-def _contradiction(held_out: HeldOut) -> Iterator[str]:
-    """Noise can lower the loss of rows that a model predicts badly; how far its predictions moved cannot be so luckily
-    wrong."""
+def _movement(held_out: HeldOut) -> str:
+    """KL beside the loss: noise can lower the loss of rows that a model predicts badly, KL has no such luck."""
     by_loss = sorted(ORDER, key=lambda key: -(held_out.scores[key].extra or 0.0))
     by_kl = sorted(ORDER, key=lambda key: -(held_out.scores[key].kl or 0.0))
     listed = ", ".join(f"{PAPER_NAMES[key]} {held_out.scores[key].kl:.3f}" for key in by_kl)
-    if by_loss != by_kl:
-        yield (
-            f"By how far the predictions moved (KL divergence, nats per token) it is {listed}. Where the two disagree, trust "
-            "this one: rows that the model predicts badly can gain from noise by chance."
-        )
-    else:
-        yield f"The predictions moved by (KL divergence, nats per token) {listed}."
+    if by_loss == by_kl:
+        return f"The predictions moved by (KL divergence, nats per token) {listed}."
+    return (
+        f"By how far the predictions moved (KL divergence, nats per token) it is {listed}. Where the two disagree, trust this "
+        "one: rows that the model predicts badly can gain from noise by chance."
+    )
 
 
 def _nesting(report: QualityReport, held_out: HeldOut, own: Variant) -> str:

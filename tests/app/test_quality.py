@@ -71,6 +71,16 @@ def test_without_loss_the_cells_are_unknown() -> None:
     assert "there was no room" in state.verdict
 
 
+def test_what_must_be_known_to_read_the_numbers_stands_on_top() -> None:
+    report = quality_report()
+    assert quality_state(report, NF4, IDLE, has_model=True).warning == ""
+    before = replace(report, weights=replace(report.weights, distinct_in_32=12.0), notices=("A notice.",))
+    state = quality_state(before, NF4, IDLE, has_model=True)
+    assert state.warning.startswith("These files hold weights that were stored in 4 bits before")
+    assert state.warning.endswith("\nA notice.")
+    assert "4 bits before" not in state.more
+
+
 def test_progress_in_words() -> None:
     assert progress_text("measuring", 60, 210, "modules") == "60 of 210 layers stored"
     assert progress_text("evaluating", 7, 280, "rows") == "7 of 280 rows read"
@@ -200,6 +210,23 @@ def test_the_worst_is_found_under_the_pointer(chart: QualityChart) -> None:
     assert found.tip.startswith("model.layers.3.mlp.down_proj\nNF4 with double quantization: ")
     assert "dB" in found.tip
     assert chart.dot_at(QPointF(5, 5)) is None
+
+
+def test_numbers_of_the_worst_cover_neither_rings_nor_each_other(chart: QualityChart) -> None:
+    from PySide6.QtCore import QRectF
+    from PySide6.QtGui import QPainter, QPixmap
+
+    assert chart._picture is not None
+    pixmap = QPixmap(chart.size())
+    painter = QPainter(pixmap)
+    taken = [QRectF(104, 93, 14, 14), QRectF(80, 93, 14, 14)]
+    first = chart._paint_ranks(painter, QPointF(87, 100), "4, 5", taken)
+    second = chart._paint_ranks(painter, QPointF(111, 100), "3", [*taken, first])
+    edge = chart._paint_ranks(painter, QPointF(chart.width() - 5, 50), "1, 2", [])
+    painter.end()
+    assert not any(first.intersects(other) for other in taken)
+    assert not any(second.intersects(other) for other in [*taken, first])
+    assert edge.right() <= chart.width()
 
 
 def test_depth_runs_from_left_to_right_and_error_upwards(chart: QualityChart) -> None:
