@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def start(library: FakeDriver, tmp_path: Path) -> Start:
-    """`qlora monitor` in a process of its own, which loads libnvidia-ml.so.1 as any program does."""
+def start(library: FakeDriver, tmp_path: Path) -> Iterator[Start]:
+    """`qlora monitor` in a process of its own, which loads libnvidia-ml.so.1 as any program does; ended after the test."""
+    started: list[subprocess.Popen[str]] = []
 
     def run(*arguments: str, gpus: int = 2, **changes: Any) -> subprocess.Popen[str]:
         environment = {
@@ -39,9 +40,23 @@ def start(library: FakeDriver, tmp_path: Path) -> Start:
             "text": True,
             **changes,
         }
-        return subprocess.Popen(command, cwd=ROOT, env=environment, **options)
+        started.append(
+            subprocess.Popen(command, cwd=ROOT, env=environment, preexec_fn=_hear_ctrl_c, **options)
+        )
+        return started[-1]
 
-    return run
+    yield run
+    for process in started:
+        process.kill()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+        process.wait()
+
+
+def _hear_ctrl_c() -> None:
+    """A suite that was started in the background ignores SIGINT, and its children would too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_json_lines(start: Start) -> None:
