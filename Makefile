@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) packaging/bootstrap.py
 
-.PHONY: run test lint bench bench-ui bench-memory bench-merge test-gpu clean
+.PHONY: run test lint bench bench-ui bench-memory bench-merge bench-exports test-gpu clean
 
 run:  ## open the window; without a display, train the starter in the terminal
 	@$(BOOTSTRAP) run
@@ -24,6 +24,9 @@ bench-memory:  ## predicted against measured memory, per setting
 
 bench-merge:  ## merging a billion parameters against the disk's copy speed
 	@$(BOOTSTRAP) bench-merge
+
+bench-exports:  ## every export of a trained starter, proven, and a row learned by heart
+	@$(BOOTSTRAP) bench-exports
 
 test-gpu:  ## the confirmations only an NVIDIA GPU can give
 	@$(BOOTSTRAP) test-gpu

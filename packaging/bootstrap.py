@@ -58,10 +58,12 @@ def main(arguments: list[str]) -> int:
             module("tests.bench.ui_gaps")
             or module("tests.bench.memory_table")
             or module("tests.bench.merge_speed")
+            or module("tests.bench.starter_exports")
         ),
         "bench-ui": lambda: module("tests.bench.ui_gaps"),
         "bench-memory": lambda: module("tests.bench.memory_table"),
         "bench-merge": lambda: module("tests.bench.merge_speed"),
+        "bench-exports": lambda: module("tests.bench.starter_exports"),
         "test-gpu": lambda: pytest("tests/gpu", "-m", "gpu"),
     }
     name = arguments[0] if arguments else "run"
