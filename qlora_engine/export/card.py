@@ -7,24 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from qlora_engine import __version__, config_io
+from qlora_engine.config import TrainingConfig, get_value, with_value
 from qlora_engine.export.source import Source
+
+PLACES = ("model.name", "data.path", "data.held_out_path", "output.runs_dir")
+"""Settings that may be places on this disk: a card is read by others, so it keeps their last names only."""
 
 
 def model_card(source: Source, what: str, details: Mapping[str, Any]) -> str:
     """Markdown with front matter, for `README.md`."""
     record, model = source.record, source.record.get("model") or {}
-    name = str(model.get("name") or "")
+    name = _public(str(model.get("name") or ""))
     load, data = record.get("load_report") or {}, record.get("data") or {}
     lines = [
         "---",
-        *([f"base_model: {name}"] if "/" in name and not Path(name).exists() else []),
+        *([f"base_model: {name}"] if "/" in name else []),
         "library_name: " + ("peft" if what == "adapter" else "transformers"),
         "tags: [qlora, qlora-studio]",
         "---",
         "",
         f"# {source.folder.run_id}",
         "",
-        f"Fine-tuned with QLoRA by QLoRA Studio {__version__}: {source.variant} on {model.get('name')}, exported as {what}.",
+        f"Fine-tuned with QLoRA by QLoRA Studio {__version__}: {source.variant} on {name}, exported as {what}.",
         "",
         "| | |",
         "|---|---|",
@@ -37,7 +41,7 @@ def model_card(source: Source, what: str, details: Mapping[str, Any]) -> str:
         "## Settings",
         "",
         "```toml",
-        config_io.dumps(source.config).strip(),
+        config_io.dumps(_published(source.config)).strip(),
         "```",
         "",
     ]
@@ -53,11 +57,11 @@ def _facts(
 ) -> dict[str, Any]:
     nested = "with" if load.get("is_double_quant") else "without"
     return {
-        "base": model.get("name"),
+        "base": _public(str(model.get("name") or "")),
         "revision": model.get("revision") or "as on disk",
         "quantization in training": f"{load.get('quant_type')}, block {load.get('block_size')}, {nested} double quantization",
         "compute type": load.get("compute_dtype"),
-        "data": f"{data.get('origin')} ({data.get('train_rows')} rows)",
+        "data": f"{_public(str(data.get('origin')))} ({data.get('train_rows')} rows)",
         "data sha256": data.get("sha256"),
         "held-out loss before": _number(record.get("loss_before")),
         "held-out loss after": _number(record.get("loss_after")),
@@ -70,3 +74,17 @@ def _facts(
 
 def _number(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, int | float) else "n/a"
+
+
+def _published(config: TrainingConfig) -> TrainingConfig:
+    for path in PLACES:
+        value = get_value(config, path)
+        if isinstance(value, str):
+            config = with_value(config, path, _public(value))
+    return config
+
+
+def _public(name: str) -> str:
+    """A hub id or a name as it is; of a place on this disk, only its last part."""
+    place = Path(name).expanduser()
+    return place.name if place.is_absolute() or place.exists() else name

@@ -246,7 +246,7 @@ def test_a_source_that_vanishes_half_way_leaves_nothing(
         assert (out / "proof.json").is_file()  # it was gone too late to matter
 
 
-@pytest.mark.parametrize("format_", ["gguf", "ollama"])
+@pytest.mark.parametrize("format_", ["gguf", "ollama", "bnb4", "gguf-lora"])
 def test_another_base_is_refused_with_both_hashes(run_of: RunOf, tmp_path: Path, format_: str) -> None:
     base = make_tiny("llama", tmp_path / "base")
     folder = run_of(f"other-{format_}", base)
