@@ -180,5 +180,6 @@ class MainWindow(QMainWindow):
             event.ignore()
             return
         self.studio.settings.change(width=self.width(), height=self.height())
+        self.hide()  # ending what runs may take a second
         self.studio.close()
         super().closeEvent(event)

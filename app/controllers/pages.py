@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import QObject, QTimer
 from PySide6.QtWidgets import QStackedWidget, QWidget
 
+from app.controllers.chart_import import import_in_turns, import_without_qt
 from app.presenters.problems import PAGES
 from app.studio import Studio
 from qlora_engine.runs.record import RunSummary
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 IDLE_MS = 30
 POLISHED_AT_ONCE = 60
+STOP = object()
 
 
 class Pages(QObject):
@@ -34,7 +36,7 @@ class Pages(QObject):
         resume: Callable[[RunSummary], None],
     ) -> None:
         super().__init__(stack)
-        self._idle = QTimer(self, singleShot=True, interval=IDLE_MS)
+        self._idle = QTimer(self, singleShot=True)
         self._idle.timeout.connect(self._next_turn)
         self._studio, self._stack, self._go_to, self._resume = studio, stack, go_to, resume
         self.screens: dict[str, Any] = {}
@@ -42,6 +44,7 @@ class Pages(QObject):
         self.current = ""
         self._has_charts = False
         self._are_charts_wanted = False
+        self._chart_turns: Iterator[None] | None = None
         self._parts: Any = None
         self._unpolished: list[QWidget] = []
 
@@ -78,18 +81,21 @@ class Pages(QObject):
         if missing is not None:
             screen = self._ensure(missing)
             self._unpolished.extend(screen.findChildren(QWidget))
-            self._idle.start()
+            self._idle.start(IDLE_MS)
         elif self._unpolished:
             self._polish_some()
-            self._idle.start()
+            self._idle.start(IDLE_MS)
         else:
             self._want_charts()
 
     def _next_turn(self) -> None:
-        if self._parts is not None:
-            self._make_next_chart()
-        else:
+        if self._chart_turns is None:
             self.build_one_more()
+        elif next(self._chart_turns, STOP) is STOP:
+            self._chart_turns = None
+            self._idle.start(IDLE_MS)
+        else:
+            self._idle.start(0)
 
     def _polish_some(self) -> None:
         """Apply the style sheet to hidden pages ahead of time, so that showing one is quick."""
@@ -123,24 +129,25 @@ class Pages(QObject):
         return self.screens[page]
 
     def _want_charts(self) -> None:
-        """Importing the chart library takes over half a second: in a pool thread, so that the window goes on."""
+        """Importing the chart library takes over half a second: half of it in a pool thread, half in many turns."""
         if not self._are_charts_wanted:
             self._are_charts_wanted = True
-            self._studio.background.submit("charts", _import_charts, lambda _: self._charts_arrived())
+            self._studio.background.submit("charts", import_without_qt, lambda _: self._begin_charts())
 
-    def _charts_arrived(self) -> None:
+    def _begin_charts(self) -> None:
+        self._chart_turns = self._charts_in_turns()
+        self._idle.start(0)
+
+    def _charts_in_turns(self) -> Iterator[None]:
         """Each chart is made in a turn of its own, so that the event loop is never held up for long."""
+        yield from import_in_turns()
         from app.screens.train_charts import ChartParts
 
         self._parts = ChartParts()
-        self._make_next_chart()
-
-    def _make_next_chart(self) -> None:
-        if self._parts.make_next():
-            self._idle.start()
-        else:
-            self._has_charts = True
-            self._place_charts()
+        while self._parts.make_next():
+            yield
+        self._has_charts = True
+        self._place_charts()
 
     def _place_charts(self) -> None:
         train = self.screens.get("train")
@@ -213,7 +220,3 @@ class Pages(QObject):
             reused=lambda: self._go_to("train"),
         )
         return screen, controller
-
-
-def _import_charts() -> None:
-    import app.screens.train_charts  # noqa: F401

@@ -127,7 +127,8 @@ class MemoryView(QWidget):
         self.pause = button(
             "Pause charts", self._toggle_pause, tip="Hold the picture still; sampling goes on"
         )
-        self.pause.setVisible(not is_history)
+        if is_history:
+            self.pause.hide()
         self.legend = label("", "small")
         self.legend.setTextFormat(Qt.TextFormat.RichText)
         self.legend.setToolTip("Events of the run")
@@ -155,7 +156,8 @@ class MemoryView(QWidget):
 
     def _laid_out(self, beside: QWidget | None, is_history: bool) -> Any:
         tools = row(self.spans, self.pause, self.legend, None, self.no_gpu, gap=8)
-        self.legend.setVisible(not is_history)
+        if is_history:
+            self.legend.hide()
         lower = row(self.memory, *([beside] if beside is not None else []))
         lower.setStretch(0, 2)
         if beside is not None:

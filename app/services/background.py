@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
-from PySide6.QtCore import QObject, Signal
+from PySide6.QtCore import QObject
 
+from app.services.gui_calls import GuiCalls
 from qlora_engine.errors import EngineError
 
 Done = Callable[[Any], None]
@@ -24,8 +25,6 @@ class Background(QObject):
     a quick new one. Python's own pool: a QRunnable's Python half can be freed while Qt still uses it.
     """
 
-    _answered = Signal(str, int, object, object)
-
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="background")
@@ -33,7 +32,7 @@ class Background(QObject):
         self._waiting: dict[str, tuple[Done, Failed | None]] = {}
         self._count = 0
         self._is_closed = False
-        self._answered.connect(self._deliver)
+        self._calls = GuiCalls(self)
 
     def submit(self, key: str, work: Callable[[], Any], done: Done, failed: Failed | None = None) -> None:
         """Run `work` in a pool thread, then `done(result)` or `failed(error)` here. Nothing after `close`."""
@@ -65,8 +64,7 @@ class Background(QObject):
             error = EngineError(
                 "app.bug", f"{type(unknown).__name__}: {unknown}", "this is a bug; the log has the details"
             )
-        with contextlib.suppress(RuntimeError):  # the window may be gone
-            self._answered.emit(key, number, result, error)
+        self._calls.post(partial(self._deliver, key, number, result, error))
 
     def _deliver(self, key: str, number: int, result: Any, error: Any) -> None:
         if self._newest.get(key) != number or key not in self._waiting:

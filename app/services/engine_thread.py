@@ -1,13 +1,15 @@
-"""The background QThread that hosts an engine and re-emits its events as signals."""
+"""The background QThread that hosts an engine, and the runner that emits its events as signals in the GUI thread."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from PySide6.QtCore import QObject, QThread, Signal, Slot
+from PySide6.QtCore import QObject, QThread, Signal
 
+from app.services.gui_calls import GuiCalls
 from qlora_engine.client import Engine, InlineEngine, ProcessEngine
 from qlora_engine.control import STOP_DISCARD, STOP_SAVE
 from qlora_engine.errors import EngineError
@@ -23,16 +25,16 @@ def engine_factory(mode: str) -> EngineFactory:
 
 
 class EngineThread(QThread):
-    """Runs one job. Signals: `event_arrived(Event)`, emitted in this thread; connect QObject slots only.
+    """Runs one job; each event is handed to `hear` in this thread, and `over` is called there as the last act.
 
-    `send` and `request_stop` may be called from any thread: they set flags or write to the child's pipe.
+    `send` and `request_stop` of its engine may be called from any thread: they set flags or write to the child's pipe.
     """
 
-    event_arrived = Signal(object)
-
-    def __init__(self, job: Job, engine: Engine, parent: QObject | None = None) -> None:
-        super().__init__(parent)
-        self._job, self._engine = job, engine
+    def __init__(
+        self, job: Job, engine: Engine, hear: Callable[[Event], None], over: Callable[[], None]
+    ) -> None:
+        super().__init__()
+        self._job, self._engine, self._hear, self._over = job, engine, hear, over
 
     @property
     def engine(self) -> Engine:
@@ -43,13 +45,14 @@ class EngineThread(QThread):
         try:
             for event in self._engine.run(self._job):
                 last = event
-                self.event_arrived.emit(event)
+                self._hear(event)
         except Exception as error:
             logging.getLogger(__name__).exception("the engine thread failed")
             last = RunFailed("app.bug", f"The engine thread failed: {type(error).__name__}: {error}", "this is a bug; the log has the details")  # fmt: skip
-            self.event_arrived.emit(last)
+            self._hear(last)
         if not isinstance(last, TERMINAL):
-            self.event_arrived.emit(RunFailed("engine.no_end", "The engine ended without a word", "try again"))  # fmt: skip
+            self._hear(RunFailed("engine.no_end", "The engine ended without a word", "try again"))
+        self._over()
 
 
 class JobRunner(QObject):
@@ -69,6 +72,7 @@ class JobRunner(QObject):
         self._thread: EngineThread | None = None
         self._last: Event | None = None
         self._is_shut_down = False
+        self._calls = GuiCalls(self)
 
     @property
     def is_running(self) -> bool:
@@ -83,9 +87,12 @@ class JobRunner(QObject):
         if self._thread is not None or self._is_shut_down:
             return
         self._last = None
-        self._thread = EngineThread(job, self.make_engine(), self)
-        self._thread.event_arrived.connect(self._take)
-        self._thread.finished.connect(self._close)
+        self._thread = EngineThread(
+            job,
+            self.make_engine(),
+            hear=lambda event: self._calls.post(partial(self._take, event)),
+            over=lambda: self._calls.post(self._close),
+        )
         self._thread.start()
         self.started.emit()
 
@@ -111,18 +118,15 @@ class JobRunner(QObject):
                 kill()
             thread.wait(wait_ms)
 
-    @Slot(object)
     def _take(self, event: Event) -> None:
         if isinstance(event, TERMINAL):
             self._last = event
         self.event_arrived.emit(event)
 
-    @Slot()
     def _close(self) -> None:
         thread, self._thread = self._thread, None
         if thread is not None:
-            thread.wait()
-            thread.deleteLater()
+            thread.wait()  # and with the last reference to it, here, it is gone
         if self._last is not None:
             self.ended.emit(self._last)
 

@@ -57,6 +57,7 @@ class AnswerColumns(QWidget):
 
     def _make(self, side: Side) -> None:
         card, title, view = Card(margin=10), Elided(side.title, "strong"), Transcript(side.title)
+        card.setParent(self)  # before it is shown: without a parent it would be a window of its own
         card.add(title, view)
         card.setSizePolicy(
             QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Expanding

@@ -32,6 +32,8 @@ LEFT, RIGHT, TOP, BOTTOM = 44.0, 8.0, 12.0, 18.0
 LINE_PIXELS = 20.0
 """Least distance of two grid lines."""
 HATCH_PIXELS = 6
+MARK_PIXELS = 10
+"""Least distance of two marks of one kind."""
 MARK_COLOURS = {"evaluation": "accent", "checkpoint": "good", "out of memory": "bad"}
 MARK_SIGNS = {"evaluation": "\u25cf", "checkpoint": "\u25a0", "out of memory": "\u25b2"}
 
@@ -184,13 +186,12 @@ class TimeChart(QWidget):
         picture = np.zeros((height, width), np.uint32)
         for band in bands:
             xs = (np.asarray(band.times) - start) * (width / (end - start))
-            tops = height - columns_of(xs, np.asarray(band.values, np.float64), width) * (height / self._top)
-            inside = rows >= np.round(tops).astype(np.int32)[None, :]
+            heights = columns_of(xs, np.asarray(band.values, np.float64), width)
+            tops = np.clip(np.round(height - heights * (height / self._top)), 0, height).astype(np.int32)
             colour = QColor(band.colour)
-            picture[inside] = blended(colour).rgba()
+            _fill(picture, rows, tops, blended(colour).rgba())
             if band.is_estimated:
-                stripes = (rows + np.arange(width, dtype=np.int32)) % HATCH_PIXELS == 0
-                picture[inside & stripes] = blended(colour, 0.9).rgba()
+                _fill(picture, rows, tops, blended(colour, 0.9).rgba(), hatch=True)
         image = QImage(picture.data, width, height, 4 * width, QImage.Format.Format_ARGB32_Premultiplied)
         image.setDevicePixelRatio(ratio)
         painter.drawImage(plot.topLeft(), image)
@@ -210,18 +211,22 @@ class TimeChart(QWidget):
                 painter.drawPolyline(line)
 
     def _paint_marks(self, painter: QPainter, plot: QRectF) -> None:
+        """A line and a sign each; where signs of a kind would cover each other, only the first of them."""
         start, end = self.axis.window
         t = theme.tokens()
         font = painter.font()
         painter.setFont(theme.font(8))
+        painted: dict[str, float] = {}
         for at, kind, _ in self._marks:
-            if start <= at <= end:
-                x = round(self._x(plot, at)) + 0.5
-                colour = QColor(getattr(t, MARK_COLOURS.get(kind, "quiet")))
-                painter.setPen(QPen(colour, 1, Qt.PenStyle.DotLine))
-                painter.drawLine(QPointF(x, plot.top()), QPointF(x, plot.bottom()))
-                painter.setPen(colour)
-                painter.drawText(QRectF(x - 8, 0, 16, TOP), Qt.AlignmentFlag.AlignCenter, MARK_SIGNS.get(kind, "|"))  # fmt: skip
+            x = round(self._x(plot, at)) + 0.5
+            if not start <= at <= end or x - painted.get(kind, -math.inf) < MARK_PIXELS:
+                continue
+            painted[kind] = x
+            colour = QColor(getattr(t, MARK_COLOURS.get(kind, "quiet")))
+            painter.setPen(QPen(colour, 1, Qt.PenStyle.DotLine))
+            painter.drawLine(QPointF(x, plot.top()), QPointF(x, plot.bottom()))
+            painter.setPen(colour)
+            painter.drawText(QRectF(x - 8, 0, 16, TOP), Qt.AlignmentFlag.AlignCenter, MARK_SIGNS.get(kind, "|"))  # fmt: skip
         painter.setFont(font)
 
     def _paint_lines(self, painter: QPainter, plot: QRectF) -> None:
@@ -318,6 +323,17 @@ def columns_of(xs: Any, values: Any, width: int) -> Any:
     is_shown = known & (column >= 0) & (column < width)
     np.maximum.at(found, column[is_shown], values[is_shown])
     return found
+
+
+def _fill(picture: Any, rows: Any, tops: Any, colour: int, *, hatch: bool = False) -> None:
+    """Paint each column of pixels from its top downwards: with comparisons only where the columns differ."""
+    highest, lowest = int(tops.min()), int(tops.max())
+    stripes = (rows + np.arange(picture.shape[1], dtype=np.int32)) % HATCH_PIXELS == 0 if hatch else None
+    uneven = rows[highest:lowest] >= tops[None, :]
+    if stripes is not None:
+        uneven &= stripes[highest:lowest]
+    np.copyto(picture[highest:lowest], np.uint32(colour), where=uneven)
+    np.copyto(picture[lowest:], np.uint32(colour), where=True if stripes is None else stripes[lowest:])
 
 
 def blended(colour: QColor, share: float = 0.55) -> QColor:

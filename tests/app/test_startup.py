@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = (
@@ -31,14 +35,55 @@ print(took, window.pages.current, *heavy)
 window.studio.close()
 """
 
+SETTLE = """
+import json, sys, threading, time
+elsewhere, windows = set(), set()
+def hear(event, told):
+    if event == "import" and threading.current_thread() is not threading.main_thread():
+        elsewhere.add(told[0])
+sys.addaudithook(hear)
+from PySide6.QtCore import QEvent, QObject
+from PySide6.QtWidgets import QWidget
+from app.main import make_application, make_window
+from app.presenters.problems import PAGES
+class Watch(QObject):
+    def eventFilter(self, watched, event):
+        if event.type() == QEvent.Type.Show and isinstance(watched, QWidget) and watched.isWindow():
+            windows.add(type(watched).__name__)
+        return False
+app, watch = make_application(["qlora-studio"]), Watch()
+app.installEventFilter(watch)
+window = make_window(app)
+window.show()
+window.load()
+until = time.monotonic() + 60
+def is_settled():
+    return set(PAGES) <= set(window.pages.screens) and window.pages.screens["train"].charts is not None
+while not is_settled() and time.monotonic() < until:
+    app.processEvents()
+print(json.dumps({"settled": is_settled(), "elsewhere": sorted(elsewhere), "windows": sorted(windows)}))
+window.studio.close()
+"""
 
-def open_window(home: Path) -> list[str]:
+
+@pytest.fixture(scope="module")
+def settled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What happened until all pages and charts of a window were made."""
+    home = tmp_path_factory.mktemp("home")
+    return json.loads(run(SETTLE, home))  # type: ignore[no-any-return]
+
+
+def run(script: str, home: Path) -> str:
     environment = {**os.environ, "QT_QPA_PLATFORM": "offscreen", "QLORA_HOME": str(home)}
     done = subprocess.run(
-        [sys.executable, "-c", OPEN.format(heavy=HEAVY)], capture_output=True, text=True, cwd=ROOT, check=True,
-        timeout=120, env=environment,
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True, timeout=120,
+        env=environment,
     )  # fmt: skip
-    return done.stdout.split()
+    return done.stdout
+
+
+def open_window(home: Path) -> list[str]:
+    return run(OPEN.format(heavy=HEAVY), home).split()
 
 
 def test_importing_the_window_pulls_in_nothing_heavy() -> None:
@@ -54,3 +99,15 @@ def test_the_window_answers_within_a_second_without_the_ml_stack(home: Path) -> 
     opened = [open_window(home) for _ in range(5)]
     assert all(found[1:] == ["memory"] for found in opened)
     assert statistics.median(float(found[0]) for found in opened) < LIMIT_SECONDS
+
+
+def test_only_the_gui_thread_is_the_first_to_use_qt(settled: dict[str, Any]) -> None:
+    """Shiboken's table of classes is read without a lock: a class made in another thread crashes the window, rarely."""
+    assert settled["settled"]
+    assert "numpy.linalg" in settled["elsewhere"], "half of the chart library is imported in a pool thread"
+    with_qt = ("PySide6", "shiboken6", "pyqtgraph", "app")
+    assert [name for name in settled["elsewhere"] if name.split(".")[0] in with_qt] == []
+
+
+def test_no_part_of_a_page_flashes_up_as_a_window_of_its_own(settled: dict[str, Any]) -> None:
+    assert settled["windows"] == ["MainWindow"]
