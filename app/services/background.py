@@ -41,6 +41,7 @@ class Background(QObject):
         self._count += 1
         self._newest[key] = self._count
         self._waiting[key] = (done, failed)
+        self._calls.expect()
         self._pool.submit(self._carry_out, key, self._count, work)
 
     def is_busy(self, key: str) -> bool:
@@ -50,6 +51,7 @@ class Background(QObject):
         """Forget what has not begun and wait for what has; nothing is delivered any more."""
         self._is_closed = True
         self._waiting.clear()
+        self._calls.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _carry_out(self, key: str, number: int, work: Callable[[], Any]) -> None:
@@ -64,7 +66,7 @@ class Background(QObject):
             error = EngineError(
                 "app.bug", f"{type(unknown).__name__}: {unknown}", "this is a bug; the log has the details"
             )
-        self._calls.post(partial(self._deliver, key, number, result, error))
+        self._calls.post(partial(self._deliver, key, number, result, error), is_last=True)
 
     def _deliver(self, key: str, number: int, result: Any, error: Any) -> None:
         if self._newest.get(key) != number or key not in self._waiting:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PySide6.QtCore import QThread
+from PySide6.QtCore import QObject, QThread, QTimer
 from pytestqt.qtbot import QtBot
 
 from app.services.engine_thread import EngineThread, JobRunner, engine_factory
+from app.services.gui_calls import GuiCalls
 from qlora_engine import events as ev
 from qlora_engine.client import InlineEngine, ProcessEngine
 from qlora_engine.jobs import Job, TrainJob
@@ -134,3 +138,52 @@ def test_the_broken_version_is_excluded_by_the_requirements(version: str) -> Non
     pins = [Requirement(text) for text in project["dependencies"]]
     pin = next(found for found in pins if found.name == "PySide6-Essentials")
     assert version not in pin.specifier
+
+
+def test_calls_from_many_threads_arrive_in_the_gui_thread_in_the_order_of_each(qtbot: QtBot) -> None:
+    parent = QObject()
+    calls = GuiCalls(parent)
+    heard: list[tuple[int, int, bool]] = []
+
+    def speak(who: int) -> None:
+        for number in range(500):
+            calls.post(partial(hear, who, number), is_last=number == 499)
+
+    def hear(who: int, number: int) -> None:
+        heard.append((who, number, threading.current_thread() is threading.main_thread()))
+
+    threads = [threading.Thread(target=speak, args=(who,)) for who in range(4)]
+    for thread in threads:
+        calls.expect()
+        thread.start()
+    qtbot.waitUntil(lambda: len(heard) == 2000, timeout=20_000)
+    for who in range(4):
+        assert [entry for entry in heard if entry[0] == who] == [(who, number, True) for number in range(500)]
+    qtbot.waitUntil(lambda: not calls._timer.isActive(), timeout=5000)  # nobody is expected: nobody looks
+
+
+def test_one_look_holds_the_event_loop_up_for_a_moment_only(qtbot: QtBot) -> None:
+    parent = QObject()
+    calls = GuiCalls(parent)
+    turns: list[int] = []
+    done: list[int] = []
+    timer = QTimer(parent, interval=0)
+    timer.timeout.connect(lambda: turns.append(len(done)))
+    calls.expect()
+    for number in range(40):
+        calls.post(lambda: (time.sleep(0.004), done.append(1))[1], is_last=number == 39)
+    timer.start()
+    qtbot.waitUntil(lambda: len(done) == 40, timeout=20_000)
+    assert max(b - a for a, b in pairwise(turns)) <= 3, "other events have their turn between the calls"
+
+
+def test_after_the_end_nothing_is_called(qtbot: QtBot) -> None:
+    parent = QObject()
+    calls = GuiCalls(parent)
+    heard: list[int] = []
+    calls.expect()
+    calls.post(lambda: heard.append(1), is_last=False)
+    calls.close()
+    qtbot.wait(60)
+    assert heard == []
+    assert not calls._timer.isActive()
