@@ -38,6 +38,7 @@ class TrainController:
         screen.wish.connect(trainer.ask)
         screen.save_job_asked.connect(self._save_job)
         screen.open_job_asked.connect(self._open_job)
+        self._paint_sentence()
         self.paint_settings()
         self.paint_run()
 
@@ -76,6 +77,12 @@ class TrainController:
             self._drawn = None
             self._screen.notice.say("")
             self._screen.show_view(LIVE)
+        self._paint_sentence()
+        self.paint_settings()
+        self.paint_run()
+
+    def _paint_sentence(self) -> None:
+        run = self._studio.trainer.run
         sentences = {
             "idle": "Choose a recipe, then press Start",
             "running": "The run is training",
@@ -84,8 +91,6 @@ class TrainController:
             "failed": "The run failed",
         }
         self._screen.sentence.setText(sentences.get(run.state, run.phase_text))
-        self.paint_settings()
-        self.paint_run()
 
     def _save_job(self) -> None:
         name, _ = QFileDialog.getSaveFileName(self._screen, "Save the job file", "job.toml", JOB_FILES)

@@ -418,3 +418,14 @@ def test_a_storm_of_events_does_not_hold_up_the_window(qtbot: QtBot, make_window
     assert longest < 2.0
     engine.tell(told.finished())
     qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
+
+
+def test_a_train_page_first_seen_during_a_run_says_so(make_window: MakeWindow) -> None:
+    window = make_window()
+    run = window.studio.trainer.run
+    run.begin()
+    for event in told.whole_run(5):
+        run.fold(event)
+    assert "train" not in window.pages.screens
+    window.go_to("train")
+    assert window.pages.screens["train"].sentence.text() == "The run is training"
