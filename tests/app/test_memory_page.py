@@ -412,7 +412,8 @@ class Paints:
 
         def noted(bars: MemoryBars, event: QPaintEvent) -> None:
             paint(bars, event)
-            self.seen.append((bars._bars[0].total_text, time.perf_counter(), time.thread_time()))
+            if bars._bars:  # empty until the first estimate
+                self.seen.append((bars._bars[0].total_text, time.perf_counter(), time.thread_time()))
 
         monkeypatch.setattr(MemoryBars, "paintEvent", noted)
 
