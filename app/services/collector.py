@@ -1,8 +1,8 @@
 """Collects garbage in the GUI thread only.
 
 Python collects cycles in whatever thread happens to allocate; a cycle with a widget in it, freed in the engine's or
-the sampler's thread, is destroyed there by Qt, which ends the process. So automatic collection is off, and a timer
-does it here.
+the sampler's thread, is destroyed there by Qt, which ends the process. So automatic collection is off, for good, and
+a timer does it here.
 """
 
 from __future__ import annotations
@@ -36,5 +36,7 @@ class Collector(QObject):
                 return
 
     def stop(self) -> None:
+        """The process is about to end: automatic collection stays off, for it would begin in the middle of a Qt
+        object's destruction and wait for ever for a lock that this very thread holds."""
         self._timer.stop()
-        gc.enable()
+        gc.collect()

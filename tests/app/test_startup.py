@@ -111,3 +111,23 @@ def test_only_the_gui_thread_is_the_first_to_use_qt(settled: dict[str, Any]) -> 
 
 def test_no_part_of_a_page_flashes_up_as_a_window_of_its_own(settled: dict[str, Any]) -> None:
     assert settled["windows"] == ["MainWindow"]
+
+
+ENDED = """
+import gc
+from PySide6.QtCore import QCoreApplication
+from app.services.collector import Collector
+app = QCoreApplication([])
+collector = Collector()
+class Knot: pass
+knot = Knot()
+knot.self = knot
+del knot
+collector.stop()
+print(gc.isenabled(), sum(isinstance(found, Knot) for found in gc.get_objects()))
+"""
+
+
+def test_collection_never_begins_by_itself_again(home: Path) -> None:
+    """Begun while Qt destroys an object it waited for ever, now and then, when a window's program ended."""
+    assert run(ENDED, home).split() == ["False", "0"]
