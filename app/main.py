@@ -14,7 +14,7 @@ from PySide6.QtWidgets import QApplication
 
 from app import theme
 from app.services.collector import Collector
-from qlora_engine import paths
+from qlora_engine import child, paths
 
 if TYPE_CHECKING:
     from app.window import MainWindow
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Open the window and stay until it is closed; the exit code."""
+    child.forget_current_folder()
     app = make_application(list(sys.argv if arguments is None else arguments))
     keep_log()
     collector = Collector()

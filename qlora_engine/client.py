@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from qlora_engine import events, jobs
+from qlora_engine import child, events, jobs
 from qlora_engine.control import STOP_DISCARD, STOP_SAVE, Control
 from qlora_engine.events import TERMINAL, Event, RunFailed, RunStarted
 
@@ -172,16 +170,11 @@ class ProcessEngine:
 
 def worker_command() -> list[str]:
     """How the engine process is started; a frozen bundle starts itself with a flag."""
-    if getattr(sys, "frozen", False):
-        return [sys.executable, "--engine-worker"]
-    return [sys.executable, "-m", "qlora_engine.worker"]
+    return child.command("qlora_engine.worker")
 
 
 def _worker_environment() -> dict[str, str]:
-    environment = dict(os.environ)
-    root = str(Path(__file__).resolve().parent.parent)
-    known = environment.get("PYTHONPATH")
-    environment["PYTHONPATH"] = f"{root}{os.pathsep}{known}" if known else root
+    environment = child.environment()
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     environment.setdefault("PYTHONUNBUFFERED", "1")
     # Two busy programs on two cores: threads that spin at a barrier starve the one they wait for.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import tomlkit
 
-from qlora_engine import paths
+from qlora_engine import parsing, paths
 from qlora_engine.config import (
     SCHEMA_VERSION,
     Issue,
@@ -91,8 +90,8 @@ def loads(text: str, source: str = "the job file") -> TrainingConfig:
         ConfigError, EngineError: not TOML (with the line), or not a valid job.
     """
     try:
-        plain = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        plain = parsing.from_toml(text)
+    except parsing.Malformed as error:
         raise EngineError(
             "config.syntax", f"{source} is not valid TOML: {error}", "correct that line"
         ) from error
@@ -208,7 +207,7 @@ def apply_preset(config: TrainingConfig, preset: Preset) -> TrainingConfig:
 
 
 def _read_preset(path: Path) -> Preset:
-    plain = tomllib.loads(path.read_text(encoding="utf-8"))
+    plain = parsing.from_toml(path.read_text(encoding="utf-8"))
     about = plain.pop("preset")
     knobs = all_knobs()
     values = {
@@ -294,6 +293,6 @@ def _parse_value(raw: str, knob: Knob) -> Any:
     else:
         wanted = raw
     try:
-        return tomllib.loads(f"value = {wanted}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parsing.from_toml(f"value = {wanted}")["value"]
+    except parsing.Malformed:
         return raw

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from qlora_engine import parsing
+
 JSON: TypeAlias = Any
 
 
@@ -276,7 +278,7 @@ def decode(line: str) -> Event:
     Raises:
         ValueError: not JSON, not an object, an unknown event, or missing fields.
     """
-    payload = json.loads(line)
+    payload = parsing.from_json(line)
     if not isinstance(payload, dict) or payload.get("event") not in EVENT_TYPES:
         raise ValueError(f"not an event: {line[:80]!r}")
     cls = EVENT_TYPES[payload.pop("event")]

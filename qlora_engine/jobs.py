@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from qlora_engine import parsing
 from qlora_engine.control import Control
 from qlora_engine.errors import Cancelled, EngineError
 from qlora_engine.events import TERMINAL, Event, RunFailed, RunStopped
@@ -195,7 +196,7 @@ def decode(line: str) -> Job:
     Raises:
         ValueError: not a job.
     """
-    payload = json.loads(line)
+    payload = parsing.from_json(line)
     kinds = {cls.__name__: cls for cls in _HANDLERS}
     if not isinstance(payload, dict) or payload.get("job") not in kinds:
         raise ValueError(f"not a job: {line[:80]!r}")

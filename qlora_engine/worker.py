@@ -7,7 +7,6 @@ When stdin ends the driver has vanished: the job is asked to save and end.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -16,7 +15,7 @@ import threading
 from pathlib import Path
 from typing import TextIO
 
-from qlora_engine import events, jobs
+from qlora_engine import events, jobs, parsing
 from qlora_engine.control import STOP_SAVE, Control
 
 NICENESS = 5
@@ -55,7 +54,7 @@ def _take_stdout() -> TextIO:
 def _log_into(file: Path) -> None:
     """From here on everything printed, by Python, libraries or C, is kept with the run, whoever else may die."""
     try:
-        log = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        log = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     except OSError:
         logging.getLogger(__name__).warning("%s cannot be written", file)
         return
@@ -68,7 +67,7 @@ def _log_into(file: Path) -> None:
 def _listen(control: Control) -> None:
     for line in sys.stdin:
         try:
-            command = json.loads(line)
+            command = parsing.from_json(line)
         except ValueError:
             logging.getLogger(__name__).warning("not a command: %r", line[:80])
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from app.presenters.runs import run_title, usable_runs
 from app.presenters.tried import Choice, choices
 from app.screens.try_chat import ChatPanel
 from app.studio import Studio
-from qlora_engine import paths
+from qlora_engine import parsing, paths
 from qlora_engine.evaluate.origin import BaseKey
 from qlora_engine.events import TERMINAL, Event, SessionReady, SidesChanged
 from qlora_engine.jobs import ChatJob
@@ -159,5 +158,7 @@ class ChatController(QObject):
 
 
 def _suggestions() -> list[str]:
-    stored = json.loads((paths.resources_dir() / "starter" / "prompts.json").read_text(encoding="utf-8"))
+    stored = parsing.from_json(
+        (paths.resources_dir() / "starter" / "prompts.json").read_text(encoding="utf-8")
+    )
     return list(stored["prompts"])[:2]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from qlora_engine import paths
+from qlora_engine import parsing, paths
 from qlora_engine.runs.record import write_aside
 
 
@@ -49,7 +49,7 @@ class SettingsFile:
 
     def _read(self) -> Settings:
         try:
-            plain = json.loads(self._path.read_text(encoding="utf-8"))
+            plain = parsing.from_json(self._path.read_text(encoding="utf-8"))
             known = {f.name: plain[f.name] for f in fields(Settings) if f.name in plain}
             known["folders"] = tuple(known.get("folders", ()))
             return Settings(**known)

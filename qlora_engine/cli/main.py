@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import click
 
-from qlora_engine import __version__
+from qlora_engine import __version__, child
 from qlora_engine.cli import failures
 
 COMMANDS = {
@@ -92,6 +92,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the console script."""
+    child.forget_current_folder()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qlora_engine import parsing
 from qlora_engine.config import DataSettings
 from qlora_engine.errors import EngineError, did_you_mean
 
@@ -137,7 +137,7 @@ def _messages(row: Row, columns: Mapping[str, str]) -> list[Message]:
     turns = row.get(next(iter(columns.values())))
     if isinstance(turns, str):
         try:
-            turns = json.loads(turns)
+            turns = parsing.from_json(turns)
         except ValueError:
             raise RowProblem("its conversation is a text, not a list of turns") from None
     if not isinstance(turns, list) or not turns:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_engine import paths
+from qlora_engine import parsing, paths
 from qlora_engine.config import DataSettings
 from qlora_engine.errors import EngineError
 
@@ -117,7 +117,7 @@ def _read_jsonl(raw: bytes, file: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parsing.from_json(line)
         except ValueError as error:
             raise EngineError(
                 "data.json", f"{file.name}, line {number}: broken JSON: {_short(error)}", "correct that line"
@@ -128,13 +128,13 @@ def _read_jsonl(raw: bytes, file: Path) -> Iterator[Row]:
 def _read_json(raw: bytes, file: Path) -> Iterator[Row]:
     text = _text(raw, file)
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+        value = parsing.from_json(text)
+    except parsing.Malformed as error:
         if _is_jsonl(text):
             yield from _read_jsonl(raw, file)
             return
         raise EngineError(
-            "data.json", f"{file.name}, line {error.lineno}: broken JSON: {error.msg}", "correct that line"
+            "data.json", f"{file.name}, line {error.line}: broken JSON: {error.reason}", "correct that line"
         ) from error
     for number, row in enumerate(_row_list(value, file), 1):
         yield _as_row(row, f"{file.name}, row {number}")
@@ -144,7 +144,7 @@ def _is_jsonl(text: str) -> bool:
     """JSON lines saved as .json: the first line is an object of its own."""
     first = text.lstrip().split("\n", 1)[0]
     try:
-        return isinstance(json.loads(first), dict)
+        return isinstance(parsing.from_json(first), dict)
     except ValueError:
         return False
 

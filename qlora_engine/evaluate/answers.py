@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qlora_engine import parsing
 from qlora_engine.errors import EngineError
 from qlora_engine.evaluate.origin import Origin, base_key
 from qlora_engine.runs.record import RunFolder, append_line
@@ -41,7 +42,7 @@ def read(run: RunFolder) -> dict[str, StoredAnswer]:
         return found
     for line in lines:
         try:
-            answer = StoredAnswer(**json.loads(line))
+            answer = StoredAnswer(**parsing.from_json(line))
         except (ValueError, TypeError):
             continue
         found[answer.key] = answer

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qlora_engine import parsing
 from qlora_engine.errors import EngineError
 from qlora_engine.evaluate.answers import adapter_sha256
 from qlora_engine.evaluate.origin import origin_of_run
@@ -35,7 +36,7 @@ def write(run: RunFolder, document: Mapping[str, Any], rows: Sequence[Mapping[st
 def read(run: RunFolder) -> dict[str, Any] | None:
     """The kept predictions of the run's present adapter; None when there are none, or they are of another adapter."""
     try:
-        stored = json.loads((run.path / FILE).read_text(encoding="utf-8"))
+        stored = parsing.from_json((run.path / FILE).read_text(encoding="utf-8"))
         is_known = isinstance(stored, dict) and stored.pop("schema_version", None) == SCHEMA_VERSION
         if is_known and stored.get("adapter_sha256") == adapter_sha256(origin_of_run(run)):
             return stored

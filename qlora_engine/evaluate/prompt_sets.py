@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_engine import paths
+from qlora_engine import parsing, paths
 from qlora_engine.errors import EngineError, did_you_mean
 from qlora_engine.runs.record import write_aside
 
@@ -45,7 +45,9 @@ def all_sets() -> list[PromptSet]:
 
 
 def starter_set() -> PromptSet:
-    stored = json.loads((paths.resources_dir() / "starter" / "prompts.json").read_text(encoding="utf-8"))
+    stored = parsing.from_json(
+        (paths.resources_dir() / "starter" / "prompts.json").read_text(encoding="utf-8")
+    )
     return PromptSet(STARTER, tuple(stored["prompts"]), is_builtin=True)
 
 
@@ -172,7 +174,7 @@ def _prompt_of(item: Any, where: str) -> str:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return parsing.from_json(text)
     except ValueError as error:
         raise EngineError("prompts.unreadable", f"{where} is not JSON: {error}", "check the file") from error
 

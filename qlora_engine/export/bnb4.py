@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from qlora_engine import parsing
 from qlora_engine.errors import EngineError
 from qlora_engine.export.merge import DTYPES, Merge, Rows
 from qlora_engine.export.nf4 import BLOCK, NESTED_BLOCK, Packed, Quantizer
@@ -121,7 +122,7 @@ def _tensors(packed: Packed) -> dict[str, torch.Tensor]:
     """The parts as bitsandbytes itself would save them."""
     stored: dict[str, torch.Tensor] = packed.state.as_dict(packed=True)
     name = "quant_state.bitsandbytes__nf4"
-    said = json.loads(bytes(stored[name].tolist()))
+    said = parsing.from_json(bytes(stored[name].tolist()))
     text = json.dumps(said).encode().ljust(STATE_BYTES)
     assert len(text) == STATE_BYTES
     return {"": packed.data, **stored, name: torch.frombuffer(bytearray(text), dtype=torch.uint8)}

@@ -6,7 +6,6 @@ way that has no name there cannot be written and is refused.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
+from qlora_engine import parsing
 from qlora_engine.data.templates import Template
 from qlora_engine.errors import EngineError
 from qlora_engine.models.quiet import quiet
@@ -64,7 +64,7 @@ def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise _refusal("it is a slow one, without a tokenizer.json")
-    stored = json.loads(tokenizer.backend_tokenizer.to_str())
+    stored = parsing.from_json(tokenizer.backend_tokenizer.to_str())
     model = stored["model"]
     if model["type"] != "BPE":
         raise _refusal(f"it is of the kind {model['type']}, not BPE")

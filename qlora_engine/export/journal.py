@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from qlora_engine import parsing
 from qlora_engine.errors import EngineError
 from qlora_engine.runs.record import write_aside
 
@@ -82,7 +83,7 @@ class Journal:
                 f"another export is being written to {out} (process {stored['owner'][0]})",
                 "wait for its end, or choose another folder",
             )
-        is_same = stored is not None and stored.get("key") == json.loads(json.dumps(self._key))
+        is_same = stored is not None and stored.get("key") == parsing.from_json(json.dumps(self._key))
         found = _marks(stored or {}) if is_same else {}
         hashers = {name: _hash_start(self.folder / name, mark) for name, mark in found.items()}
         self._hashers = {name: hasher for name, hasher in hashers.items() if hasher is not None}
@@ -134,7 +135,7 @@ class Journal:
 
 def _read(folder: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        found = parsing.from_json((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

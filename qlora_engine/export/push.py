@@ -5,12 +5,12 @@ Imports huggingface_hub lazily. The token is the hub's own (`hf auth login`, or 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qlora_engine import parsing
 from qlora_engine.bridge import Emit, events_while
 from qlora_engine.control import Control
 from qlora_engine.errors import EngineError
@@ -42,7 +42,7 @@ def prepare(folder: Path, *, allow_unproven: bool = False) -> Upload:
         EngineError: not an export, or one that is not proven.
     """
     try:
-        proof = json.loads((folder / "proof.json").read_text(encoding="utf-8"))
+        proof = parsing.from_json((folder / "proof.json").read_text(encoding="utf-8"))
         is_proven = bool(proof["is_proven"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EngineError(

@@ -7,7 +7,6 @@ package's quantization of whole tensors.
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from gguf import quants
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from qlora_engine import parsing
 from qlora_engine.export import gguf, merge
 from qlora_engine.export.nf4 import BLOCK, dequantized
 from qlora_engine.models import spec
@@ -118,7 +118,7 @@ def _store(model: Any, base: Path, kind: str, dtype: str) -> None:
 
 def _round_factors(model: Any, adapter: Path) -> None:
     """Round A and B as a LoRA file in 16 bits does; what is not alpha / rank is inside B there."""
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config = parsing.from_json((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     for name, parameter in model.named_parameters():
         if "lora_A" in name:
             parameter.data = parameter.data.half().float()

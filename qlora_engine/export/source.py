@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qlora_engine import parsing
 from qlora_engine.config import TrainingConfig
 from qlora_engine.errors import EngineError
 from qlora_engine.models import catalog
@@ -68,7 +68,7 @@ def open_source(run_dir: str) -> Source:
         )  # fmt: skip
     base = base_path(record)
     check_base(record, base)
-    config = json.loads((folder.adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
+    config = parsing.from_json((folder.adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
     return Source(folder, folder.job(), record, folder.adapter_dir, config, base)
 
 

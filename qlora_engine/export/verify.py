@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -15,6 +14,7 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
+from qlora_engine import child, parsing
 from qlora_engine.control import Control
 from qlora_engine.events import CheckFinished, Event
 from qlora_engine.export.journal import Mark
@@ -47,37 +47,38 @@ def prove(
     request = request_of(source, export, kind, details)
     checks: list[CheckFinished] = []
     errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below
-    child = subprocess.Popen(
+    process = subprocess.Popen(
         child_command(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=errors,  # a file: a full pipe would block the child
+        stderr=errors,  # a file: a full pipe would block the process
         text=True,
         encoding="utf-8",
+        env=child.environment(),
     )
-    assert child.stdin is not None
-    assert child.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
-        child.stdin.write(json.dumps(request))
-        child.stdin.close()
-        threading.Thread(target=_end_when_stopped, args=(child, control), daemon=True).start()
-        for line in child.stdout:
+        process.stdin.write(json.dumps(request))
+        process.stdin.close()
+        threading.Thread(target=_end_when_stopped, args=(process, control), daemon=True).start()
+        for line in process.stdout:
             control.check()
             check = _check(line)
             if check is not None:
                 checks.append(check)
                 yield check
         control.check()
-        if child.wait() != 0:
+        if process.wait() != 0:
             errors.seek(0)
             said = errors.read().strip().splitlines()
-            last = said[-1] if said else f"exit code {child.returncode}"
+            last = said[-1] if said else f"exit code {process.returncode}"
             checks.append(CheckFinished("the proof ran to its end", False, last[:300]))
             yield checks[-1]
     finally:
-        child.kill()
-        child.wait()
-        child.stdout.close()
+        process.kill()
+        process.wait()
+        process.stdout.close()
         errors.close()
     return checks
 
@@ -97,19 +98,17 @@ def check_files(hashes: Mapping[str, str], marks: Mapping[str, Mark]) -> CheckFi
     )
 
 
-def _end_when_stopped(child: subprocess.Popen[str], control: Control) -> None:
+def _end_when_stopped(process: subprocess.Popen[str], control: Control) -> None:
     """A check can take long; whoever asked to stop need not wait for its end."""
-    while child.poll() is None:
+    while process.poll() is None:
         if control.is_stop_requested:
-            child.kill()
+            process.kill()
             return
         time.sleep(0.1)
 
 
 def child_command() -> list[str]:
-    if getattr(sys, "frozen", False):
-        return [sys.executable, "--verify-export"]
-    return [sys.executable, "-m", "qlora_engine.export.verify_child"]
+    return child.command("qlora_engine.export.verify_child")
 
 
 def _prompts(source: Source) -> list[str]:
@@ -119,7 +118,7 @@ def _prompts(source: Source) -> list[str]:
 
 def _check(line: str) -> CheckFinished | None:
     try:
-        plain = json.loads(line)
+        plain = parsing.from_json(line)
     except ValueError:
         return None
     return CheckFinished(plain["name"], plain["passed"], plain["detail"], plain.get("numbers", {}))

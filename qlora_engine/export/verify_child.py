@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from gguf import GGUFReader, quants
 
+from qlora_engine import parsing
 from qlora_engine.data.templates import choose, render
 from qlora_engine.export import llama_cpp
 from qlora_engine.export.reference import Expected, expected, greedy, logits_of, quantized_paths
@@ -45,7 +46,7 @@ MIXED = (
 def main() -> int:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
-    request = json.load(sys.stdin)
+    request = parsing.from_json(sys.stdin.read())
 
     def tell(name: str, passed: bool | None, detail: str, **numbers: Any) -> None:
         out.write(json.dumps({"name": name, "passed": passed, "detail": detail, "numbers": numbers}) + "\n")
@@ -235,7 +236,7 @@ def _check_modelfile(export: Path, ends: list[str], tell: Any) -> None:
     """It names the file beside it, and every end token as a stop."""
     lines = (export / "Modelfile").read_text(encoding="utf-8").splitlines()
     stops = [
-        json.loads(line.removeprefix("PARAMETER stop "))
+        parsing.from_json(line.removeprefix("PARAMETER stop "))
         for line in lines
         if line.startswith("PARAMETER stop ")
     ]

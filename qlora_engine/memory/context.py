@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_engine import paths
+from qlora_engine import child, parsing, paths
 from qlora_engine.memory.gpus import same_gpu
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def context_of(gpu: str | None = None) -> Context:
 def records() -> tuple[Record, ...]:
     """This computer's measurements, the newest last; none where the file is missing or unreadable."""
     try:
-        plain = json.loads(_file().read_text(encoding="utf-8"))
+        plain = parsing.from_json(_file().read_text(encoding="utf-8"))
         found = [Record(**one) for one in plain["measured"]] if plain["schema"] == SCHEMA else []
     except (OSError, ValueError, KeyError, TypeError):
         return ()
@@ -108,29 +108,30 @@ def _probed(index: int, check: Callable[[], None]) -> tuple[int | None, str]:
     """Bytes as the child process measured them, or None and why not."""
     if getattr(sys, "frozen", False):
         return None, "a packaged program cannot start the empty process"
-    command = [sys.executable, "-m", "qlora_engine.memory.context_probe", str(index)]
-    root = str(Path(__file__).resolve().parents[2])
-    search = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONPATH": search}
-    ) as child:  # fmt: skip
+        child.command("qlora_engine.memory.context_probe", str(index)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=child.environment(),
+    ) as probe:
         try:
-            answer = _wait(child, check)
+            answer = _wait(probe, check)
         finally:
-            child.kill()
+            probe.kill()
     try:
-        told: dict[str, Any] = json.loads(answer)
+        told: dict[str, Any] = parsing.from_json(answer)
         return told["bytes"], told["problem"]
     except (ValueError, KeyError, TypeError):
-        return None, f"the empty process ended with exit code {child.returncode} and no answer"
+        return None, f"the empty process ended with exit code {probe.returncode} and no answer"
 
 
-def _wait(child: subprocess.Popen[str], check: Callable[[], None]) -> str:
+def _wait(probe: subprocess.Popen[str], check: Callable[[], None]) -> str:
     until = time.monotonic() + PROBE_SECONDS
     while time.monotonic() < until:
         check()
         try:
-            return child.communicate(timeout=0.2)[0]
+            return probe.communicate(timeout=0.2)[0]
         except subprocess.TimeoutExpired:
             continue
     return json.dumps({"bytes": None, "problem": f"no answer within {PROBE_SECONDS} s"})

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from functools import cache
 
-from qlora_engine import paths
+from qlora_engine import parsing, paths
 from qlora_engine.errors import EngineError, did_you_mean
 
 GIB = 1024**3
@@ -27,7 +26,7 @@ class Gpu:
 @cache
 def known_gpus() -> tuple[Gpu, ...]:
     """All of the table, smallest first."""
-    plain = tomllib.loads((paths.resources_dir() / "gpus.toml").read_text(encoding="utf-8"))
+    plain = parsing.from_toml((paths.resources_dir() / "gpus.toml").read_text(encoding="utf-8"))
     gpus = [
         Gpu(
             name=entry["name"],

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from qlora_engine import config_io, paths
+from qlora_engine import config_io, parsing, paths
 from qlora_engine.bridge import Emit, events_while
 from qlora_engine.config import TrainingConfig
 from qlora_engine.control import Control
@@ -327,7 +327,7 @@ def _cache_file(question: Question) -> Path:
 
 def _cached(question: Question) -> dict[str, Outcome] | None:
     try:
-        plain = json.loads(_cache_file(question).read_text(encoding="utf-8"))
+        plain = parsing.from_json(_cache_file(question).read_text(encoding="utf-8"))
         return {side: Outcome(**plain[side]) for side in SIDES}
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -5,7 +5,6 @@ No weight is read, and no pickle is opened.
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qlora_engine import parsing
 from qlora_engine.errors import EngineError
 
 HEADER_LIMIT_BYTES = 100_000_000
@@ -62,7 +62,7 @@ def read_config(path: Path) -> Mapping[str, Any]:
             "choose the folder that holds config.json and the safetensors files",
         )  # fmt: skip
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = parsing.from_json(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise EngineError(
             "model.config", f"{file} cannot be read: {error}", "download the model again"
@@ -125,7 +125,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     if len(raw) < length:
         raise _truncated(file, size, 8 + length)
     try:
-        header = json.loads(raw)
+        header = parsing.from_json(raw)
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         found = {name: _stored(file.name, entry, 8 + length) for name, entry in entries.items()}
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
@@ -144,7 +144,9 @@ def read_chat_template(path: Path) -> str | None:
     if jinja.is_file():
         return jinja.read_text(encoding="utf-8")
     try:
-        stored = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+        stored = parsing.from_json((path / "tokenizer_config.json").read_text(encoding="utf-8")).get(
+            "chat_template"
+        )
     except (OSError, ValueError, AttributeError):
         return None
     return stored if isinstance(stored, str) else None
@@ -152,7 +154,7 @@ def read_chat_template(path: Path) -> str | None:
 
 def _shards(path: Path, index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(parsing.from_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
         if not names or any(Path(name).name != name for name in names):
             raise ValueError("a shard outside the folder")
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
@@ -188,7 +190,7 @@ def _truncated(file: Path, size: int, expected: int) -> EngineError:
 def read_licence(path: Path) -> str | None:
     """From `origin.json` (our conversions) or the model card's front matter."""
     try:
-        return str(json.loads((path / "origin.json").read_text(encoding="utf-8"))["licence"])
+        return str(parsing.from_json((path / "origin.json").read_text(encoding="utf-8"))["licence"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
     card = path / "README.md"

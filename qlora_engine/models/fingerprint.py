@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from qlora_engine import paths
+from qlora_engine import parsing, paths
 from qlora_engine.models.files import weight_files
 
 
@@ -54,7 +54,7 @@ def _store() -> Path:
 
 def _known_hashes() -> dict[str, str]:
     try:
-        known = json.loads(_store().read_text(encoding="utf-8"))
+        known = parsing.from_json(_store().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}

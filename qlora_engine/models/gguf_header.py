@@ -17,6 +17,7 @@ from typing import Any
 from qlora_engine.errors import EngineError
 
 LONG_ARRAY = 1024
+DEEPEST_ARRAY = 8
 SCALARS = {
     0: "<B",
     1: "<b",
@@ -122,16 +123,18 @@ class _Cursor:
         sides = [self._number("<Q") for _ in range(rank)]
         return name, GgufTensor(tuple(reversed(sides)), self._number("<I"), self._number("<Q"))
 
-    def _value(self, kind: int) -> Any:
+    def _value(self, kind: int, depth: int = 0) -> Any:
         if kind == STRING:
             return self._text()
         if kind == ARRAY:
-            return self._array()
+            return self._array(depth + 1)
         if kind not in SCALARS:
             raise ValueError(f"metadata of type {kind}")
         return self._number(SCALARS[kind])
 
-    def _array(self) -> Any:
+    def _array(self, depth: int) -> Any:
+        if depth > DEEPEST_ARRAY:
+            raise ValueError(f"its metadata is nested more than {DEEPEST_ARRAY} levels deep")
         kind, length = self._number("<I"), self._count("<Q")
         if kind in SCALARS and length > LONG_ARRAY:
             self._skip(struct.calcsize(SCALARS[kind]) * length)
@@ -140,7 +143,7 @@ class _Cursor:
             for _ in range(length):
                 self._skip(self._number("<Q"))
             return length
-        return [self._value(kind) for _ in range(length)]
+        return [self._value(kind, depth) for _ in range(length)]
 
     def _text(self) -> str:
         length, start = self._number("<Q"), self._at

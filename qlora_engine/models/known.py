@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from qlora_engine import paths
+from qlora_engine import parsing, paths
 from qlora_engine.models.spec import ModelFacts, facts_from_config
 
 
@@ -35,7 +34,7 @@ class KnownModel:
 def known_models() -> tuple[KnownModel, ...]:
     """All of `resources/models`, by name."""
     files = sorted((paths.resources_dir() / "models").glob("*.json"))
-    return tuple(_read(json.loads(file.read_text(encoding="utf-8"))) for file in files)
+    return tuple(_read(parsing.from_json(file.read_text(encoding="utf-8"))) for file in files)
 
 
 def find(name: str) -> KnownModel | None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qlora_engine import parsing
+
 TAIL_BYTES = 256 * 1024
 
 
@@ -23,7 +25,7 @@ class TraceWriter:
 
     def __init__(self, path: Path) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
-        self._descriptor: int | None = os.open(path, flags, 0o644)
+        self._descriptor: int | None = os.open(path, flags, 0o600)
         self._lock = threading.Lock()
         self._needs_newline = _ends_in_the_middle(path)
         self.lost = 0
@@ -110,7 +112,7 @@ def encode(sample: Mapping[str, Any]) -> bytes:
 def decode(line: bytes) -> dict[str, Any] | None:
     """The sample of a line; None when it is not one."""
     try:
-        found = json.loads(line)
+        found = parsing.from_json(line)
     except ValueError:
         return None
     return found if isinstance(found, dict) and isinstance(found.get("time"), int | float) else None

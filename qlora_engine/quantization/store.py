@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from qlora_engine import paths
+from qlora_engine import parsing, paths
 from qlora_engine.config import TrainingConfig
 from qlora_engine.data.sources import STARTER
 from qlora_engine.models import catalog
@@ -70,7 +70,7 @@ def versions() -> dict[str, str]:
 def read(key: str) -> QualityReport | None:
     """The kept report; None where there is none or it cannot be read."""
     try:
-        return report_from(json.loads(_file(key).read_text(encoding="utf-8")))
+        return report_from(parsing.from_json(_file(key).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

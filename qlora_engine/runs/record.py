@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from qlora_engine import config_io, events, paths
+from qlora_engine import config_io, events, parsing, paths
 from qlora_engine.config import TrainingConfig
 from qlora_engine.errors import EngineError
 
@@ -114,7 +114,7 @@ class RunFolder:
             EngineError: it is missing, not JSON, or written by a newer program.
         """
         try:
-            record = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            record = parsing.from_json((self.path / "run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise EngineError(
                 "run.unreadable",
@@ -178,7 +178,7 @@ class RunFolder:
         """The samples of `memory.jsonl`, oldest first; a half-written last line is left out."""
         for line in _lines(self.memory_path):
             try:
-                sample = json.loads(line)
+                sample = parsing.from_json(line)
             except ValueError:
                 continue
             if isinstance(sample, dict):
@@ -286,7 +286,7 @@ def is_alive(record: Mapping[str, Any]) -> bool:
 def is_complete(checkpoint: Path) -> bool:
     """True when every file named in the checkpoint's mark has the size written there."""
     try:
-        mark = json.loads((checkpoint / CHECKPOINT_MARK).read_text(encoding="utf-8"))
+        mark = parsing.from_json((checkpoint / CHECKPOINT_MARK).read_text(encoding="utf-8"))
         return all((checkpoint / name).stat().st_size == size for name, size in mark["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

@@ -21,6 +21,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from qlora_engine import parsing
 from qlora_engine.errors import EngineError
 from qlora_engine.runs.record import CHECKPOINT_MARK, RunFolder, is_complete, write_aside
 from qlora_engine.training import optim
@@ -132,8 +133,8 @@ def discard(folder: RunFolder, names: Iterable[str]) -> None:
 def is_intact(checkpoint: Path) -> bool:
     """True when the files have the checksums of the checkpoint's mark and the loop's position can be read."""
     try:
-        json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-        mark = json.loads((checkpoint / CHECKPOINT_MARK).read_text(encoding="utf-8"))
+        parsing.from_json((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        mark = parsing.from_json((checkpoint / CHECKPOINT_MARK).read_text(encoding="utf-8"))
         return all(_crc32(checkpoint / name) == crc for name, crc in mark["crc32"].items())
     except (OSError, ValueError, KeyError):
         return False
@@ -153,7 +154,7 @@ def load(
     Raises:
         EngineError: it does not fit this model or these settings.
     """
-    plain = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    plain = parsing.from_json((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     load_adapter(checkpoint, model)
     try:
         optim.import_state(optimizer, load_file(checkpoint / OPTIMIZER_FILE), plain["optimizer_numbers"])

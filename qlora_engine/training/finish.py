@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from qlora_engine import paths
+from qlora_engine import parsing, paths
 from qlora_engine.control import Control
 from qlora_engine.data.templates import choose
 from qlora_engine.evaluate import generate
@@ -22,7 +21,9 @@ def fixed_prompts(config: Any) -> tuple[str, ...]:
     """The prompts answered at each evaluation: those of the job, or the starter dataset's own."""
     if config.training.sample_prompts or config.data.path != "starter":
         return tuple(config.training.sample_prompts)
-    stored = json.loads((paths.resources_dir() / "starter" / "prompts.json").read_text(encoding="utf-8"))
+    stored = parsing.from_json(
+        (paths.resources_dir() / "starter" / "prompts.json").read_text(encoding="utf-8")
+    )
     return tuple(stored["prompts"][:1])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes.util
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import shutil
@@ -13,12 +12,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import click
 
-from qlora_engine import __version__, paths
+from qlora_engine import __version__, child, parsing, paths
 from qlora_engine.cli import output
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "peft", "datasets", "PySide6-Essentials")
@@ -83,15 +81,12 @@ def machine_facts() -> dict[str, Any]:
 
 def ml_facts() -> dict[str, Any]:
     """torch's and bitsandbytes' own answers, from a child process that may take seconds or die."""
-    command = [sys.executable, "-m", "qlora_engine.cli.torch_facts"]
-    root = str(Path(__file__).resolve().parents[3])
-    search = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": search}
+    command, environment = child.command("qlora_engine.cli.torch_facts"), child.environment()
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=PROBE_SECONDS, env=environment, check=False
         )
-        facts = json.loads(done.stdout)
+        facts = parsing.from_json(done.stdout)
     except subprocess.TimeoutExpired:
         return _no_answer(f"no answer within {PROBE_SECONDS} s")
     except ValueError:
