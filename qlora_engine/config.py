@@ -161,6 +161,7 @@ class DataSettings:
             "messages": "Chat messages (role, content)",
             "prompt_completion": "Prompt and completion",
             "oasst": "OpenAssistant (text with ### Human / ### Assistant, or message trees)",
+            "preference": "Preference pairs (chosen, rejected)",
             "text": "Plain text",
         },
     )
@@ -202,6 +203,36 @@ class DataSettings:
         "auto",
         label="Chat template",
         help="The model's own; a named one (chatml, llama3, alpaca ...) for a model without; or a Jinja file.",
+        is_expert=True,
+    )
+    reasoning: str = knob(
+        "train",
+        label="Reasoning",
+        help="What becomes of the thoughts before an answer. The same in training, chat and held-out scores.",
+        choices={
+            "train": "Trained: the model learns to think first",
+            "context": "Kept as context: seen, not learned",
+            "remove": "Removed: answers alone",
+        },
+    )
+    empty_answers: str = knob(
+        "context",
+        label="Empty answers",
+        help="An answer without a word among others: only read, or its end trained, so that silence is learned.",
+        choices={"context": "Only read", "train": "Train their end"},
+        is_expert=True,
+    )
+    preference: str = knob(
+        "ask",
+        label="Preference pairs",
+        help="Rows with a wanted and an unwanted answer are not trained before it is said what of them.",
+        choices={"ask": "Not trained", "chosen": "Train the wanted answer, leave the other out"},
+        is_expert=True,
+    )
+    ignore: tuple[str, ...] = knob(
+        (),
+        label="Ignore",
+        help="What may be left out of rows although it changes their meaning: images, calls, weights, rejected, or a key.",
         is_expert=True,
     )
     system_prompt: str | None = knob(

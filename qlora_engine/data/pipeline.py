@@ -6,19 +6,19 @@ Nothing is dropped, cut or merged without being counted in the report.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from qlora_engine.config import DataSettings
 from qlora_engine.control import Control
 from qlora_engine.data import oasst, sources
-from qlora_engine.data.formats import Detection, Example, RowProblem, detect, read_row
+from qlora_engine.data.conversation import Conversation, RowProblem
+from qlora_engine.data.formats import Detection, detect, read_row, require_settled
 from qlora_engine.data.packing import pack
 from qlora_engine.data.report import DataReport, Drops, build_report
 from qlora_engine.data.templates import Template, choose
-from qlora_engine.data.tokenize import BATCH_ROWS, MaskProblem, TokenRow, cut, tokenize
+from qlora_engine.data.tokenize import BATCH_ROWS, Policy, TokenRow, cut, tokenize
 from qlora_engine.errors import EngineError
 
 Report = Callable[[str, int, int | None, str], None]
@@ -56,22 +56,23 @@ def prepare(
     raw = sources.load_rows(settings, is_offline=is_offline)
     rows = oasst.conversations(raw.rows) if oasst.is_message_tree(raw.rows) else raw.rows
     detection = detect(rows, settings)
+    require_settled(detection)
     template = choose(tokenizer, settings.chat_template)
     drops = Drops()
     examples = _read_examples(rows, detection, settings, drops)
     held_raw = sources.load_held_out(settings)
     train_examples, held_examples, duplicates = _split(examples, held_raw, settings, detection, seed, drops)
-    train_on = "everything" if detection.format == "text" else settings.train_on
     work = _Tokenizing(
         tokenizer,
         template,
-        train_on,
+        Policy.of(settings),
         drops,
         report_progress,
         control,
         len(train_examples) + len(held_examples),
     )
     train, held_out = work.run(train_examples), work.run(held_examples)
+    _refuse_untokenized(len(train_examples) + len(held_examples), len(train) + len(held_out), drops)
     whole_lengths = [len(row.input_ids) for row in (*train, *held_out)]
     seq_len = settings.seq_len or automatic_length(whole_lengths, model_max_length)
     _check_length(seq_len, model_max_length)
@@ -105,13 +106,13 @@ class _Tokenizing:
     """Tokenizes with progress, an ear for Stop, and a sentence when an answer cannot be found."""
 
     def __init__(
-        self, tokenizer: Any, template: Template, train_on: str, drops: Drops, report: Report | None,
+        self, tokenizer: Any, template: Template, policy: Policy, drops: Drops, report: Report | None,
         control: Control | None, total: int,
     ) -> None:  # fmt: skip
-        self._tokenizer, self._template, self._train_on, self._drops = tokenizer, template, train_on, drops
+        self._tokenizer, self._template, self._policy, self._drops = tokenizer, template, policy, drops
         self._report, self._control, self._total, self._done = report, control, total, 0
 
-    def run(self, examples: Sequence[Example]) -> list[TokenRow]:
+    def run(self, examples: Sequence[Conversation]) -> list[TokenRow]:
         rows: list[TokenRow] = []
         for start in range(0, len(examples), BATCH_ROWS):
             if self._control is not None:
@@ -123,29 +124,19 @@ class _Tokenizing:
                 self._report("tokenizing", self._done, self._total, "rows")
         return rows
 
-    def _group(self, group: Sequence[Example]) -> list[TokenRow]:
-        try:
-            return list(tokenize(group, self._tokenizer, self._template, train_on=self._train_on))
-        except MaskProblem as problem:
-            raise EngineError(
-                "data.mask",
-                f"the answers cannot be found in the rendered rows {group[0].number} to {group[-1].number}: {problem}",
-                "choose another data.chat_template, or train on everything with data.train_on",
-            ) from problem
-        except EngineError:
-            raise
-        except Exception as error:  # a template raises whatever its author chose
-            lines = str(error).strip().splitlines()
-            raise EngineError(
-                "data.template",
-                f"the chat template refuses a row between {group[0].number} and {group[-1].number}: {lines[0][:160] if lines else error}",
-                "choose another data.chat_template, or correct those rows",
-            ) from error
+    def _group(self, group: Sequence[Conversation]) -> list[TokenRow]:
+        kept = []
+        for row in tokenize(group, self._tokenizer, self._template, self._policy):
+            if isinstance(row, RowProblem):
+                self._drops.add(row.reason, row.number or 0)
+            else:
+                kept.append(row)
+        return kept
 
 
 def _read_examples(
     rows: Sequence[Any], detection: Detection, settings: DataSettings, drops: Drops
-) -> list[Example]:
+) -> list[Conversation]:
     examples = []
     for number, row in enumerate(rows, 1):
         try:
@@ -153,7 +144,7 @@ def _read_examples(
         except RowProblem as problem:
             drops.add(str(problem), number)
             continue
-        examples.append(_with_system(example, settings.system_prompt))
+        examples.append(example.with_system(settings.system_prompt))
     _refuse_nonsense(len(rows), len(examples), detection, drops)
     return examples
 
@@ -173,26 +164,34 @@ def _refuse_nonsense(total: int, kept: int, detection: Detection, drops: Drops) 
     )
 
 
-def _with_system(example: Example, system_prompt: str | None) -> Example:
-    if not system_prompt or not example.messages or example.messages[0]["role"] == "system":
-        return example
-    return replace(example, messages=({"role": "system", "content": system_prompt}, *example.messages))
+def _refuse_untokenized(total: int, kept: int, drops: Drops) -> None:
+    """A template that fits fewer than half of the rows is the wrong one (CORRECTNESS 17).
+
+    Raises:
+        EngineError: it is so.
+    """
+    if kept * 2 < total:
+        raise EngineError(
+            "data.mask",
+            f"{total - kept} of {total} rows cannot be trained rightly with this chat template: {drops.summary()}",
+            "choose another data.chat_template, or correct those rows",
+        )
 
 
 def _split(
-    examples: list[Example],
+    examples: list[Conversation],
     held_raw: sources.RawRows | None,
     settings: DataSettings,
     detection: Detection,
     seed: int,
     drops: Drops,
-) -> tuple[list[Example], list[Example], int]:
+) -> tuple[list[Conversation], list[Conversation], int]:
     """(train, held out, duplicates). Rows of the same content are always on the same side."""
-    keys = [_content_key(example) for example in examples]
+    keys = [example.content_key() for example in examples]
     duplicates = len(keys) - len(set(keys))
     if held_raw is not None:
         held = _read_examples(held_raw.rows, detection, settings, Drops())
-        held_keys = {_content_key(example) for example in held}
+        held_keys = {example.content_key() for example in held}
         for example, key in zip(examples, keys, strict=True):
             if key in held_keys:
                 drops.add("it is also in the held-out data", example.number)
@@ -211,15 +210,6 @@ def _held_out_keys(keys: Sequence[str], fraction: float, seed: int) -> set[str]:
         count = max(1, min(count, len(unique) - 1))
     ranked = sorted(unique, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
     return set(ranked[:count])
-
-
-def _content_key(example: Example) -> str:
-    content = (
-        example.text
-        if example.text is not None
-        else json.dumps([(m["role"], m["content"].strip()) for m in example.messages])
-    )
-    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _cut_all(rows: Sequence[TokenRow], seq_len: int, drops: Drops) -> list[TokenRow]:

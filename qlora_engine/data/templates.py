@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qlora_engine.data.conversation import Message
 from qlora_engine.errors import EngineError, did_you_mean
 
 FALLBACK = "alpaca"
@@ -119,10 +120,15 @@ def choose(tokenizer: Any, wanted: str) -> Template:
 
 
 def render(
-    tokenizer: Any, template: Template, messages: Sequence[dict[str, str]], *, is_prompt: bool = False
+    tokenizer: Any,
+    template: Template,
+    messages: Sequence[Message | dict[str, str]],
+    *,
+    is_prompt: bool = False,
 ) -> str:
     """The text of a conversation; with `is_prompt`, up to where the model's answer begins."""
-    shown = fold_system(messages) if template.folds_system else list(messages)
+    given = [{"role": m.role, "content": m.text} if isinstance(m, Message) else m for m in messages]
+    shown = fold_system(given) if template.folds_system else given
     return str(
         tokenizer.apply_chat_template(
             shown, chat_template=template.jinja, tokenize=False, add_generation_prompt=is_prompt

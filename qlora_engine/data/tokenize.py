@@ -1,20 +1,36 @@
-"""Turns examples into tokens with a mask of what is trained. Torch-free; needs a fast tokenizer.
+"""Turns conversations into tokens with a mask of what is trained. Torch-free; needs a fast tokenizer.
 
-The answers are found in the rendered text, turn by turn, so that any template works; what cannot be found is an
-error, never the whole text (CORRECTNESS 17). Padding is masked by length, not by token id (CORRECTNESS 14).
+A row that cannot be trained rightly comes out as a RowProblem with its number, never as the whole text (CORRECTNESS
+17), and never stops the others. Padding is masked by length, not by token id (CORRECTNESS 14).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-from qlora_engine.data.formats import Example
+from qlora_engine.config import DataSettings
+from qlora_engine.data.conversation import Conversation, RowProblem
 from qlora_engine.data.templates import Template, render
 
 Span = tuple[int, int]
 BATCH_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a run does with every row: `train_on` answers or everything, `reasoning` train, context or remove,
+    `empty_answers` context or train."""
+
+    train_on: str = "answers"
+    reasoning: str = "train"
+    empty_answers: str = "context"
+
+    @classmethod
+    def of(cls, settings: DataSettings) -> Policy:
+        return cls(settings.train_on, settings.reasoning, settings.empty_answers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +38,8 @@ class TokenRow:
     """One training row. `trained[i]` says whether token i is predicted in the loss; same length as `input_ids`.
 
     `lengths` are those of the rows packed into it; a row of its own has one. `cut_tokens` were left out by the
-    sequence length, `is_answer_cut` says whether trained ones were among them.
+    sequence length, `is_answer_cut` says whether trained ones were among them. `notes` say what the template did to
+    the row that a person should know, in words that are counted.
     """
 
     input_ids: list[int]
@@ -32,6 +49,7 @@ class TokenRow:
     cut_tokens: int = 0
     is_answer_cut: bool = False
     text: str = field(default="", repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def trained_count(self) -> int:
@@ -39,57 +57,73 @@ class TokenRow:
         return sum(self.trained[1:])
 
 
-class MaskProblem(Exception):  # noqa: N818 - carries a reason, turned into a sentence by the pipeline
+class MaskProblem(RowProblem):
     """The answers of a row cannot be found in its rendered text."""
 
 
 def tokenize(
-    examples: Sequence[Example], tokenizer: Any, template: Template, *, train_on: str
-) -> Iterator[TokenRow]:
-    """Whole rows, not yet cut, in order.
+    conversations: Sequence[Conversation], tokenizer: Any, template: Template, policy: Policy
+) -> Iterator[TokenRow | RowProblem]:
+    """Whole rows, not yet cut, in order; a row that cannot be trained comes out as its problem, with its number."""
+    waiting = iter(conversations)
+    while group := list(islice(waiting, BATCH_ROWS)):
+        yield from _tokenize_group(group, tokenizer, template, policy)
 
-    Raises:
-        MaskProblem: an answer cannot be found in the rendered text.
-    """
-    for start in range(0, len(examples), BATCH_ROWS):
-        group = examples[start : start + BATCH_ROWS]
-        texts, spans = [], []
-        for example in group:
-            text, found = rendered(example, tokenizer, template, train_on=train_on)
-            texts.append(text)
-            spans.append(found)
-        encoded = tokenizer(
+
+def _tokenize_group(
+    group: Sequence[Conversation], tokenizer: Any, template: Template, policy: Policy
+) -> Iterator[TokenRow | RowProblem]:
+    rendering = [_rendered_or_problem(c, tokenizer, template, policy) for c in group]
+    texts = [r[0] for r in rendering if not isinstance(r, RowProblem)]
+    encoded: Iterator[tuple[Any, Any]] = iter(())
+    if texts:
+        found = tokenizer(
             texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
         )
-        for example, text, found, ids, offsets in zip(
-            group, texts, spans, encoded["input_ids"], encoded["offset_mapping"], strict=True
-        ):
-            yield TokenRow(
-                input_ids=list(ids),
-                trained=trained_mask(offsets, found),
-                source_row=example.number,
-                lengths=(len(ids),),
-                text=text,
-            )
+        encoded = iter(zip(found["input_ids"], found["offset_mapping"], strict=True))
+    for conversation, result in zip(group, rendering, strict=True):
+        if isinstance(result, RowProblem):
+            yield result
+            continue
+        ids, offsets = next(encoded)
+        yield TokenRow(
+            input_ids=list(ids),
+            trained=trained_mask(offsets, result[1]),
+            source_row=conversation.number,
+            lengths=(len(ids),),
+            text=result[0],
+        )
+
+
+def _rendered_or_problem(
+    conversation: Conversation, tokenizer: Any, template: Template, policy: Policy
+) -> tuple[str, list[Span]] | RowProblem:
+    try:
+        return rendered(conversation, tokenizer, template, policy)
+    except RowProblem as problem:
+        return RowProblem(problem.reason, conversation.number)
+    except Exception as error:  # noqa: BLE001 - a template raises whatever its author chose
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return RowProblem(f"the chat template refuses it: {lines[0][:160]}", conversation.number)
 
 
 def rendered(
-    example: Example, tokenizer: Any, template: Template, *, train_on: str
+    conversation: Conversation, tokenizer: Any, template: Template, policy: Policy
 ) -> tuple[str, list[Span]]:
     """The text of a row and the spans of it that are trained.
 
     The template writes BOS itself; a plain text gets BOS and EOS here (CORRECTNESS 15 and 16).
     """
-    if example.text is not None:
-        text = _with_ends(example.text, tokenizer)
+    if conversation.text is not None:
+        text = _with_ends(conversation.text, tokenizer)
         return text, [(0, len(text))]
-    text = render(tokenizer, template, example.messages)
-    if train_on == "everything":
+    text = render(tokenizer, template, conversation.messages)
+    if policy.train_on == "everything":
         return text, [(0, len(text))]
-    return text, answer_spans(text, example, tokenizer, template)
+    return text, answer_spans(text, conversation, tokenizer, template)
 
 
-def answer_spans(text: str, example: Example, tokenizer: Any, template: Template) -> list[Span]:
+def answer_spans(text: str, conversation: Conversation, tokenizer: Any, template: Template) -> list[Span]:
     """Where the answers stand in `text`, each with the token that ends its turn and nothing after it.
 
     Raises:
@@ -97,12 +131,12 @@ def answer_spans(text: str, example: Example, tokenizer: Any, template: Template
     """
     spans = []
     searched = 0
-    for index, message in enumerate(example.messages):
-        if message["role"] != "assistant":
+    for index, message in enumerate(conversation.messages):
+        if not message.is_answer:
             continue
-        span = _by_prefix(text, example, index, tokenizer, template)
+        span = _by_prefix(text, conversation, index, tokenizer, template)
         if span is None or span[0] < searched:
-            span = _by_content(text, message["content"], searched, template)
+            span = _by_content(text, message.text, searched, template)
         spans.append(span)
         searched = span[1]
     if not spans:
@@ -110,12 +144,14 @@ def answer_spans(text: str, example: Example, tokenizer: Any, template: Template
     return spans
 
 
-def _by_prefix(text: str, example: Example, index: int, tokenizer: Any, template: Template) -> Span | None:
+def _by_prefix(
+    text: str, conversation: Conversation, index: int, tokenizer: Any, template: Template
+) -> Span | None:
     """From the end of the prompt that generation would see to the end of the turn; None when the template renders
     the conversation's beginning differently on its own."""
-    prompt = render(tokenizer, template, example.messages[:index], is_prompt=True)
-    through = render(tokenizer, template, example.messages[: index + 1])
-    content = example.messages[index]["content"].strip()
+    prompt = render(tokenizer, template, conversation.messages[:index], is_prompt=True)
+    through = render(tokenizer, template, conversation.messages[: index + 1])
+    content = conversation.messages[index].text.strip()
     if not text.startswith(prompt):
         return None
     end = _common_length(text, through)
@@ -186,6 +222,7 @@ def cut(row: TokenRow, seq_len: int) -> TokenRow:
         cut_tokens=lost,
         is_answer_cut=any(row.trained[seq_len:]),
         text=row.text,
+        notes=row.notes,
     )
 
 

@@ -82,7 +82,7 @@ def questions_of(config: TrainingConfig, numbers: Collection[int]) -> dict[int, 
             messages = read_row(rows[number - 1], number, detection).messages
         except (RowProblem, IndexError):
             continue
-        asked = [m["content"] for m in messages if m["role"] != "assistant"]
+        asked = [m.text for m in messages if not m.is_answer]
         if asked:
             found[number] = asked[-1]
     return found

@@ -9,9 +9,9 @@ import pytest
 
 from qlora_engine import data
 from qlora_engine.config import DataSettings
-from qlora_engine.data.formats import Example
+from qlora_engine.data.conversation import Conversation, RowProblem, talk
 from qlora_engine.data.templates import NAMED, choose
-from qlora_engine.data.tokenize import MaskProblem, TokenRow, tokenize, trained_mask
+from qlora_engine.data.tokenize import Policy, TokenRow, tokenize, trained_mask
 from qlora_engine.errors import EngineError
 from tests.support.tiny import CHATML, instruction_rows, tiny_tokenizer, write_rows
 
@@ -38,8 +38,10 @@ def trained_text(row: TokenRow, tokenizer: Any) -> str:
 def one(
     tokenizer: Any, template: str, messages: tuple[dict[str, str], ...] = TALK, **options: str
 ) -> TokenRow:
-    settings = {"train_on": "answers", **options}
-    (row,) = tokenize([Example(1, messages)], tokenizer, choose(tokenizer, template), **settings)
+    conversation = Conversation(1, talk(messages))
+    (row,) = tokenize([conversation], tokenizer, choose(tokenizer, template), Policy(**options))
+    if isinstance(row, RowProblem):
+        raise row
     return row
 
 
@@ -73,15 +75,9 @@ def test_a_template_that_drops_earlier_reasoning_still_trains_the_right_tokens()
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "<think>long</think>one"},
         {"role": "user", "content": "b"},
-        {"role": "assistant", "content": "<think>short</think>two"},
+        {"role": "assistant", "content": "two"},
     )
-    with pytest.raises(MaskProblem):
-        one(tokenizer, "auto", messages)
-    plain = tuple({**m, "content": m["content"].replace("<think>long</think>", "")} for m in messages)
-    assert (
-        trained_text(one(tokenizer, "auto", plain), tokenizer)
-        == "one<|im_end|><think>short</think>two<|im_end|>"
-    )
+    assert trained_text(one(tokenizer, "auto", messages), tokenizer) == "one<|im_end|>two<|im_end|>"
 
 
 def test_an_answer_that_repeats_the_question_is_found_in_its_own_turn() -> None:

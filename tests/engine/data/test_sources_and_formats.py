@@ -138,7 +138,7 @@ def test_formats_are_detected_and_mean_the_same(name: str) -> None:
     assert detection.format == name
     assert detection.why
     example = read_row(FORMATS[name][0], 1, detection)
-    assert [(m["role"], m["content"]) for m in example.messages] == TALK
+    assert [(m.role, m.text) for m in example.messages] == TALK
 
 
 def test_plain_text_is_detected_last() -> None:
@@ -150,12 +150,12 @@ def test_plain_text_is_detected_last() -> None:
 def test_the_input_of_alpaca_is_part_of_the_question() -> None:
     row = {"instruction": "Add", "input": "2 and 3", "output": "5"}
     example = read_row(row, 1, detect([row], DataSettings()))
-    assert example.messages[0]["content"] == "Add\n\n2 and 3"
+    assert example.messages[0].text == "Add\n\n2 and 3"
 
 
 def test_history_and_system_of_alpaca_are_kept() -> None:
     row = {"instruction": "c", "output": "d", "history": [["a", "b"]], "system": "s"}
-    roles = [m["role"] for m in read_row(row, 1, detect([row], DataSettings())).messages]
+    roles = [m.role for m in read_row(row, 1, detect([row], DataSettings())).messages]
     assert roles == ["system", "user", "assistant", "user", "assistant"]
 
 
@@ -163,7 +163,7 @@ def test_columns_can_be_mapped() -> None:
     row = {"frage": "hi", "antwort": "hello"}
     settings = DataSettings(columns={"instruction": "frage", "output": "antwort"})
     detection = detect([row], settings)
-    assert [m["content"] for m in read_row(row, 1, detection).messages] == ["hi", "hello"]
+    assert [m.text for m in read_row(row, 1, detection).messages] == ["hi", "hello"]
 
 
 @pytest.mark.parametrize(
@@ -224,4 +224,4 @@ def test_message_trees_become_the_best_ranked_conversations() -> None:
     (conversation,) = oasst.conversations(rows)
     assert [turn["content"] for turn in conversation["messages"]] == ["q", "good"]
     detection = detect([conversation], DataSettings())
-    assert read_row(conversation, 1, detection).messages[0]["role"] == "user"
+    assert read_row(conversation, 1, detection).messages[0].role == "user"

@@ -1,0 +1,117 @@
+"""Finds out how rows are to be read, says why, and reads each with an account of its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qlora_engine.config import DataSettings
+from qlora_engine.data.conversation import Conversation, RowProblem
+from qlora_engine.data.formats import (
+    alpaca,
+    columns,
+    messages,
+    oasst,
+    preference,
+    prompt_completion,
+    sharegpt,
+    text,
+    turns,
+)
+from qlora_engine.data.formats.kind import Detection, Format, Keys, Row, Said, meaning_of
+from qlora_engine.errors import EngineError
+
+SAMPLE_ROWS = 50
+FORMATS: dict[str, Format] = {
+    module.FORMAT.name: module.FORMAT
+    for module in (preference, sharegpt, messages, oasst, alpaca, prompt_completion, text)
+}
+"""In the order in which they are tried."""
+FIELDS = {name: dict(kind.fields) for name, kind in FORMATS.items()}
+OPTIONAL_FIELDS = {field for kind in FORMATS.values() for field in kind.optional}
+
+
+def detect(rows: Sequence[Row], settings: DataSettings) -> Detection:
+    """The format and columns: as asked, else from the columns of the first rows.
+
+    Raises:
+        EngineError: no format fits, or a mapped column does not exist.
+    """
+    sample = rows[:SAMPLE_ROWS]
+    names = columns.names_of(sample)
+    if settings.format != "auto":
+        return _detected(FORMATS[settings.format], "as chosen", sample, names, settings)
+    for kind in FORMATS.values():
+        why = kind.test(sample, names, settings.columns)
+        if why:
+            return _detected(kind, why, sample, names, settings)
+    raise EngineError(
+        "data.format",
+        f"the columns {', '.join(names) or '(none)'} fit no known format",
+        'choose data.format, and map columns such as data.columns = {instruction = "question", output = "answer"}',
+    )
+
+
+def read_row(row: Row, number: int, detection: Detection) -> Conversation:
+    """One row in the detected format; what was not used of it is named.
+
+    Raises:
+        RowProblem: it lacks something, or carries what would change its meaning, with the reason.
+    """
+    try:
+        said, keys = _read(row, detection)
+        keys.require_meaning(detection.ignore)
+        if said.text is not None:
+            return Conversation(number, text=said.text, unused=tuple(keys.unused))
+        return Conversation(number, turns.finished(said.messages), said.tools, unused=tuple(keys.unused))
+    except RowProblem as problem:
+        raise RowProblem(problem.reason, number) from None
+    except RecursionError:
+        raise RowProblem("it is nested too deep", number) from None
+
+
+def require_settled(detection: Detection) -> None:
+    """Refuse to train before a person has decided what only a person can.
+
+    Raises:
+        EngineError: there is an open question.
+    """
+    for question in detection.questions:
+        choices = " or ".join(f'{question.setting} = "{value}"' for value in question.values)
+        raise EngineError(question.code, question.message, f"say so with {choices}")
+
+
+def _read(row: Row, detection: Detection) -> tuple[Said, Keys]:
+    keys = Keys()
+    said = FORMATS[detection.format].read(row, detection, keys)
+    keys.left(row)
+    return said, keys
+
+
+def _detected(
+    kind: Format, why: str, sample: Sequence[Row], names: Sequence[str], settings: DataSettings
+) -> Detection:
+    mapping = columns.match(kind.name, kind.fields, kind.optional, names, settings.columns)
+    is_open = kind.name == "preference" and settings.preference != "chosen"
+    detection = Detection(
+        kind.name, mapping, why, ignore=tuple(settings.ignore),
+        questions=(preference.QUESTION,) if is_open else (),
+    )  # fmt: skip
+    return _with_keys(detection, sample)
+
+
+def _with_keys(detection: Detection, sample: Sequence[Row]) -> Detection:
+    """The account of every key of the first rows."""
+    used: dict[str, None] = {}
+    unused: dict[str, None] = {}
+    for row in sample:
+        try:
+            _, keys = _read(row, detection)
+        except (RowProblem, RecursionError):
+            continue
+        used |= keys.used
+        unused |= keys.unused
+    left = tuple(key for key in unused if key not in used)
+    return replace(
+        detection, used=tuple(used), unused=left, changes=tuple(key for key in left if meaning_of(key))
+    )
