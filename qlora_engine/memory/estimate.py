@@ -353,7 +353,7 @@ def _static_parts(
 def _by_role(facts: ModelFacts, is_quantized: bool) -> dict[str, int]:
     """How many parameters of each kind stay unquantized, the most first."""
     found = {} if is_quantized else {"linear layers": facts.quantized_parameters}
-    for tensor in facts.unquantized:
+    for tensor in facts.sixteen_bit:
         role = ROLES.get(tensor.role, tensor.role)
         found[role] = found.get(role, 0) + tensor.elements
     return dict(sorted(found.items(), key=lambda one: one[1], reverse=True))

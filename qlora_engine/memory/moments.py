@@ -5,6 +5,7 @@ Pure arithmetic, no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from qlora_engine.config import TrainingConfig
@@ -47,9 +48,11 @@ def peaks(
 
 
 def _largest_weight(facts: ModelFacts) -> int:
-    return max((t.in_features * t.out_features for t in facts.linears if t.is_quantized), default=0)
+    linears = (t.in_features * t.out_features for t in facts.linears if t.is_quantized)
+    experts = (math.prod(t.shape) for t in facts.stacked if t.is_quantized)
+    return max((*linears, *experts), default=0)
 
 
 def _largest_tensor(facts: ModelFacts) -> int:
-    others = max((t.elements // t.count for t in facts.unquantized), default=0)
+    others = max((t.elements // t.count for t in facts.sixteen_bit), default=0)
     return max(_largest_weight(facts), others)

@@ -10,13 +10,7 @@ from typing import Any
 from qlora_engine.models import families
 from qlora_engine.models.blueprints import whole_number
 from qlora_engine.models.files import StoredTensor
-from qlora_engine.models.spec import (
-    LinearFact,
-    ModelFacts,
-    TensorFact,
-    architecture_of,
-    text_config,
-)
+from qlora_engine.models.parts import LinearFact, ModelFacts, TensorFact, pattern
 
 Pattern = tuple[str, tuple[int, ...]]
 EMBEDDING = re.compile(r"embed|wte|wpe|word_embeddings")
@@ -24,16 +18,21 @@ HEAD = re.compile(r"^(lm_head|output|embed_out)\.")
 
 
 def facts_from_headers(
-    config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], name: str, *, origin: str
+    config: Mapping[str, Any],
+    text: Mapping[str, Any],
+    architecture: str,
+    tensors: Mapping[str, StoredTensor],
+    name: str,
+    *,
+    origin: str,
 ) -> ModelFacts:
     """Facts read off the files: a two-dimensional weight inside a block counts as a linear layer.
 
     Raises:
         EngineError: the config lacks the usual numbers.
     """
-    text = text_config(config)
     sizes = families.sizes_of(text)
-    counts = Counter((_pattern(n), tensor.shape) for n, tensor in tensors.items())
+    counts = Counter((pattern(n), tensor.shape) for n, tensor in tensors.items())
     linears = tuple(_linears(counts))
     experts = whole_number(text, "num_local_experts", "num_experts", "n_routed_experts")
     return ModelFacts(
@@ -41,7 +40,7 @@ def facts_from_headers(
         origin=origin,
         path=None,
         revision=None,
-        architecture=architecture_of(config),
+        architecture=architecture,
         model_type=str(text.get("model_type", "unknown")),
         config=config,
         hidden_size=sizes.hidden,
@@ -59,6 +58,7 @@ def facts_from_headers(
         sliding_window=whole_number(text, "sliding_window"),
         linears=linears,
         unquantized=tuple(_others(counts)),
+        source="files",
     )
 
 
@@ -96,7 +96,3 @@ def _role(name: str) -> str:
     if "norm" in name or "ln_" in name:
         return "norm"
     return "bias" if name.endswith(".bias") else "other"
-
-
-def _pattern(name: str) -> str:
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))

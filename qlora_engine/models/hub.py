@@ -62,9 +62,7 @@ def facts_of_hub(name: str, revision: str | None) -> ModelFacts:
     folder = [_fetch_small(listing, file).parent for file in present][-1]
     config = spec.read_config(folder)
     if spec.brings_code(config):
-        from qlora_engine.models import custom_facts
-
-        facts = custom_facts.facts_from_headers(config, _remote_headers(listing), name, origin="hub")
+        facts = spec.facts_from_headers(config, _remote_headers(listing), name, origin="hub")
     else:
         facts = spec.facts_from_config(config, name, origin="hub")
     return replace(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qlora_engine.errors import EngineError
-from qlora_engine.models import families
+from qlora_engine.models import classes, custom_facts, families
 from qlora_engine.models.blueprints import Blueprint, whole_number
 from qlora_engine.models.files import (
     StoredTensor,
@@ -20,10 +20,22 @@ from qlora_engine.models.files import (
     read_licence,
     weight_files,
 )
+from qlora_engine.models.parts import (
+    EXPERTS_IN_4_BITS,
+    BufferFact,
+    LinearFact,
+    ModelFacts,
+    StackedFact,
+    TensorFact,
+    facts_from_dict,
+    facts_to_dict,
+)
 
 __all__ = [
+    "BufferFact",
     "LinearFact",
     "ModelFacts",
+    "StackedFact",
     "TensorFact",
     "architecture_of",
     "brings_code",
@@ -40,96 +52,16 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class LinearFact:
-    """One kind of linear layer. `path` has `*` for the block's number; `count` is how many the model has."""
-
-    name: str
-    path: str
-    in_features: int
-    out_features: int
-    count: int
-    has_bias: bool
-    is_quantized: bool
-
-    @property
-    def weights(self) -> int:
-        """Weight elements of all of them."""
-        return self.in_features * self.out_features * self.count
-
-
-@dataclass(frozen=True)
-class TensorFact:
-    """One kind of tensor left in 16 bits. `role`: embedding, head, norm, bias, router, expert, other."""
-
-    name: str
-    shape: tuple[int, ...]
-    count: int
-    role: str
-
-    @property
-    def elements(self) -> int:
-        """Elements of all of them."""
-        size = self.count
-        for side in self.shape:
-            size *= side
-        return size
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What memory and speed depend on. `stored_*` and `path` are None for models known by name only."""
-
-    name: str
-    origin: str
-    path: str | None
-    revision: str | None
-    architecture: str
-    model_type: str
-    config: Mapping[str, Any]
-    hidden_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    vocab_size: int
-    max_positions: int | None
-    is_tied: bool
-    is_gated_mlp: bool
-    experts: int | None
-    experts_per_token: int | None
-    sliding_window: int | None
-    linears: tuple[LinearFact, ...]
-    unquantized: tuple[TensorFact, ...]
-    stored_bytes: int | None = None
-    stored_dtype: str | None = None
-    licence: str | None = None
-    chat_template: str | None = None
-
-    @property
-    def quantized_parameters(self) -> int:
-        """Weights stored in 4 bits: every linear layer but the head."""
-        return sum(linear.weights for linear in self.linears if linear.is_quantized)
-
-    @property
-    def unquantized_parameters(self) -> int:
-        return sum(tensor.elements for tensor in self.unquantized)
-
-    @property
-    def parameters(self) -> int:
-        """All parameters; tied embeddings count once."""
-        return self.quantized_parameters + self.unquantized_parameters
-
-
 def facts_from_config(config: Mapping[str, Any], name: str, *, origin: str = "known") -> ModelFacts:
-    """Facts from a parsed `config.json` alone.
+    """Facts from a parsed `config.json` alone: counted here where the family is in the table, else told by the class.
 
     Raises:
-        EngineError: an unknown or refused architecture, missing numbers, or weights that are already quantized.
+        EngineError: transformers does not know the architecture, missing numbers, or weights that are already quantized.
     """
     _refuse_quantized(config)
     text = text_config(config)
+    if not families.is_counted(text):
+        return classes.facts_from_class(config, text, name, origin=origin)
     blueprint = families.blueprint_of(text)
     sizes = families.sizes_of(text)
     experts = whole_number(text, "num_local_experts", "num_experts")
@@ -156,7 +88,21 @@ def facts_from_config(config: Mapping[str, Any], name: str, *, origin: str = "kn
         sliding_window=_sliding_window(text),
         linears=tuple(_linear_facts(blueprint)),
         unquantized=tuple(_tensor_facts(blueprint)),
+        stacked=tuple(_stacked_facts(blueprint)),
+        blocks=blueprint.block_prefix,
     )
+
+
+def facts_from_headers(
+    config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], name: str, *, origin: str
+) -> ModelFacts:
+    """Facts of a model that brings code of its own, from the names and shapes in its files.
+
+    Raises:
+        EngineError: the config lacks the usual numbers.
+    """
+    text, architecture = text_config(config), architecture_of(config)
+    return custom_facts.facts_from_headers(config, text, architecture, tensors, name, origin=origin)
 
 
 def facts_of_folder(path: Path, name: str | None = None, *, origin: str = "folder") -> ModelFacts:
@@ -168,9 +114,7 @@ def facts_of_folder(path: Path, name: str | None = None, *, origin: str = "folde
     config = read_config(path)
     tensors = headers_of_folder(path)
     if brings_code(config):
-        from qlora_engine.models import custom_facts
-
-        facts = custom_facts.facts_from_headers(config, tensors, name or path.name, origin=origin)
+        facts = facts_from_headers(config, tensors, name or path.name, origin=origin)
     else:
         facts = facts_from_config(_with_tie(config, tensors), name or path.name, origin=origin)
         _require_all_stored(facts, tensors)
@@ -205,27 +149,7 @@ def architecture_of(config: Mapping[str, Any]) -> str:
 def brings_code(config: Mapping[str, Any]) -> bool:
     """True for a model that only Python files of its own can build (`auto_map`, and a type unknown here)."""
     kind = str(text_config(config).get("model_type", ""))
-    return bool(config.get("auto_map")) and not families.is_known(kind)
-
-
-def facts_to_dict(facts: ModelFacts) -> dict[str, Any]:
-    """JSON-ready form, with the derived totals."""
-    totals = {
-        "parameters": facts.parameters,
-        "quantized_parameters": facts.quantized_parameters,
-        "unquantized_parameters": facts.unquantized_parameters,
-    }
-    return {**asdict(facts), **totals}
-
-
-def facts_from_dict(plain: Mapping[str, Any]) -> ModelFacts:
-    """The facts of `facts_to_dict`."""
-    values = {k: v for k, v in plain.items() if k in ModelFacts.__dataclass_fields__}
-    values["linears"] = tuple(LinearFact(**entry) for entry in plain["linears"])
-    values["unquantized"] = tuple(
-        TensorFact(**{**entry, "shape": tuple(entry["shape"])}) for entry in plain["unquantized"]
-    )
-    return ModelFacts(**values)
+    return bool(config.get("auto_map")) and not classes.is_known(kind)
 
 
 def _sliding_window(text: Mapping[str, Any]) -> int | None:
@@ -281,13 +205,28 @@ def _tensor_facts(blueprint: Blueprint) -> Iterator[TensorFact]:
     for tensor in blueprint.outer:
         yield TensorFact(tensor.path, tensor.shape, 1, tensor.role)
     for tensor in blueprint.block_tensors:
-        yield TensorFact(
-            f"{blueprint.block_prefix}.*.{tensor.path}", tensor.shape, blueprint.layers, tensor.role
-        )
+        if tensor.role != "expert":
+            yield TensorFact(
+                f"{blueprint.block_prefix}.*.{tensor.path}", tensor.shape, blueprint.layers, tensor.role
+            )
     for linear in blueprint.linears:
         if linear.has_bias:
             path = f"{blueprint.block_prefix}.*.{linear.path}.bias"
             yield TensorFact(path, (linear.out_features,), blueprint.layers, "bias")
+
+
+def _stacked_facts(blueprint: Blueprint) -> Iterator[StackedFact]:
+    for tensor in blueprint.block_tensors:
+        if tensor.role == "expert":
+            experts, out_features, in_features = tensor.shape
+            yield StackedFact(
+                name=tensor.path.rsplit(".", 1)[-1],
+                path=f"{blueprint.block_prefix}.*.{tensor.path}",
+                shape=(experts, out_features, in_features),
+                count=blueprint.layers,
+                is_transposed=False,
+                is_quantized=EXPERTS_IN_4_BITS,
+            )
 
 
 def _main_dtype(tensors: Mapping[str, StoredTensor]) -> str | None:

@@ -195,7 +195,7 @@ def _settings_words(settings: Mapping[str, Any]) -> str:
 
 def _experts_words(facts: Any) -> list[str]:
     """Published figures of such models are often of 4-bit experts: say that these are not."""
-    count = sum(tensor.elements for tensor in facts.unquantized if tensor.role == "expert")
+    count = sum(tensor.elements for tensor in facts.sixteen_bit if tensor.role == "expert")
     if not count:
         return []
     reason = "transformers 5 keeps the experts of a layer in one tensor, which bitsandbytes does not quantize"

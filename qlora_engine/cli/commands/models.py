@@ -12,7 +12,7 @@ from qlora_engine.cli import output
 
 if TYPE_CHECKING:
     from qlora_engine.models.catalog import CatalogEntry
-    from qlora_engine.models.spec import ModelFacts
+    from qlora_engine.models.spec import ModelFacts, StackedFact
 
 offline_option = click.option("--offline", is_flag=True, help="Use only what is on this disk.")
 revision_option = click.option("--revision", help="Branch, tag or commit of a hub model.")
@@ -84,8 +84,19 @@ def inspect(model: str, revision: str | None, offline: bool, as_json: bool) -> N
     ]
     output.table(("linear layer", "shape", "count", "kept in"), rows)
     output.say()
-    others = [(t.name, " x ".join(map(str, t.shape)), str(t.count), t.role) for t in facts.unquantized]
-    output.table(("other tensor", "shape", "count", "role"), others)
+    if facts.stacked:
+        output.table(("experts", "shape", "count", "kept in"), [_stacked_row(one) for one in facts.stacked])
+        output.say()
+    others = [(t.name, _shape(t.shape), str(t.count), t.role, t.why) for t in facts.unquantized]
+    output.table(("other tensor", "shape", "count", "role", "in 16 bits because"), others)
+
+
+def _stacked_row(one: StackedFact) -> tuple[str, str, str, str]:
+    return one.path, _shape(one.shape), str(one.count), "4 bit" if one.is_quantized else "16 bit"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _headline(facts: ModelFacts) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from qlora_engine.device import DevicePlan, plan_device
 from qlora_engine.errors import Cancelled, EngineError
 from qlora_engine.events import PhaseChanged, Progressed, RunFinished
 from qlora_engine.jobs import PrepareModelJob
-from qlora_engine.models import catalog, families, loading, prepare, spec
+from qlora_engine.models import catalog, loading, prepare, spec
 from tests.support.starter import starter_folder
 from tests.support.tiny import ARCHITECTURES, make_tiny
 
@@ -130,7 +130,7 @@ BROKEN = {
     "broken config": (lambda f: (f / "config.json").write_text("{", encoding="utf-8"), "model.config", "cannot be read"),
     "list config": (lambda f: (f / "config.json").write_text("[]", encoding="utf-8"), "model.config", "JSON object"),
     "unknown": (lambda f: set_config(f, model_type="llamo"), "model.unknown_architecture", "llamo"),
-    "refused": (lambda f: set_config(f, model_type="gpt2"), "model.unsupported", "transposed"),
+    "no decoder": (lambda f: set_config(f, model_type="t5"), "model.unsupported", "no causal language model"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.no_weights", "no model.safetensors"),
     "no layers": (lambda f: set_config(f, num_hidden_layers="two"), "model.config", "num_hidden_layers"),
 }  # fmt: skip
@@ -149,7 +149,7 @@ def test_a_broken_folder_gets_one_sentence(case: str, llama: Path) -> None:
 
 def test_a_misspelt_architecture_gets_a_suggestion() -> None:
     with pytest.raises(EngineError) as caught:
-        families.blueprint_of({"model_type": "llamma"})
+        spec.facts_from_config({"model_type": "llamma"}, "x")
     assert "'llama'" in caught.value.hint
 
 

@@ -47,7 +47,7 @@ def shapes_built(config: Any) -> dict[str, tuple[int, ...]]:
 
 
 def shapes_told(facts: spec.ModelFacts) -> dict[str, tuple[int, ...]]:
-    told = {tensor.name: tensor.shape for tensor in facts.unquantized}
+    told = {tensor.name: tensor.shape for tensor in facts.sixteen_bit}
     weights = {f"{n.path}.weight": (n.out_features, n.in_features) for n in facts.linears}
     return {**told, **weights}
 
@@ -87,10 +87,13 @@ def test_a_head_size_left_out_is_the_familys(kind: str) -> None:
         ("opt", {"word_embed_proj_dim": 32}),
     ],
 )
-def test_variants_that_are_not_counted_are_refused(kind: str, flags: dict[str, Any]) -> None:
-    with pytest.raises(EngineError) as caught:
-        spec.facts_from_config({**tiny_config(kind).to_dict(), **flags}, kind)
-    assert caught.value.code == "model.unsupported"
+def test_variants_that_are_not_counted_are_told_by_their_class(
+    kind: str, flags: dict[str, Any], home: Path
+) -> None:
+    config = tiny_config(kind, **flags)
+    facts = spec.facts_from_config(config.to_dict(), kind)
+    assert facts.source == "class"
+    assert shapes_told(facts) == shapes_built(config)
 
 
 @pytest.mark.parametrize("method", [{"quant_method": "gptq", "bits": 4}, {"load_in_4bit": True}])
