@@ -24,7 +24,10 @@ from qlora_engine.training import loss, optim
 from tests.engine.memory.settings import SIZE, config
 from tests.support.tiny import make_tiny
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU that torch can use"),
+]
 WIDE = {**SIZE, "hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "head_dim": 64}
 
 

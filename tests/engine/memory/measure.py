@@ -65,7 +65,7 @@ def _measured(folder: Path, config: TrainingConfig, seq_len: int, micro_batch: i
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as prof:
         _step(model, optimizer, trained, batch, config, micro_batches)
-    return Measured(static, static + _highest(prof.profiler.kineto_results.events()))
+    return Measured(static, static + highest_live(prof.profiler.kineto_results.events()))
 
 
 def _step(
@@ -81,7 +81,7 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
 
 
-def _highest(events: Iterable[Any]) -> int:
+def highest_live(events: Iterable[Any]) -> int:
     """The highest sum of allocated minus freed bytes, in the order of time."""
     memory = sorted(
         (e.start_ns(), index, e.nbytes()) for index, e in enumerate(events) if e.name() == "[memory]"
