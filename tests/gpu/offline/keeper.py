@@ -81,7 +81,9 @@ def _be_part(number: int, rig: Rig, log: Path, starts_anew: bool) -> None:
 
 def _cuda_was_touched() -> bool:
     torch = sys.modules.get("torch")
-    return torch is None or bool(torch.cuda.is_initialized()) or bool(getattr(torch._C, "_cuda_isInBadFork", bool)())  # fmt: skip
+    if torch is None:
+        return False
+    return bool(torch.cuda.is_initialized()) or bool(getattr(torch._C, "_cuda_isInBadFork", bool)())
 
 
 def _listen(reader: int, until: float, take: Callable[[Mapping[str, Any]], None]) -> bool:
