@@ -46,29 +46,34 @@ class ModelSettings:
         "starter",
         label="Model",
         help="`starter`, a folder, a .gguf file, a known name, or a Hugging Face id such as `meta-llama/Llama-3.2-1B`.",
+        resume="base",
     )
     revision: str | None = knob(
         None,
         label="Revision",
         help="Branch, tag or commit of a Hugging Face model. Empty: its main branch.",
         is_expert=True,
+        resume="base",
     )
     device: str = knob(
         "auto",
         label="Device",
         help="Where to train. One device: a model is never split silently.",
         choices={"auto": "The GPU if there is one, else the CPU", "cuda": "NVIDIA GPU", "cpu": "CPU"},
+        resume="method",
     )
     offline: bool = knob(
         False,
         label="Stay offline",
         help="Never contact a hub; use only what is on this disk. HF_HUB_OFFLINE=1 does the same.",
+        resume="safe",
     )
     trust_remote_code: bool = knob(
         False,
         label="Run the model's own code",
         help="Some models bring Python files that run on this machine. Only for authors you trust.",
         is_expert=True,
+        resume="base",
     )
 
 
@@ -79,11 +84,13 @@ class QuantizationSettings:
         label="4-bit type",
         help="NF4 spaces its 16 levels for normally distributed weights and loses less than FP4 (arXiv 2305.14314).",
         choices={"nf4": "NF4 (NormalFloat)", "fp4": "FP4"},
+        resume="base",
     )
     double_quant: bool = knob(
         True,
         label="Double quantization",
         help="Quantizes the quantization constants too: 0.127 instead of 0.5 bits per parameter.",
+        resume="base",
     )
     compute_dtype: str = knob(
         "auto",
@@ -91,6 +98,7 @@ class QuantizationSettings:
         help="The type of the maths. Auto: bf16 where the device has it, else fp16 on a GPU, else fp32.",
         choices={"auto": "Automatic", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"},
         is_expert=True,
+        resume="method",
     )
 
 
@@ -102,6 +110,7 @@ class LoraSettings:
         help="Size of the adapters. Higher learns more and needs more memory.",
         lo=1,
         hi=1024,
+        resume="shape",
     )
     alpha: float = knob(
         32.0,
@@ -110,35 +119,50 @@ class LoraSettings:
         lo=0,
         lo_open=True,
         hi=4096,
+        resume="adapter",
     )
     dropout: float = knob(
-        0.0, label="Dropout", help="Share of the adapter's inputs dropped while training.", lo=0, hi=0.9
+        0.0,
+        label="Dropout",
+        help="Share of the adapter's inputs dropped while training.",
+        lo=0,
+        hi=0.9,
+        resume="method",
     )
     targets: str | tuple[str, ...] = knob(
         "all-linear",
         label="Target modules",
         help="`attention`, `all-linear` (every linear layer but the head), or a list of module names.",
+        resume="shape",
     )
     dtype: str = knob(
         "fp32",
         label="Adapter type",
         help="Type in which the adapters are trained. The paper used bf16.",
         choices={"fp32": "float32", "bf16": "bfloat16"},
+        resume="shape",
     )
     rslora: bool = knob(
         False,
         label="rsLoRA",
         help="Scale by alpha / sqrt(rank): steadier at high ranks (arXiv 2312.03732).",
         is_expert=True,
+        resume="adapter",
     )
     dora: bool = knob(
         False,
         label="DoRA",
         help="Learns magnitude and direction apart (arXiv 2402.09353). Slower.",
         is_expert=True,
+        resume="shape",
     )
     init: str = knob(
-        "default", label="Initialisation", help="How the adapters begin.", choices=INITS, is_expert=True
+        "default",
+        label="Initialisation",
+        help="How the adapters begin.",
+        choices=INITS,
+        is_expert=True,
+        resume="shape",
     )
 
 
@@ -148,8 +172,15 @@ class DataSettings:
         "starter",
         label="Dataset",
         help="`starter`, a file (.json .jsonl .csv .tsv .parquet .txt), a folder of them, or a Hugging Face dataset id.",
+        resume="rows",
     )
-    split: str = knob("train", label="Split", help="Split of a hub dataset.", is_expert=True)
+    split: str = knob(
+        "train",
+        label="Split",
+        help="Split of a hub dataset.",
+        is_expert=True,
+        resume="rows",
+    )
     format: str = knob(
         "auto",
         label="Format",
@@ -164,16 +195,19 @@ class DataSettings:
             "preference": "Preference pairs (chosen, rejected)",
             "text": "Plain text",
         },
+        resume="rows",
     )
     columns: dict[str, str] = knob(
         label="Columns",
         help='Maps a field of the format to a column of the data: `instruction = "question"`.',
         default_factory=dict,
+        resume="rows",
     )
     held_out_path: str | None = knob(
         None,
         label="Held-out data",
         help="A file whose rows are never trained on. Empty: a share of the dataset.",
+        resume="rows",
     )
     held_out_fraction: float = knob(
         0.05,
@@ -181,9 +215,15 @@ class DataSettings:
         help="Share of the rows kept aside to measure the model on.",
         lo=0,
         hi=0.5,
+        resume="rows",
     )
     max_rows: int | None = knob(
-        None, label="Rows at most", help="Use only the first rows. Empty: all.", lo=1, is_expert=True
+        None,
+        label="Rows at most",
+        help="Use only the first rows. Empty: all.",
+        lo=1,
+        is_expert=True,
+        resume="rows",
     )
     seq_len: int | None = knob(
         None,
@@ -192,18 +232,21 @@ class DataSettings:
         unit="tokens",
         lo=8,
         hi=1_048_576,
+        resume="rows",
     )
     train_on: str = knob(
         "answers",
         label="Train on",
         help="Answers only (usual), or every token of the text.",
         choices={"answers": "Answers only", "everything": "Everything"},
+        resume="rows",
     )
     chat_template: str = knob(
         "auto",
         label="Chat template",
         help="The model's own; a named one (chatml, llama3, alpaca ...) for a model without; or a Jinja file.",
         is_expert=True,
+        resume="rows",
     )
     reasoning: str = knob(
         "train",
@@ -236,12 +279,17 @@ class DataSettings:
         is_expert=True,
     )
     system_prompt: str | None = knob(
-        None, label="System prompt", help="Put before every conversation that has none.", is_expert=True
+        None,
+        label="System prompt",
+        help="Put before every conversation that has none.",
+        is_expert=True,
+        resume="rows",
     )
     packing: bool = knob(
         False,
         label="Pack short rows",
         help="Puts several rows into one sequence; each sees only itself. Faster on short rows.",
+        resume="rows",
     )
 
 
@@ -249,9 +297,21 @@ class DataSettings:
 class TrainingSettings:
     """The `[training]` table."""
 
-    epochs: float = knob(3.0, label="Epochs", help="Passes over the data.", lo=0, lo_open=True, hi=1000)
+    epochs: float = knob(
+        3.0,
+        label="Epochs",
+        help="Passes over the data.",
+        lo=0,
+        lo_open=True,
+        hi=1000,
+        resume="length",
+    )
     max_steps: int | None = knob(
-        None, label="Steps at most", help="Stop after this many optimizer steps. Empty: by epochs.", lo=1
+        None,
+        label="Steps at most",
+        help="Stop after this many optimizer steps. Empty: by epochs.",
+        lo=1,
+        resume="length",
     )
     learning_rate: float = knob(
         2e-4,
@@ -260,14 +320,41 @@ class TrainingSettings:
         lo=0,
         lo_open=True,
         hi=1.0,
+        resume="rate",
     )
-    schedule: str = knob("cosine", label="Schedule", help="How the learning rate moves.", choices=SCHEDULES)
+    schedule: str = knob(
+        "cosine",
+        label="Schedule",
+        help="How the learning rate moves.",
+        choices=SCHEDULES,
+        resume="rate",
+    )
+    schedule_cycles: int = knob(
+        2,
+        label="Restarts",
+        help="Cosine with restarts: how often the rate falls from its peak to 0.",
+        lo=1,
+        hi=100,
+        is_expert=True,
+        resume="rate",
+    )
+    schedule_power: float = knob(
+        2.0,
+        label="Power",
+        help="Polynomial: the rate falls with this power of the steps left; 1 is linear.",
+        lo=0,
+        lo_open=True,
+        hi=10,
+        is_expert=True,
+        resume="rate",
+    )
     warmup_ratio: float = knob(
         0.03,
         label="Warm-up",
         help="Share of the steps over which the learning rate rises from 0.",
         lo=0,
         hi=0.5,
+        resume="rate",
     )
     effective_batch: int = knob(
         16,
@@ -276,6 +363,7 @@ class TrainingSettings:
         unit="rows",
         lo=1,
         hi=65_536,
+        resume="rows",
     )
     micro_batch: int | None = knob(
         None,
@@ -284,32 +372,65 @@ class TrainingSettings:
         unit="rows",
         lo=1,
         hi=4096,
+        resume="safe",
     )
     optimizer: str = knob(
         "paged_adamw_8bit",
         label="Optimizer",
         help="Paged: its state moves to the CPU when the GPU is full.",
         choices=OPTIMIZERS,
+        resume="optimizer",
     )
     beta1: float = knob(
-        0.9, label="Beta 1", help="AdamW's and Lion's first decay.", lo=0, hi=0.99999, is_expert=True
+        0.9,
+        label="Beta 1",
+        help="AdamW's and Lion's first decay.",
+        lo=0,
+        hi=0.99999,
+        is_expert=True,
+        resume="method",
     )
     beta2: float = knob(
-        0.999, label="Beta 2", help="AdamW's and Lion's second decay.", lo=0, hi=0.999999, is_expert=True
+        0.999,
+        label="Beta 2",
+        help="AdamW's and Lion's second decay.",
+        lo=0,
+        hi=0.999999,
+        is_expert=True,
+        resume="method",
     )
     epsilon: float = knob(
-        1e-8, label="Epsilon", help="AdamW's epsilon.", lo=0, lo_open=True, hi=1e-2, is_expert=True
+        1e-8,
+        label="Epsilon",
+        help="AdamW's epsilon.",
+        lo=0,
+        lo_open=True,
+        hi=1e-2,
+        is_expert=True,
+        resume="method",
     )
     weight_decay: float = knob(
-        0.0, label="Weight decay", help="Decoupled weight decay of the adapters.", lo=0, hi=1, is_expert=True
+        0.0,
+        label="Weight decay",
+        help="Decoupled weight decay of the adapters.",
+        lo=0,
+        hi=1,
+        is_expert=True,
+        resume="method",
     )
     max_grad_norm: float = knob(
-        0.3, label="Gradient clipping", help="Longest gradient allowed; 0 turns clipping off.", lo=0, hi=1000
+        0.3,
+        label="Gradient clipping",
+        help="Longest gradient allowed; 0 turns clipping off.",
+        lo=0,
+        hi=1000,
+        resume="method",
     )
     gradient_checkpointing: bool = knob(
         True,
         label="Gradient checkpointing",
         help="Recomputes activations instead of keeping them: far less memory, about a third slower.",
+        resume="safe",
     )
     loss: str = knob(
         "chunked",
@@ -317,14 +438,23 @@ class TrainingSettings:
         help="Chunked never holds all logits at once; full does, as most programs do.",
         choices={"chunked": "Chunked over trained tokens", "full": "All logits at once"},
         is_expert=True,
+        resume="safe",
     )
-    seed: int = knob(42, label="Seed", help="Same seed, data and settings: same run.", lo=0, hi=2**31 - 1)
+    seed: int = knob(
+        42,
+        label="Seed",
+        help="Same seed, data and settings: same run.",
+        lo=0,
+        hi=2**31 - 1,
+        resume="rows",
+    )
     eval_every_steps: int | None = knob(
         None,
         label="Evaluate every",
         help="Steps between evaluations. Empty: five to ten times per run.",
         unit="steps",
         lo=1,
+        resume="safe",
     )
     eval_rows: int | None = knob(
         200,
@@ -333,6 +463,7 @@ class TrainingSettings:
         unit="rows",
         lo=1,
         is_expert=True,
+        resume="scores",
     )
     early_stopping: int | None = knob(
         3,
@@ -340,16 +471,19 @@ class TrainingSettings:
         help="Stop after this many evaluations without improvement. Empty: never.",
         unit="evaluations",
         lo=1,
+        resume="safe",
     )
     keep_best: bool = knob(
         True,
         label="Keep the best",
         help="The result is the checkpoint with the lowest held-out loss, not the last.",
+        resume="safe",
     )
     sample_prompts: tuple[str, ...] = knob(
         (),
         label="Fixed prompts",
         help="Answered before training and at each evaluation, so that progress is seen.",
+        resume="safe",
     )
     sample_tokens: int = knob(
         48,
@@ -359,19 +493,26 @@ class TrainingSettings:
         lo=1,
         hi=4096,
         is_expert=True,
+        resume="safe",
     )
     count_page_moves: bool = knob(
         False,
         label="Count page moves",
         help="Diagnosis: have the driver count what a paged optimizer moves. Needs the extra `gpu`; slows paging down, and keeps other profilers out.",
         is_expert=True,
+        resume="safe",
     )
 
 
 @dataclass(frozen=True)
 class CheckpointSettings:
     every_steps: int | None = knob(
-        None, label="Every steps", help="Steps between checkpoints. Empty: by time only.", unit="steps", lo=1
+        None,
+        label="Every steps",
+        help="Steps between checkpoints. Empty: by time only.",
+        unit="steps",
+        lo=1,
+        resume="safe",
     )
     every_minutes: float = knob(
         10.0,
@@ -381,17 +522,31 @@ class CheckpointSettings:
         lo=0,
         lo_open=True,
         hi=1440,
+        resume="safe",
     )
-    keep: int = knob(2, label="Keep", help="Newest checkpoints kept, besides the best one.", lo=1, hi=100)
+    keep: int = knob(
+        2,
+        label="Keep",
+        help="Newest checkpoints kept, besides the best one.",
+        lo=1,
+        hi=100,
+        resume="safe",
+    )
 
 
 @dataclass(frozen=True)
 class OutputSettings:
     name: str | None = knob(
-        None, label="Run name", help="Folder name of the run. Empty: model, data and time."
+        None,
+        label="Run name",
+        help="Folder name of the run. Empty: model, data and time.",
+        resume="safe",
     )
     runs_dir: str | None = knob(
-        None, label="Runs folder", help="Where runs are kept. Empty: the program's own data folder."
+        None,
+        label="Runs folder",
+        help="Where runs are kept. Empty: the program's own data folder.",
+        resume="safe",
     )
 
 

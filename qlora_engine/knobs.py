@@ -14,13 +14,29 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+RESUMES: dict[str, str | None] = {
+    "safe": None,
+    "length": "the learning rate of the steps left follows the new length",
+    "base": "the adapter was learned on another base, which it may no longer fit",
+    "adapter": "what was learned so far counts with another weight from here on",
+    "shape": "",
+    "rows": "the steps left see other rows or another order of them, and held-out losses before and after do not compare",
+    "rate": "the steps left use the new learning rate, and the run is that of neither setting",
+    "optimizer": "the optimizer begins anew, without what it knew of the gradients",
+    "method": "the steps left are computed another way, and the run is that of neither setting",
+    "scores": "held-out losses before and after do not compare",
+}
+"""What a knob may say of a resume. None: it may change. `length` may too, and is said. "": the checkpoint does not fit any
+more. Any other text is the consequence that a person has to accept."""
+
 
 @dataclass(frozen=True)
 class Knob:
     """What a person is told of an option, and what values it takes.
 
     `lo` and `hi` are inclusive unless `lo_open`; `choices` maps each allowed value to its label.
-    `is_expert` hides it behind "Show all options".
+    `is_expert` hides it behind "Show all options". `resume` is what a change of it means to a run that goes on from a
+    checkpoint, one of `RESUMES`.
     """
 
     name: str
@@ -34,6 +50,7 @@ class Knob:
     lo_open: bool = False
     choices: Mapping[str, str] | None = None
     is_expert: bool = False
+    resume: str = ""
 
     @property
     def accepted_types(self) -> tuple[Any, ...]:
@@ -58,6 +75,7 @@ def knob(
     lo_open: bool = False,
     choices: Mapping[str, str] | None = None,
     is_expert: bool = False,
+    resume: str = "",
     default_factory: Callable[[], Any] | None = None,
 ) -> Any:
     """A dataclass field that carries its own documentation and range."""
@@ -70,6 +88,7 @@ def knob(
         "lo_open": lo_open,
         "choices": choices,
         "is_expert": is_expert,
+        "resume": resume,
     }
     if default_factory is not None:
         return dataclasses.field(default_factory=default_factory, metadata={"knob": details})

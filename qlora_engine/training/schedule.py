@@ -47,7 +47,7 @@ def plan(
     return Schedule(
         total_steps=total,
         steps_per_epoch=steps_per_epoch,
-        warmup_steps=math.ceil(settings.warmup_ratio * total) if settings.schedule != "constant" else 0,
+        warmup_steps=_warmup_steps(settings, total),
         eval_every=settings.eval_every_steps or max(1, total // EVALUATIONS_PER_RUN),
         effective_batch=settings.effective_batch,
         train_rows=train_rows,
@@ -56,13 +56,27 @@ def plan(
     )
 
 
+def _warmup_steps(settings: TrainingSettings, total: int) -> int:
+    """`constant` has none in transformers (CORRECTNESS 32). The first step of a warm-up has rate 0, so one step at least
+    is left to train in."""
+    if settings.schedule == "constant":
+        return 0
+    return min(math.ceil(settings.warmup_ratio * total), total - 1)
+
+
 def learning_rates(settings: TrainingSettings, optimizer: Any, schedule: Schedule) -> Any:
-    """A torch scheduler made by transformers; `constant` has no warm-up there (CORRECTNESS 32)."""
+    """A torch scheduler made by transformers. Left alone, its restarts are one, its polynomial is linear and ends at
+    1e-7, which a rate below that cannot begin from."""
     from transformers import get_scheduler
 
+    own: dict[str, dict[str, Any]] = {
+        "cosine_with_restarts": {"num_cycles": settings.schedule_cycles},
+        "polynomial": {"power": settings.schedule_power, "lr_end": 0.0},
+    }
     return get_scheduler(
         settings.schedule,
         optimizer,
         num_warmup_steps=schedule.warmup_steps,
         num_training_steps=schedule.total_steps,
+        scheduler_specific_kwargs=own.get(settings.schedule),
     )

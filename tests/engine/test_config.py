@@ -21,7 +21,7 @@ from qlora_engine.config import (
 )
 from qlora_engine.config_io import ConfigError
 from qlora_engine.errors import EngineError
-from qlora_engine.knobs import Knob, problem_with
+from qlora_engine.knobs import RESUMES, Knob, problem_with
 
 
 def values_of(knob: Knob) -> st.SearchStrategy[Any]:
@@ -167,3 +167,9 @@ def test_presets_choose_fused_adamw_on_the_cpu() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, "x", None, True])
 def test_a_rate_that_is_no_rate_is_refused(value: Any) -> None:
     assert problem_with(all_knobs()["training.learning_rate"], value)
+
+
+@pytest.mark.parametrize("path", all_knobs())
+def test_every_option_says_what_its_change_means_to_a_resumed_run(path: str) -> None:
+    """`knob(..., resume="rows")`: one of knobs.RESUMES."""
+    assert all_knobs()[path].resume in RESUMES, f"say resume= of {path}; see knobs.RESUMES"

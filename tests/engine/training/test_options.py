@@ -18,7 +18,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from qlora_engine import adapters
-from qlora_engine.config import LoraSettings, ModelSettings, QuantizationSettings, all_knobs
+from qlora_engine.config import (
+    SCHEDULES,
+    LoraSettings,
+    ModelSettings,
+    QuantizationSettings,
+    TrainingSettings,
+    all_knobs,
+)
 from qlora_engine.device import plan_device
 from qlora_engine.events import (
     AdaptersAttached,
@@ -35,7 +42,7 @@ from qlora_engine.events import (
 )
 from qlora_engine.models import loading
 from qlora_engine.runs.record import RunFolder
-from qlora_engine.training import recipe
+from qlora_engine.training import optim, recipe, schedule
 from qlora_engine.training.steps import HeldOutScore
 from tests.engine.training.conftest import MakeConfig
 from tests.support import tiny_runs
@@ -181,25 +188,33 @@ CASES = [
     *(Case("training.optimizer", name, lambda o: o.optimizer.class_name)
       for name in ("paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "lion_8bit")),
     *(Case("training.schedule", name, rates, {"training.max_steps": 6})
-      for name in ("linear", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt")),
+      for name in ("linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt")),
+    Case("training.schedule_cycles", 3, rates, {"training.max_steps": 6, "training.schedule": "cosine_with_restarts"}),
+    Case("training.schedule_power", 1.0, rates, {"training.max_steps": 6, "training.schedule": "polynomial"}),
 ]  # fmt: skip
+"""One line for each option, or more: add yours here when you add a knob. What needs more than a tiny run on the CPU is
+named in `ELSEWHERE` with the test that shows it."""
+
+NEVER_RUN = {"pissa"}
+"""Choices that are refused, with the reason."""
 
 ELSEWHERE = {
-    "model.name": "every other test of this folder trains a model of its own",
-    "model.revision": "models/test_hub.py",
-    "model.device": "models/test_loading.py: which device is planned",
-    "model.offline": "models/test_hub.py",
-    "model.trust_remote_code": "models/test_loading.py",
-    "quantization.compute_dtype": "below: only where the CPU has bf16",
-    "data.path": "data/test_sources_and_formats.py",
-    "data.split": "data/test_sources_and_formats.py: splits of hub datasets",
-    "data.format": "data/test_sources_and_formats.py",
-    "data.columns": "data/test_sources_and_formats.py",
-    "data.held_out_path": "below",
-    "training.early_stopping": "below",
-    "training.keep_best": "below",
-    "output.runs_dir": "every test of this folder has its own",
+    "model.name": "training/test_options.py::test_checkpointing_and_small_micro_batches_save_memory",
+    "model.revision": "models/test_hub.py::test_the_job_downloads_and_tells_the_revision",
+    "model.device": "cli/test_bad_input.py::test_a_machine_without_the_gpu_that_was_asked_for",
+    "model.offline": "cli/test_bad_input.py::test_an_offline_program_asks_no_hub",
+    "model.trust_remote_code": "models/test_loading.py::test_code_that_was_agreed_to_is_run",
+    "quantization.compute_dtype": "training/test_options.py::test_the_compute_type_is_that_of_the_whole_forward_pass",
+    "data.path": "training/test_options.py::test_another_dataset_or_format_gives_other_rows",
+    "data.format": "training/test_options.py::test_another_dataset_or_format_gives_other_rows",
+    "data.split": "training/test_options.py::test_the_split_of_a_hub_dataset_is_the_one_that_is_read",
+    "data.columns": "data/test_sources_and_formats.py::test_columns_can_be_mapped",
+    "data.held_out_path": "training/test_options.py::test_held_out_data_of_its_own_is_what_is_scored",
+    "training.early_stopping": "training/test_options.py::test_early_stopping_ends_the_run_when_nothing_gets_better",
+    "training.keep_best": "training/test_options.py::test_the_best_is_kept_and_not_the_last",
+    "output.runs_dir": "test_runs.py::test_a_runs_folder_that_cannot_be_made_is_a_user_error",
 }
+"""Option -> the test of another place that shows it at work, as `file::function` under tests/engine."""
 
 
 @pytest.fixture(scope="module")
@@ -226,9 +241,29 @@ def test_flipping_the_option_changes_what_it_should(
 
 
 def test_every_option_is_in_the_table_or_named_elsewhere() -> None:
+    """A new knob fails here until a `Case` shows that it changes something, or `ELSEWHERE` names the test that does."""
     tested = {case.path for case in CASES}
     assert set(all_knobs()) == tested | set(ELSEWHERE)
     assert not tested & set(ELSEWHERE)
+
+
+@pytest.mark.parametrize(("option", "place"), ELSEWHERE.items(), ids=ELSEWHERE)
+def test_the_tests_named_elsewhere_exist(option: str, place: str) -> None:
+    file, function = place.split("::")
+    text = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+    assert f"def {function}(" in text
+    assert option.split(".")[1] in text
+
+
+@pytest.mark.parametrize("path", [p for p, k in all_knobs().items() if k.choices])
+def test_every_choice_of_an_option_is_tried(path: str) -> None:
+    """A choice that does what another does is a dead one, as cosine with one restart was."""
+    if path in ELSEWHERE:
+        return
+    knob = all_knobs()[path]
+    base = {"training.optimizer": "adamw_torch_fused"}.get(path, knob.default)
+    tried = {case.value for case in CASES if case.path == path} | {base}
+    assert tried >= set(knob.choices or ()) - NEVER_RUN
 
 
 def test_the_same_settings_give_the_same_run(make_config: MakeConfig) -> None:
@@ -309,15 +344,72 @@ def test_schedules_are_those_of_their_names(make_config: MakeConfig) -> None:
         0.5,
         pytest.approx(0.146447),
     ]
-    assert of("cosine_with_restarts", warmup=0.0) == of("cosine", warmup=0.0)  # one cycle is the default
     assert of("inverse_sqrt")[:3] == [0, 0.5, 1]
+
+
+def rates_of(total: int, **settings: Any) -> list[float]:
+    """The rate of each step as the optimizer would apply it, without a model."""
+    values = TrainingSettings(**{"optimizer": "adamw_torch_fused", "max_steps": total, **settings})
+    optimizer = optim.build(values, [torch.nn.Parameter(torch.zeros(2))])
+    planned = schedule.plan(values, 100, lambda rows, seed, epoch: list(range(rows)))
+    scheduler, found = schedule.learning_rates(values, optimizer, planned), []
+    for _ in range(total):
+        found.append(float(optimizer.param_groups[0]["lr"]))
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize("peak", [1e-2, 2e-4, 1e-7, 1e-9])
+def test_schedules_follow_their_formulas_at_every_rate(peak: float) -> None:
+    total, warm = 40, 4
+
+    def of(name: str, **settings: Any) -> list[float]:
+        return rates_of(total, learning_rate=peak, schedule=name, warmup_ratio=warm / total, **settings)
+
+    done = [(step - warm) / (total - warm) for step in range(warm, total)]
+    for cycles in (1, 2, 5):
+        wanted = [(1 + math.cos(math.pi * ((p * cycles) % 1))) / 2 for p in done]
+        assert of("cosine_with_restarts", schedule_cycles=cycles)[warm:] == pytest.approx(
+            [peak * w for w in wanted], abs=peak * 1e-9
+        )
+    for power in (0.5, 1.0, 2.0, 3.0):
+        wanted = [(1 - p) ** power for p in done]
+        assert of("polynomial", schedule_power=power)[warm:] == pytest.approx(
+            [peak * w for w in wanted], abs=peak * 1e-9
+        )
+    assert of("polynomial", schedule_power=1.0) == pytest.approx(of("linear"), abs=peak * 1e-9)
+    assert of("cosine_with_restarts", schedule_cycles=1) == pytest.approx(of("cosine"), abs=peak * 1e-9)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("total", [1, 2, 3])
+def test_the_shortest_run_trains_in_its_last_step(name: str, total: int) -> None:
+    assert rates_of(total, schedule=name, warmup_ratio=0.5, learning_rate=1e-9)[-1] > 0
+
+
+def test_a_run_of_one_step_with_warm_up_trains(make_config: MakeConfig) -> None:
+    outcome = run(make_config, {"training.max_steps": 1, "training.warmup_ratio": 0.5})
+    weights = load_file(outcome.folder.adapter_dir / "adapter_model.safetensors")
+    assert any(bool(tensor.any()) for name, tensor in weights.items() if "lora_B" in name)
+
+
+def test_another_dataset_or_format_gives_other_rows(make_config: MakeConfig, tmp_path: Path) -> None:
+    from tests.support.tiny import write_rows
+
+    rows = [{"text": f"Some text {n}", "instruction": f"Say {n}", "output": f"It is {n}"} for n in range(20)]
+    other = {"data.path": str(write_rows(tmp_path / "other.jsonl", rows)), "data.max_rows": 12}
+    base, changed = run(make_config, {"data.max_rows": 12}), run(make_config, other)
+    assert changed.data["sha256"] != base.data["sha256"]
+    assert changed.losses != base.losses
+    as_text = run(make_config, {**other, "data.format": "text", "data.train_on": "everything"})
+    assert as_text.data["format"] == "text"
+    assert as_text.data["trained_tokens"] != changed.data["trained_tokens"]
 
 
 def test_clipping_bounds_the_gradient_and_reports_it_unclipped(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qlora_engine.training import optim
-
     applied: list[float] = []
     original = optim.step
 
@@ -468,3 +560,14 @@ def test_the_compute_type_is_that_of_the_whole_forward_pass(make_config: MakeCon
     outcome = run(make_config, {"quantization.compute_dtype": "bf16"})
     assert outcome.plan.compute_dtype == "bfloat16"
     assert outcome.losses != run(make_config, {}).losses
+
+
+def test_the_split_of_a_hub_dataset_is_the_one_that_is_read(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    rows = {"train": tiny_runs.varied_rows(20), "test": tiny_runs.varied_rows(12)}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list(rows[split]))
+    read = {s: run(make_config, {"data.path": "some/rows", "data.split": "training/test_options.py::test_the_split_of_a_hub_dataset_is_the_one_that_is_read",
+    assert read == {"train": 20, "test": 12}
