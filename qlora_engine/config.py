@@ -257,6 +257,7 @@ class DataSettings:
             "context": "Kept as context: seen, not learned",
             "remove": "Removed: answers alone",
         },
+        resume="rows",
     )
     empty_answers: str = knob(
         "context",
@@ -264,6 +265,7 @@ class DataSettings:
         help="An answer without a word among others: only read, or its end trained, so that silence is learned.",
         choices={"context": "Only read", "train": "Train their end"},
         is_expert=True,
+        resume="rows",
     )
     preference: str = knob(
         "ask",
@@ -271,12 +273,14 @@ class DataSettings:
         help="Rows with a wanted and an unwanted answer are not trained before it is said what of them.",
         choices={"ask": "Not trained", "chosen": "Train the wanted answer, leave the other out"},
         is_expert=True,
+        resume="rows",
     )
     ignore: tuple[str, ...] = knob(
         (),
         label="Ignore",
         help="What may be left out of rows although it changes their meaning: images, calls, weights, rejected, or a key.",
         is_expert=True,
+        resume="rows",
     )
     system_prompt: str | None = knob(
         None,

@@ -209,6 +209,10 @@ ELSEWHERE = {
     "data.format": "training/test_options.py::test_another_dataset_or_format_gives_other_rows",
     "data.split": "training/test_options.py::test_the_split_of_a_hub_dataset_is_the_one_that_is_read",
     "data.columns": "data/test_sources_and_formats.py::test_columns_can_be_mapped",
+    "data.reasoning": "training/test_options.py::test_thoughts_are_trained_or_left_out",
+    "data.empty_answers": "training/test_options.py::test_the_end_of_an_empty_answer_is_trained_where_wanted",
+    "data.preference": "training/test_options.py::test_what_rows_mean_is_the_choice_of_whoever_trains",
+    "data.ignore": "training/test_options.py::test_what_rows_mean_is_the_choice_of_whoever_trains",
     "data.held_out_path": "training/test_options.py::test_held_out_data_of_its_own_is_what_is_scored",
     "training.early_stopping": "training/test_options.py::test_early_stopping_ends_the_run_when_nothing_gets_better",
     "training.keep_best": "training/test_options.py::test_the_best_is_kept_and_not_the_last",
@@ -571,3 +575,44 @@ def test_the_split_of_a_hub_dataset_is_the_one_that_is_read(
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list(rows[split]))
     read = {s: run(make_config, {"data.path": "some/rows", "data.split": s}).data["rows_read"] for s in rows}
     assert read == {"train": 20, "test": 12}
+
+
+def trained_tokens(make_config: MakeConfig, folder: Path, row: dict[str, Any], **settings: Any) -> int:
+    """Trained tokens of a run over rows like `row`."""
+    from tests.support.tiny import write_rows
+
+    path = str(write_rows(folder / "rows.jsonl", [{**row, "instruction": f"Say {n}"} for n in range(12)]))
+    changes = {f"data.{key}": value for key, value in settings.items()}
+    return int(run(make_config, {"data.path": path, **changes}).data["trained_tokens"])
+
+
+@pytest.mark.xfail(reason="thoughts are found in rows, and not yet left out of them", strict=False)
+def test_thoughts_are_trained_or_left_out(make_config: MakeConfig, tmp_path: Path) -> None:
+    row = {"output": "<think>red or green</think>blue"}
+    tokens = [trained_tokens(make_config, tmp_path, row, reasoning=r) for r in ("train", "context", "remove")]
+    assert tokens[0] > tokens[1] >= tokens[2]
+
+
+@pytest.mark.xfail(reason="empty answers are known, and their end is not yet trained", strict=False)
+def test_the_end_of_an_empty_answer_is_trained_where_wanted(make_config: MakeConfig, tmp_path: Path) -> None:
+    """data.empty_answers"""
+    turns = [("user", "red"), ("assistant", ""), ("user", "blue"), ("assistant", "green")]
+    silent = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    plain = trained_tokens(make_config, tmp_path, silent, ignore=("instruction",))
+    assert (
+        trained_tokens(make_config, tmp_path, silent, empty_answers="train", ignore=("instruction",)) > plain
+    )
+
+
+def test_what_rows_mean_is_the_choice_of_whoever_trains(make_config: MakeConfig, tmp_path: Path) -> None:
+    """data.preference, data.ignore."""
+    from qlora_engine.errors import EngineError
+
+    pair = {"prompt": "Say so", "chosen": "green", "rejected": "red"}
+    with pytest.raises(EngineError):
+        trained_tokens(make_config, tmp_path, pair, ignore=("instruction",))
+    assert trained_tokens(make_config, tmp_path, pair, preference="chosen", ignore=("instruction",)) > 0
+    weighted = {"output": "green", "images": ["a.png"]}
+    with pytest.raises(EngineError):
+        trained_tokens(make_config, tmp_path, weighted)
+    assert trained_tokens(make_config, tmp_path, weighted, ignore=("images",)) > 0
