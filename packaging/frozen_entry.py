@@ -1,6 +1,7 @@
 """Entry of the frozen bundle: one executable is the window, the engine process and the command line.
 
-`client.worker_command` starts a frozen bundle with `--engine-worker`, the proof of an export with `--verify-export`;
+`client.worker_command` starts a frozen bundle with `--engine-worker`, the proof of an export with `--verify-export`,
+the description of a model class with `--describe-class`;
 `--cli` is `qlora`.
 """
 
@@ -20,6 +21,10 @@ def main() -> int:
         from qlora_engine.export.verify_child import main as verify
 
         return verify()
+    if sys.argv[1:2] == ["--describe-class"]:
+        from qlora_engine.models.class_child import main as describe
+
+        return describe()
     if sys.argv[1:2] == ["--cli"]:
         from qlora_engine.cli.main import run
 

@@ -11,7 +11,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-FLAGS = {"qlora_engine.worker": "--engine-worker", "qlora_engine.export.verify_child": "--verify-export"}
+FLAGS = {
+    "qlora_engine.worker": "--engine-worker",
+    "qlora_engine.export.verify_child": "--verify-export",
+    "qlora_engine.models.class_child": "--describe-class",
+}
 """How a frozen bundle, which is one executable, starts itself as each of them."""
 
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "data": "data:data",
     "estimate": "estimate:estimate",
     "quality": "quality:quality",
+    "architectures": "architectures:architectures",
     "init": "job:init",
     "check": "job:check",
     "starter": "starter:starter",

@@ -332,7 +332,7 @@ def _static_parts(
     parts = {
         "quantized_weights": static.quantized_bytes(facts) if is_quantized else 0,
         "quantization_constants": constants_bytes(facts, is_double_quant=side == "double_quant") if is_quantized else 0,
-        "unquantized_weights": unquantized * element,
+        "unquantized_weights": unquantized * element + static.buffer_bytes(facts),
         "adapters": trained * adapter_bytes,
         "gradients": trained * adapter_bytes,
         "optimizer_resident": optimizer.resident,

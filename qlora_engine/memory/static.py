@@ -40,6 +40,12 @@ def quantized_weights(facts: ModelFacts) -> Iterator[tuple[int, int]]:
             yield math.prod(one.shape), one.count
 
 
+def buffer_bytes(facts: ModelFacts) -> int:
+    """Tensors that are no parameters, as the class makes them: masks, rotary tables. Of families in the table, whose only
+    buffers are rotary tables of some hundred bytes, nothing."""
+    return sum(buffer.nbytes for buffer in facts.buffers)
+
+
 def constants_bytes(facts: ModelFacts, *, is_double_quant: bool) -> int:
     """Quantization constants as bitsandbytes keeps them: single: fp32 absmax per 64 weights and the code table;
     double: uint8 per 64, fp32 per 256 blocks, both code tables and the offset. Each layer has tables of its own."""

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from qlora_engine import parsing
 from qlora_engine.errors import EngineError, did_you_mean
 from qlora_engine.models import structure
 from qlora_engine.models.quiet import quiet
@@ -35,6 +36,7 @@ def class_config(text: Mapping[str, Any]) -> Any:
             "model.config", "config.json names no model_type", "check that it is a transformers model"
         )
     values = {key: value for key, value in text.items() if key not in NOT_FOR_THE_CLASS}
+    values = PreTrainedConfig._decode_special_floats(values)  # infinity, as its files spell it
     try:
         with quiet():
             config_class = type(AutoConfig.for_model(kind))
@@ -164,7 +166,7 @@ def main() -> int:
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # stray prints cannot spoil the answer
     try:
-        found: dict[str, Any] = describe(json.loads(sys.stdin.read()))
+        found: dict[str, Any] = describe(parsing.from_json(sys.stdin.read()))
     except EngineError as error:
         found = {"error": [error.code, error.message, error.hint]}
     json.dump(found, answer)

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from qlora_engine import paths
+from qlora_engine import child, parsing, paths
 from qlora_engine.errors import EngineError
 from qlora_engine.models.parts import ModelFacts, parts_from_dict
 
@@ -117,12 +117,6 @@ def versions() -> list[str]:
     return [f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "torch")]
 
 
-def child_command() -> list[str]:
-    if getattr(sys, "frozen", False):
-        return [sys.executable, "--describe-class"]
-    return [sys.executable, "-m", "qlora_engine.models.class_child"]
-
-
 def _has_transformers() -> bool:
     return "transformers" in sys.modules and "torch" in sys.modules
 
@@ -130,23 +124,23 @@ def _has_transformers() -> bool:
 def _here(text: Mapping[str, Any]) -> dict[str, Any]:
     from qlora_engine.models import class_child
 
-    return json.loads(json.dumps(class_child.describe(text)))
+    return dict(parsing.from_json(json.dumps(class_child.describe(text))))
 
 
 def _in_child(text: Mapping[str, Any]) -> dict[str, Any]:
     try:
         done = subprocess.run(
-            child_command(),
+            child.command("qlora_engine.models.class_child"),
             input=json.dumps(text, default=str),
             capture_output=True,
             text=True,
             encoding="utf-8",
             timeout=CHILD_SECONDS,
-            env=_environment(),
+            env={**child.environment(), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             check=False,
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
-        return json.loads(done.stdout)
+        return parsing.from_json(done.stdout)
     except subprocess.TimeoutExpired as error:
         raise EngineError(
             "model.class", f"building the class took longer than {CHILD_SECONDS} seconds", "try again when the machine is less busy",
@@ -160,17 +154,6 @@ def _in_child(text: Mapping[str, Any]) -> dict[str, Any]:
         ) from error  # fmt: skip
 
 
-def _environment() -> dict[str, str]:
-    root = str(Path(__file__).resolve().parents[2])
-    known = os.environ.get("PYTHONPATH")
-    return {
-        **os.environ,
-        "PYTHONPATH": f"{root}{os.pathsep}{known}" if known else root,
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-
-
 def _file(text: Mapping[str, Any]) -> Path:
     key = json.dumps([SCHEMA, versions(), dict(text)], sort_keys=True, default=str)
     return paths.cache_dir() / "classes" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
@@ -178,7 +161,7 @@ def _file(text: Mapping[str, Any]) -> Path:
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        plain = json.loads(file.read_text(encoding="utf-8"))
+        plain = parsing.from_json(file.read_text(encoding="utf-8"))
         parts_from_dict(plain)
         return plain if all(key in plain for key in SIZES) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
