@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) packaging/bootstrap.py
 
-.PHONY: run test lint bench bench-ui bench-memory bench-merge bench-exports test-gpu clean
+.PHONY: run test lint bench bench-ui bench-memory bench-merge bench-exports test-gpu gpu-kit gpu-rehearsal gpu-report clean
 
 run:  ## open the window; without a display, train the starter in the terminal
 	@$(BOOTSTRAP) run
@@ -30,6 +30,15 @@ bench-exports:  ## every export of a trained starter, proven, and a row learned 
 
 test-gpu:  ## the confirmations only an NVIDIA GPU can give
 	@$(BOOTSTRAP) test-gpu
+
+gpu-kit:  ## the wheels that a borrowed GPU machine without a network lacks, into build/gpu-kit
+	@$(BOOTSTRAP) gpu-kit
+
+gpu-rehearsal:  ## tests/gpu/run_offline.py on the CPU with tiny shapes, with that kit
+	@$(BOOTSTRAP) gpu-rehearsal
+
+gpu-report:  ## what kept reports of GPUs say, written into README and the help pages
+	@$(BOOTSTRAP) gpu-report
 
 clean:  ## forget the virtual environment; your models and runs stay
 	rm -rf .venv build dist

@@ -65,6 +65,20 @@ def main(arguments: list[str]) -> int:
         "bench-merge": lambda: module("tests.bench.merge_speed"),
         "bench-exports": lambda: module("tests.bench.starter_exports"),
         "test-gpu": lambda: pytest("tests/gpu", "-m", "gpu"),
+        "gpu-kit": lambda: script_file("packaging/gpu_kit.py"),
+        "gpu-rehearsal": lambda: (
+            script_file("packaging/gpu_kit.py")
+            or script_file(
+                "tests/gpu/run_offline.py",
+                "--device",
+                "cpu",
+                "--wheels",
+                "build/gpu-kit",
+                "--out",
+                "build/gpu-rehearsal",
+            )
+        ),
+        "gpu-report": lambda: script_file("packaging/gpu_report.py"),
     }
     name = arguments[0] if arguments else "run"
     if name not in tasks:
@@ -128,6 +142,10 @@ def pytest(*arguments: str) -> int:
 
 def module(name: str) -> int:
     return call([str(python()), "-m", name])
+
+
+def script_file(name: str, *arguments: str) -> int:
+    return call([str(python()), name, *arguments])
 
 
 def call(command: list[str], environment: dict[str, str] | None = None) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_engine import child, parsing, paths
+from qlora_engine.memory import calibration
 from qlora_engine.memory.gpus import same_gpu
 
 log = logging.getLogger(__name__)
@@ -39,9 +40,7 @@ class Context:
     source: str
 
 
-UNMEASURED = Context(
-    140 * MIB, 550 * MIB, 1400 * MIB, "not measured: 140 MiB to 1.4 GiB, by GPU and driver, 550 MiB assumed"
-)
+UNMEASURED = Context(**calibration.unmeasured_context())
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,19 @@ class Record:
 
 
 def context_of(gpu: str | None = None) -> Context:
-    """What is known of this machine's GPU, or of one named `gpu`, from the newest measurement here."""
+    """What is known of this machine's GPU, or of one named `gpu`: from the newest measurement here, else from a report
+    on that kind of card."""
     for record in reversed(records()):
         if record.bytes_ is not None and (gpu is None or same_gpu(gpu, record.gpu)):
-            return Context(record.bytes_, record.bytes_, record.bytes_ + LATE_KERNELS_BYTES, record.words)
+            return _measured(record.bytes_, record.words)
+    for name, card in calibration.cards().items():
+        if gpu is not None and same_gpu(gpu, name):
+            return _measured(card.bytes_, card.source)
     return UNMEASURED
+
+
+def _measured(amount: int, source: str) -> Context:
+    return Context(amount, amount, amount + LATE_KERNELS_BYTES, source)
 
 
 def records() -> tuple[Record, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qlora_engine.config import TrainingConfig
-from qlora_engine.memory import activations, gpus, static
+from qlora_engine.memory import activations, calibration, gpus, static
 from qlora_engine.memory.context import UNMEASURED, Context
 from qlora_engine.memory.moments import peaks
 from qlora_engine.memory.optimizer_state import StateBytes, state_bytes
@@ -22,9 +22,10 @@ from qlora_engine.models.spec import ModelFacts
 
 GIB = 1024**3
 MIB = 1024**2
-RESERVE_SHARE = (0.03, 0.18, 0.30)
-"""Reserved but not allocated, as a share of what comes and goes in a step; what stays does not fragment. The likely
-value is fitted, the only number here that is: on published peaks of Llama 3.1 8B at four lengths (see the tests)."""
+RESERVE = calibration.reserve()
+RESERVE_SHARE = (RESERVE.low, RESERVE.likely, RESERVE.high)
+"""Reserved but not allocated, as a share of what comes and goes in a step; what stays does not fragment. The only numbers
+here that are no arithmetic; `RESERVE.source` says where they are from."""
 CPU_ROWS = 4
 """Rows at once that are worth having on a CPU: more make no step faster."""
 SIDES = ("double_quant", "single_quant", "lora_16bit", "full_16bit")

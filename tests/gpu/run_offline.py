@@ -83,7 +83,6 @@ def prepare(work: Path, wheels: Path | None, device: str) -> None:
         "HF_HOME": str(work / "hf"),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONDONTWRITEBYTECODE": "1",
         # Asked through NVML, "is there CUDA?" leaves this process free to be forked.
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(site), str(ROOT), os.environ.get("PYTHONPATH")))),

@@ -126,7 +126,7 @@ def tell_loaded(rig: Rig, group: Group, facts: Any, loaded: Any) -> None:
         f"{loaded.report.quantized_parameters:,} parameters in 4 bits",
     )
     rig.tell(report.fact(id_, f"{group.words}: loaded from a folder", loaded.report.quantized_parameters, "count"))  # fmt: skip
-    if any(tensor.role == "expert" for tensor in facts.unquantized):
+    if any(not one.is_quantized for one in facts.stacked):
         rig.tell(report.left_out(f"{id_}.experts", f"{group.words}: experts in 4 bits", f"this version leaves them in 16 bits: {left:,} bytes"))  # fmt: skip
     elif "moe" in group.model:
         rig.tell(report.checked(f"{id_}.experts", f"{group.words}: experts in 4 bits", not experts, words, left))  # fmt: skip
