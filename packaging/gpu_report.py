@@ -20,8 +20,8 @@ LEAST_SETTINGS = 10
 """Fewer measured settings do not replace the constants."""
 MARKED = re.compile(r'(\[figures\]: # "measured: ([\w-]+)"\n)(.*?)(\n\[figures\]: # "end")', re.DOTALL)
 NOTHING = (
-    "Not one figure of this program has been measured on a GPU: none was at hand. `make gpu-kit` and `tests/gpu/run_offline.py` "
-    "measure where there is one, and `packaging/gpu_report.py` puts here what they found."
+    "Not one figure of this program has been measured on a GPU: none was at hand. `tests/gpu/run_offline.py` measures where\n"
+    "there is one, and `packaging/gpu_report.py` puts here what it found."
 )
 Line = Mapping[str, Any]
 

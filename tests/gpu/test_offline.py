@@ -22,7 +22,7 @@ from tests.gpu.offline import report
 from tests.gpu.offline.parts import PLANS
 from tests.gpu.offline.rig import ONLY_A_CARD
 from tests.gpu.offline.settings import CHECKPOINTING, OPTIMIZER, every, groups
-from tests.gpu.packaging import load_script
+from tests.gpu.scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tests" / "gpu" / "run_offline.py"
