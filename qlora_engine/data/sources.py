@@ -40,7 +40,7 @@ def load_rows(settings: DataSettings, *, is_offline: bool = False) -> RawRows:
     path = settings.path
     if path == STARTER:
         found = _read_files([paths.resources_dir() / "starter" / "train.jsonl"], STARTER)
-    elif Path(path).expanduser().exists() or not HUB_ID.fullmatch(path) or path.startswith((".", "/", "~")):
+    elif is_local(path):
         found = read_path(Path(path).expanduser())
     else:
         found = _read_hub(path, settings.split, is_offline)
@@ -48,6 +48,28 @@ def load_rows(settings: DataSettings, *, is_offline: bool = False) -> RawRows:
     if not rows:
         raise EngineError("data.empty", f"the dataset {path} has no rows", "choose another dataset")
     return RawRows(rows, found.origin, found.sha256)
+
+
+def is_local(path: str) -> bool:
+    """True for a file or a folder, also a missing one; False for what only the hub can have, and for the starter."""
+    is_here = (
+        Path(path).expanduser().exists() or not HUB_ID.fullmatch(path) or path.startswith((".", "/", "~"))
+    )
+    return path != STARTER and is_here
+
+
+def missing(settings: DataSettings) -> EngineError | None:
+    """What reading would say of files that are not there, without reading anything."""
+    for path in (settings.path, settings.held_out_path):
+        if path and is_local(path) and not Path(path).expanduser().exists():
+            return _missing(Path(path).expanduser())
+    return None
+
+
+def _missing(path: Path) -> EngineError:
+    return EngineError(
+        "data.missing", f"there is no file {path}", "check the path, or choose another dataset"
+    )
 
 
 def load_held_out(settings: DataSettings) -> RawRows | None:
@@ -66,9 +88,7 @@ def read_path(path: Path) -> RawRows:
         EngineError: missing, of an unknown kind, or broken.
     """
     if not path.exists():
-        raise EngineError(
-            "data.missing", f"there is no file {path}", "check the path, or choose another dataset"
-        )
+        raise _missing(path)
     if path.is_file():
         return _read_files([path], str(path))
     files = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in READERS and p.is_file()]

@@ -17,7 +17,7 @@ from qlora_engine.runs.record import RunFolder
 FORMATS = {
     "adapter": "Adapter (PEFT)",
     "merged": "Merged model, 16-bit safetensors",
-    "bnb4": "Merged model, quantized again to 4 bits (bitsandbytes NF4)",
+    "bnb4": "Merged model in 4 bits (bitsandbytes NF4)",
     "gguf": "GGUF file, for llama.cpp and what is built on it",
     "ollama": "Folder for Ollama: GGUF file and Modelfile",
     "gguf-lora": "Adapter as a GGUF file, for llama.cpp",

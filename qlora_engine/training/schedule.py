@@ -40,13 +40,11 @@ class Schedule:
 def plan(
     settings: TrainingSettings, train_rows: int, order: Callable[[int, int, int], list[int]]
 ) -> Schedule:
-    """Steps from epochs, or `max_steps` where given."""
-    steps_per_epoch = max(1, math.ceil(train_rows / settings.effective_batch))
-    by_epochs = max(1, math.ceil(settings.epochs * steps_per_epoch))
-    total = settings.max_steps or by_epochs
+    """Where every step of a run is."""
+    total = total_steps(settings, train_rows)
     return Schedule(
         total_steps=total,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=steps_per_epoch(settings, train_rows),
         warmup_steps=_warmup_steps(settings, total),
         eval_every=settings.eval_every_steps or max(1, total // EVALUATIONS_PER_RUN),
         effective_batch=settings.effective_batch,
@@ -62,6 +60,15 @@ def _warmup_steps(settings: TrainingSettings, total: int) -> int:
     if settings.schedule == "constant":
         return 0
     return min(math.ceil(settings.warmup_ratio * total), total - 1)
+
+
+def steps_per_epoch(settings: TrainingSettings, train_rows: int) -> int:
+    return max(1, math.ceil(train_rows / settings.effective_batch))
+
+
+def total_steps(settings: TrainingSettings, train_rows: int) -> int:
+    """Optimizer steps of a run: `max_steps` where given, also when it is more than the epochs have, else from epochs."""
+    return settings.max_steps or max(1, math.ceil(settings.epochs * steps_per_epoch(settings, train_rows)))
 
 
 def learning_rates(settings: TrainingSettings, optimizer: Any, schedule: Schedule) -> Any:
