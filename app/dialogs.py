@@ -1,18 +1,21 @@
-"""The questions the window asks, and its help."""
+"""The questions the window asks, its settings, and its help."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QDialog, QMessageBox, QTabWidget, QTextBrowser, QVBoxLayout, QWidget
 
 from app.presenters.run_fold import RunFold
 from app.services.settings import Settings
 from app.theme import GAP, GAP_PAGE, GAP_WIDE
-from app.widgets.kit import Segments, button, column, label, row
+from app.widgets.kit import Segments, as_written, button, column, label, row
 from qlora_engine import paths
 
-SAVE, DISCARD, KEEP, CLOSE_ANYWAY = "save", "discard", "keep", "close"
+SAVE, DISCARD, KEEP, CLOSE_ANYWAY, DELETE = "save", "discard", "keep", "close", "delete"
+DESTRUCTIVE = (DISCARD, CLOSE_ANYWAY, DELETE)
+"""Answers that lose something: never the default, and never what Escape gives."""
 HELP_PAGES = (
     ("start", "First steps"),
     ("qlora", "What QLoRA is"),
@@ -32,7 +35,7 @@ HELP_PAGES = (
 def ask_stop(parent: QWidget, run: RunFold) -> str:
     """Stop and save, stop and discard, or keep training."""
     step = run.last_step.step if run.last_step else 0
-    return _ask(
+    return ask(
         parent,
         "Stop the run?",
         f"The run is at step {step}.",
@@ -44,7 +47,7 @@ def ask_stop(parent: QWidget, run: RunFold) -> str:
 
 def ask_close(parent: QWidget, run: RunFold) -> str:
     """Save and close, close at once, or stay."""
-    return _ask(
+    return ask(
         parent,
         "A run is training",
         f"The run {run.run_id or ''} is still training.",
@@ -54,15 +57,21 @@ def ask_close(parent: QWidget, run: RunFold) -> str:
     )
 
 
-def _ask(parent: QWidget, title: str, text: str, details: str, answers: tuple[tuple[str, str], ...]) -> str:
-    box = QMessageBox(QMessageBox.Icon.Question, title, text, parent=parent)
-    box.setInformativeText(details)
+def ask_delete(parent: QWidget, title: str, text: str, details: str, caption: str) -> bool:
+    """True when it is to be deleted."""
+    return ask(parent, title, text, details, ((caption, DELETE), ("Keep it", KEEP))) == DELETE
+
+
+def ask(parent: QWidget, title: str, text: str, details: str, answers: tuple[tuple[str, str], ...]) -> str:
+    """The value of the answer; `KEEP` is what Escape gives. The default is the first that loses nothing."""
+    box = QMessageBox(QMessageBox.Icon.Question, title, as_written(text), parent=parent)
+    box.setInformativeText(as_written(details))
     roles = {SAVE: QMessageBox.ButtonRole.AcceptRole, KEEP: QMessageBox.ButtonRole.RejectRole}
     buttons = {
         value: box.addButton(caption, roles.get(value, QMessageBox.ButtonRole.DestructiveRole))
         for caption, value in answers
     }
-    box.setDefaultButton(buttons[SAVE])
+    box.setDefaultButton(next(found for value, found in buttons.items() if value not in DESTRUCTIVE))
     box.setEscapeButton(buttons[KEEP])
     box.exec()
     return next((value for value, found in buttons.items() if found is box.clickedButton()), KEEP)
@@ -98,25 +107,33 @@ class SettingsDialog(QDialog):
         self.setLayout(layout)
 
 
-def show_help(parent: QWidget, page: str) -> QDialog:
-    """The help, opened at `page`. It stays open beside the window."""
-    dialog = QDialog(parent)
-    dialog.setWindowTitle("Help \u2013 QLoRA Studio")
-    dialog.resize(860, 640)
-    tabs = QTabWidget()
-    tabs.setDocumentMode(True)
-    for name, title in HELP_PAGES:
-        file = paths.resources_dir() / "help" / f"{name}.md"
-        if file.is_file():
-            view = QTextBrowser()
-            view.setOpenExternalLinks(True)
-            view.setMarkdown(file.read_text(encoding="utf-8"))
-            view.document().setDocumentMargin(16)
-            tabs.addTab(view, title)
-            if name == page:
-                tabs.setCurrentWidget(view)
-    layout = QVBoxLayout(dialog)
-    layout.setContentsMargins(12, 12, 12, 12)
-    layout.addWidget(tabs)
-    dialog.show()
-    return dialog
+class HelpWindow(QDialog):
+    """A window of its own, beside the program's: it takes no click away and goes behind when the other is used."""
+
+    def __init__(self) -> None:
+        super().__init__(None, Qt.WindowType.Window)
+        self.setWindowTitle("Help \u2013 QLoRA Studio")
+        self.resize(860, 640)
+        self._tabs = QTabWidget()
+        self._tabs.setDocumentMode(True)
+        self._pages: dict[str, QTextBrowser] = {}
+        for name, title in HELP_PAGES:
+            file = paths.resources_dir() / "help" / f"{name}.md"
+            if file.is_file():
+                view = QTextBrowser()
+                view.setOpenExternalLinks(True)
+                view.setMarkdown(file.read_text(encoding="utf-8"))
+                view.document().setDocumentMargin(16)
+                self._tabs.addTab(view, title)
+                self._pages[name] = view
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(12, 12, 12, 12)
+        layout.addWidget(self._tabs)
+
+    def open_at(self, page: str) -> None:
+        """Show a page and come to the front."""
+        if page in self._pages:
+            self._tabs.setCurrentWidget(self._pages[page])
+        self.show()
+        self.raise_()
+        self.activateWindow()

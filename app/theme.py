@@ -184,6 +184,8 @@ QPushButton[role="danger"]:disabled {{ color: {t.quiet}; }}
 QPushButton[role="link"] {{ background: transparent; border: none; color: {t.accent}; padding: 2px 0; text-align: left; }}
 QPushButton[role="link"]:hover, QPushButton[role="link"]:focus {{ text-decoration: underline; }}
 QPushButton[role="nav"] {{ background: transparent; border: none; border-left: 3px solid transparent; border-radius: 0; padding: 9px 12px; text-align: left; color: {t.quiet}; font-size: {NORMAL}px; }}
+QFrame[fold="narrow"] QPushButton[role="nav"] {{ padding: 9px 8px; }}
+QPushButton[density="compact"] {{ padding: 3px 12px; min-height: 16px; }}
 QPushButton[role="nav"]:hover {{ color: {t.text}; background: {t.raised}; }}
 QPushButton[role="nav"]:focus {{ color: {t.text}; border-left-color: {t.quiet}; }}
 QPushButton[role="nav"]:checked {{ color: {t.text}; background: {t.accent_soft}; border-left-color: {t.accent}; font-weight: 600; }}

@@ -4,27 +4,39 @@ from __future__ import annotations
 
 from functools import partial
 
-from PySide6.QtCore import QTimer
+from PySide6.QtCore import QRect, QSize, QTimer
 from PySide6.QtGui import QCloseEvent, QKeySequence, QResizeEvent, QShortcut
-from PySide6.QtWidgets import QApplication, QHBoxLayout, QMainWindow, QStackedWidget, QVBoxLayout, QWidget
+from PySide6.QtWidgets import (
+    QApplication,
+    QBoxLayout,
+    QHBoxLayout,
+    QMainWindow,
+    QStackedWidget,
+    QVBoxLayout,
+    QWidget,
+)
 
 from app import theme as looks
 from app.controllers.announcer import Announcer
+from app.controllers.closing import Closing
 from app.controllers.pages import Pages
 from app.controllers.runcard import RunCardController
-from app.dialogs import CLOSE_ANYWAY, KEEP, SAVE, SettingsDialog, ask_close, ask_stop, show_help
+from app.dialogs import KEEP, SAVE, HelpWindow, SettingsDialog, ask_stop
+from app.services.focus import FocusKeeper
 from app.studio import Studio
 from app.widgets.banner import Banner
-from app.widgets.kit import button
 from app.widgets.rail import Rail
 from app.widgets.run_card import RunCard
+from app.widgets.start_bar import StartBar
 from app.widgets.strip import Strip
 from qlora_engine import events as ev
 from qlora_engine.runs.record import RunSummary
 
 FOLD_BELOW = 1200
-"""Pixels of width under which the run card folds into a button."""
-SMALLEST = (900, 620)
+"""Pixels of width under which the run card folds into buttons and the rail into icons."""
+SMALLEST = (960, 600)
+FRAME = QSize(16, 48)
+"""Room that the desktop's frame and title bar may take around the window."""
 
 
 class MainWindow(QMainWindow):
@@ -34,16 +46,21 @@ class MainWindow(QMainWindow):
         super().__init__()
         self.studio = studio
         self.setWindowTitle("QLoRA Studio")
-        self.setMinimumSize(*SMALLEST)
-        self.resize(studio.settings.value.width, studio.settings.value.height)
+        kept = studio.settings.value
+        size = first_size(QSize(kept.width, kept.height), self.screen().availableGeometry())
+        self.setMinimumSize(QSize(*SMALLEST).boundedTo(size))
+        self.resize(size)
         self.rail, self.card, self.strip, self.banner = Rail(), RunCard(), Strip(), Banner()
+        self.start_bar = StartBar()
         self.stack = QStackedWidget()
-        self.card_button = button("This run", self._toggle_card)
         self.pages = Pages(studio, self.stack, go_to=self.go_to, resume=self.resume)
         self._lay_out()
         self.announcer = Announcer(studio, self.banner, self.pages, self.resume)
-        self.run_card = RunCardController(studio, self.card, self.strip, self.rail)
-        self._is_closing = False
+        self.run_card = RunCardController(studio, self.card, self.start_bar, self.strip, self.rail)
+        self.closing = Closing(self, studio.trainer, self.banner, self.close)
+        self.focus_keeper = FocusKeeper(self, lambda: self.rail.items.get(self.pages.current))
+        self.help: HelpWindow | None = None
+        self.settings: SettingsDialog | None = None
         self._connect()
         self.go_to("model")
         self.stack.setFocus()
@@ -72,37 +89,33 @@ class MainWindow(QMainWindow):
         self.go_to("train")
         self.studio.trainer.resume(summary.path)
 
-    def _make_room(self) -> None:
-        """A run gets the memory and the processor to itself."""
-        self.studio.workspace.cancel_check()
-        self.studio.tryout.make_room()
+    def choose_setting(self, *, theme: str | None = None, engine: str | None = None) -> None:
+        """Take over a choice of the settings dialog."""
+        if engine is not None:
+            self.studio.set_engine(engine)
+        app = QApplication.instance()
+        if theme is not None and isinstance(app, QApplication):
+            self.studio.settings.change(theme=theme)
+            looks.apply(app, theme)
+            self.pages.restyle()
 
     # ------------------------------------------------------------ parts
 
     def _lay_out(self) -> None:
-        middle = QVBoxLayout()
-        middle.setContentsMargins(0, 0, 0, 0)
-        middle.setSpacing(0)
+        middle = _tight(QVBoxLayout())
         middle.addWidget(self.banner)
         middle.addWidget(self.stack, 1)
-        upper = QHBoxLayout()
-        upper.setContentsMargins(0, 0, 0, 0)
-        upper.setSpacing(0)
+        upper = _tight(QHBoxLayout())
         upper.addWidget(self.rail)
         upper.addLayout(middle, 1)
         upper.addWidget(self.card)
         central = QWidget()
         central.setProperty("role", "page")
-        outer = QVBoxLayout(central)
-        outer.setContentsMargins(0, 0, 0, 0)
-        outer.setSpacing(0)
+        outer = _tight(QVBoxLayout(central))
         outer.addLayout(upper, 1)
         outer.addWidget(self.strip)
         self.setCentralWidget(central)
-        layout = self.strip.layout()
-        if layout is not None:
-            layout.addWidget(self.card_button)
-        self.card_button.hide()
+        self.strip.add(self.start_bar)
 
     def _connect(self) -> None:
         studio = self.studio
@@ -110,7 +123,9 @@ class MainWindow(QMainWindow):
         self.rail.help_asked.connect(self._help)
         self.rail.settings_asked.connect(self._settings)
         self.strip.clicked.connect(partial(self.go_to, "train", "live"))
-        self.card.start_asked.connect(self.start)
+        for starter in (self.card, self.start_bar):
+            starter.start_asked.connect(self.start)
+        self.start_bar.card_asked.connect(lambda: self.card.setVisible(not self.card.isVisible()))
         self.card.pause_asked.connect(studio.trainer.pause_or_continue)
         self.card.stop_asked.connect(self._stop)
         self.card.problem_chosen.connect(self.go_to)
@@ -120,8 +135,13 @@ class MainWindow(QMainWindow):
 
     # ------------------------------------------------------------ what happens
 
+    def _make_room(self) -> None:
+        """A run gets the memory and the processor to itself."""
+        self.studio.workspace.cancel_check()
+        self.studio.tryout.make_room()
+
     def _start_by_key(self) -> None:
-        if self.card.start.isVisible() and self.card.start.isEnabled():
+        if self.run_card.can_start:
             self.start()
 
     def _stop(self) -> None:
@@ -134,52 +154,48 @@ class MainWindow(QMainWindow):
 
     def _ended(self, event: ev.Event) -> None:
         self.studio.history.refresh()
-        if self._is_closing:
+        if self.closing.closes_after(event):
             self.close()
         else:
             self.announcer.tell_end(event)
 
     def _help(self) -> None:
-        show_help(self, self.pages.current)
+        self.help = self.help or HelpWindow()
+        self.help.open_at(self.pages.current)
 
     def _settings(self) -> None:
-        SettingsDialog(self, self.studio.settings.value, self.choose_setting).exec()
-
-    def choose_setting(self, *, theme: str | None = None, engine: str | None = None) -> None:
-        """Take over a choice of the settings dialog."""
-        if engine is not None:
-            self.studio.set_engine(engine)
-        app = QApplication.instance()
-        if theme is not None and isinstance(app, QApplication):
-            self.studio.settings.change(theme=theme)
-            looks.apply(app, theme)
-            self.pages.restyle()
-
-    def _toggle_card(self) -> None:
-        self.card.setVisible(not self.card.isVisible())
+        """Beside the window, which goes on answering."""
+        self.settings = SettingsDialog(self, self.studio.settings.value, self.choose_setting)
+        self.settings.show()
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)
         is_narrow = self.width() < FOLD_BELOW
-        if is_narrow != self.card_button.isVisibleTo(self):
-            self.card_button.setVisible(is_narrow)
+        if is_narrow != self.start_bar.isVisibleTo(self):
+            self.start_bar.setVisible(is_narrow)
             self.card.setVisible(not is_narrow)
+            self.rail.set_narrow(is_narrow)
 
     def closeEvent(self, event: QCloseEvent) -> None:
         """A running job is never lost by a click: it is asked about, and saved before the window goes."""
-        if self.studio.trainer.is_running and not self._is_closing:
-            answer = ask_close(self, self.studio.trainer.run)
-            if answer == SAVE:
-                self._is_closing = True
-                self.studio.trainer.stop_and_save()
-                self.setEnabled(False)
-            if answer != CLOSE_ANYWAY:
-                event.ignore()
-                return
-        elif self.studio.trainer.is_running:
+        if not self.closing.may_close():
             event.ignore()
             return
         self.studio.settings.change(width=self.width(), height=self.height())
         self.hide()  # ending what runs may take a second
+        for beside in (self.help, self.settings):
+            if beside is not None:
+                beside.close()
         self.studio.close()
         super().closeEvent(event)
+
+
+def first_size(wanted: QSize, available: QRect) -> QSize:
+    """As wanted, as far as the screen has room for it and for the frame around it."""
+    return wanted.boundedTo(available.size() - FRAME)
+
+
+def _tight(layout: QBoxLayout) -> QBoxLayout:
+    layout.setContentsMargins(0, 0, 0, 0)
+    layout.setSpacing(0)
+    return layout

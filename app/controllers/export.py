@@ -14,34 +14,37 @@ from qlora_engine.jobs import ExportJob, PushJob
 
 
 class ExportController:
+    """The form shows what `_choice` says; news of the runs never change what a person has filled in."""
+
     def __init__(self, studio: Studio, screen: ExportScreen) -> None:
         self._studio, self._screen = studio, screen
         self._job = studio.jobs["export"]
         self.fold = ExportFold()
-        self._run_dir = ""
-        self._kind = "merged"
+        self._choice = ("", "merged")
+        """The run's folder and the format."""
+        self._shown: tuple[str, str] | None = None
         screen.set_formats(formats())
         self._job.event_arrived.connect(self._take)
-        self._job.ended.connect(self._end)
+        self._job.ended.connect(lambda *_: self.paint())
         studio.history.changed.connect(self._runs_changed)
         screen.run_chosen.connect(self.choose_run)
-        screen.format_chosen.connect(self._choose_format)
+        screen.format_chosen.connect(lambda kind: self._choose(self._choice[0], kind))
         screen.export_asked.connect(self.export)
         screen.cancel_asked.connect(self._job.stop)
-        screen.target_changed.connect(self._show_kept)
+        screen.target_changed.connect(lambda *_: self._show_kept())
         screen.drop_asked.connect(self._drop)
         screen.push_asked.connect(self.push)
         self._runs_changed()
 
     def choose_run(self, run_dir: str) -> None:
-        self._run_dir = run_dir
-        self._runs_changed()
+        self._choose(run_dir, self._choice[1])
 
     def export(self) -> None:
+        run_dir, kind = self._choice
         target = self._screen.out.text().strip()
-        if self._run_dir and target and not self._job.is_running:
-            self.fold.begin()
-            self._job.start(ExportJob(self._run_dir, self._kind, target, self._screen.options()))
+        if run_dir and target and not self._job.is_running:
+            self.fold.begin(f"{Path(run_dir).name}, {formats()[kind][0]}")
+            self._job.start(ExportJob(run_dir, kind, target, self._screen.options()))
             self.paint()
 
     def push(self) -> None:
@@ -53,40 +56,42 @@ class ExportController:
             self._job.start(PushJob(folder, name, self._screen.public.isChecked()))
             self.paint()
 
-    def _show_kept(self, target: str) -> None:
+    def paint(self) -> None:
+        self._screen.show_state(self.fold, has_runs=bool(self._choice[0]))
+        self._screen.set_editable(not self._job.is_running)
+        self._show_kept()
+
+    def _choose(self, run_dir: str, kind: str) -> None:
+        """Another run or form: the form is filled in anew, once no export reads it any more."""
+        if not self._job.is_running:
+            self._choice = (run_dir, kind)
+        self._runs_changed()
+
+    def _runs_changed(self) -> None:
+        runs = [(str(s.path), run_title(s)) for s in usable_runs(self._studio.history.summaries)]
+        known = [value for value, _ in runs]
+        if self._choice[0] not in known and not self._job.is_running:
+            self._choice = (known[0] if known else "", self._choice[1])
+        self._screen.set_runs(runs, self._choice[0])
+        if self._shown != self._choice:
+            self._shown = self._choice
+            run_dir, kind = self._choice
+            target = str(default_target(Path(run_dir).name, kind)) if run_dir else ""
+            self._screen.set_choice(kind, target, dtypes_of(kind), merges_of(kind))
+        self.paint()
+
+    def _show_kept(self) -> None:
+        """What an earlier export to the target left."""
+        run_dir, kind = self._choice
         is_idle = not self._job.is_running
-        self._screen.show_kept(kept_text(target.strip(), self._run_dir, self._kind) if is_idle else "")
+        self._screen.show_kept(kept_text(self._screen.out.text().strip(), run_dir, kind) if is_idle else "")
 
     def _drop(self) -> None:
         target = self._screen.out.text().strip()
         if target and not self._job.is_running:
             drop(Path(target))
-            self._show_kept(target)
-
-    def paint(self) -> None:
-        self._screen.show_state(self.fold, has_runs=bool(self._run_dir))
-
-    def _runs_changed(self) -> None:
-        runs = [(str(s.path), run_title(s)) for s in usable_runs(self._studio.history.summaries)]
-        known = [value for value, _ in runs]
-        if self._run_dir not in known:
-            self._run_dir = known[0] if known else ""
-        self._screen.set_runs(runs, self._run_dir)
-        self._choose_format(self._kind)
-
-    def _choose_format(self, kind: str) -> None:
-        self._kind = kind
-        name = self._run_dir.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
-        if not self._job.is_running:
-            target = str(default_target(name, kind)) if name else ""
-            self._screen.set_choice(kind, target, dtypes_of(kind), merges_of(kind))
-            self._show_kept(target)
-        self.paint()
+            self._show_kept()
 
     def _take(self, event: Event) -> None:
         self.fold.fold(event)
         self.paint()
-
-    def _end(self) -> None:
-        self.paint()
-        self._show_kept(self._screen.out.text())

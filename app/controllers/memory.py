@@ -53,7 +53,7 @@ class MemoryController:
         self._screen.show_state(
             memory_state(
                 work.shown, self._capacity, is_double=work.config.quantization.double_quant, gpu=work.gpu,
-                length_note="" if work.data.report or work.config.data.seq_len else " (assumed until the data is checked)",
+                is_assumed=work.is_length_assumed,
                 subject=self._subject, fitting=self._fitting, rehearsal=self._status,
                 runs=self._studio.history.summaries,
             )

@@ -11,16 +11,20 @@ from app.presenters.strip import strip_state
 from app.studio import Studio
 from app.widgets.rail import Rail
 from app.widgets.run_card import RunCard
+from app.widgets.start_bar import StartBar
 from app.widgets.strip import Strip
 
 
 class RunCardController(QObject):
-    def __init__(self, studio: Studio, card: RunCard, strip: Strip, rail: Rail) -> None:
+    """`can_start` tells whether Start would begin a run now."""
+
+    def __init__(self, studio: Studio, card: RunCard, bar: StartBar, strip: Strip, rail: Rail) -> None:
         super().__init__(card)
-        self._studio, self._card, self._strip, self._rail = studio, card, strip, rail
+        self._studio, self._card, self._bar, self._strip, self._rail = studio, card, bar, strip, rail
+        self.can_start = False
         work, trainer = studio.workspace, studio.trainer
         for signal in (
-            work.draft_changed, work.facts_changed, work.data.changed, work.estimate_changed,
+            work.draft_changed, work.facts_changed, work.data.changed, work.place.changed, work.estimate_changed,
             trainer.state_changed, trainer.changed,
         ):  # fmt: skip
             signal.connect(self.paint)
@@ -31,11 +35,12 @@ class RunCardController(QObject):
 
     def paint(self) -> None:
         work, run = self._studio.workspace, self._studio.trainer.run
-        problems = problems_of(work.draft, work.facts_error, work.data.error)
+        problems = problems_of(work.draft, work.facts_error, work.data.error or work.place.problem)
         memory = own_state(self._studio)
-        self._card.show_state(
-            run_card(work.draft, work.facts, work.data.report, memory.short_verdict, problems, run)
-        )
+        state = run_card(work.draft, work.facts, work.data.report, memory.short_verdict, problems, run)
+        self.can_start = state.can_start and not state.is_live
+        for view in (self._card, self._bar):
+            view.show_state(state)
         attention = marks(problems)
         for page in PAGES:
             is_running = page == "train" and run.is_live

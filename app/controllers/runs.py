@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PySide6.QtWidgets import QMessageBox
-
+from app.dialogs import ask_delete
 from app.presenters.run_fold import RunFold
 from app.presenters.runs import runs_state
 from app.screens.runs import RunsScreen
@@ -81,7 +80,7 @@ class RunsController:
         self._read = wanted
         predicted = summary.predicted_peak_bytes
         if self._screen.memory is not None:
-            self._screen.memory.setVisible(wanted[1] > 0)
+            self._screen.show_memory(wanted[1] > 0)
         self._studio.background.submit(
             "trace of the history",
             lambda: (kept_trace(path), history_of(summary.path)),
@@ -114,13 +113,7 @@ class RunsController:
         self._reused()
 
     def _delete(self, summary: RunSummary) -> None:
-        box = QMessageBox(
-            QMessageBox.Icon.Question, "Delete this run?", f"Delete {summary.run_id} with its checkpoints and adapter?",
-            parent=self._screen,
-        )  # fmt: skip
-        box.setInformativeText("This cannot be undone. Exports made from it stay.")
-        yes = box.addButton("Delete run", QMessageBox.ButtonRole.DestructiveRole)
-        box.addButton("Keep it", QMessageBox.ButtonRole.RejectRole)
-        box.exec()
-        if box.clickedButton() is yes:
+        text = f"Delete {summary.run_id} with its checkpoints and adapter?"
+        details = "This cannot be undone. Exports made from it stay."
+        if ask_delete(self._screen, "Delete this run?", text, details, "Delete run"):
             self._studio.history.delete(summary)

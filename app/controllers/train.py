@@ -38,7 +38,6 @@ class TrainController:
         screen.wish.connect(trainer.ask)
         screen.save_job_asked.connect(self._save_job)
         screen.open_job_asked.connect(self._open_job)
-        self._paint_sentence()
         self.paint_settings()
         self.paint_run()
 
@@ -63,6 +62,7 @@ class TrainController:
     def paint_run(self) -> None:
         run = self._studio.trainer.run
         self._screen.render_run(run)
+        self._paint_sentence()
         charts = self._screen.charts
         if charts is None or not self._screen.isVisible():
             return
@@ -77,7 +77,6 @@ class TrainController:
             self._drawn = None
             self._screen.notice.say("")
             self._screen.show_view(LIVE)
-        self._paint_sentence()
         self.paint_settings()
         self.paint_run()
 
@@ -90,7 +89,8 @@ class TrainController:
             "stopped": "The run was stopped",
             "failed": "The run failed",
         }
-        self._screen.sentence.setText(sentences.get(run.state, run.phase_text))
+        text = "" if run.is_pausing else sentences.get(run.state, "")
+        self._screen.sentence.setText(text or run.phase_text)
 
     def _save_job(self) -> None:
         name, _ = QFileDialog.getSaveFileName(self._screen, "Save the job file", "job.toml", JOB_FILES)

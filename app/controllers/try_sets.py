@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from PySide6.QtCore import QObject, QTimer
-from PySide6.QtWidgets import QFileDialog, QMessageBox
+from PySide6.QtWidgets import QFileDialog
 
 from app.controllers.blocked import blocked_text
+from app.dialogs import ask_delete
 from app.presenters.replayed import ReplayFold
 from app.presenters.runs import usable_runs
 from app.presenters.tried import settings_text
@@ -123,14 +124,8 @@ class SetsController(QObject):
         self._write(file.stem, prompts)
 
     def _delete(self) -> None:
-        box = QMessageBox(
-            QMessageBox.Icon.Question, "Delete this prompt set?", f"Delete {self._set}?", parent=self._panel
-        )
-        box.setInformativeText("Answers that runs keep stay with them.")
-        yes = box.addButton("Delete set", QMessageBox.ButtonRole.DestructiveRole)
-        box.addButton("Keep it", QMessageBox.ButtonRole.RejectRole)
-        box.exec()
-        if box.clickedButton() is yes:
+        details = "Answers that runs keep stay with them."
+        if ask_delete(self._panel, "Delete this prompt set?", f"Delete {self._set}?", details, "Delete set"):
             prompt_sets.delete(self._set)
             self._set = prompt_sets.STARTER
             self._read_sets()

@@ -51,8 +51,7 @@ class TryController(QObject):
 
     def restyle(self) -> None:
         """After a change of theme: rich text takes the new colours."""
-        for view in self._screen.chat.views.values():
-            view.restyle()
+        self._screen.chat.columns.restyle()
         self._screen.held_out.repaint_rows()
 
     def _runs_changed(self) -> None:

@@ -58,6 +58,8 @@ class ExportFold:
 
     def __init__(self) -> None:
         self.state = "idle"
+        self.subject = ""
+        """What is, or was, exported: the form may show another choice by now."""
         self.phase_text = ""
         self.share: float | None = None
         self.checks: list[CheckLine] = []
@@ -68,8 +70,9 @@ class ExportFold:
         self.is_pushing = False
         self.push_text = ""
 
-    def begin(self) -> None:
+    def begin(self, subject: str = "") -> None:
         self.__init__()  # type: ignore[misc]
+        self.subject = subject
         self.state, self.phase_text = "running", "Starting the engine"
 
     def begin_push(self) -> None:

@@ -149,7 +149,7 @@ def memory_state(
     *,
     is_double: bool,
     gpu: str | None,
-    length_note: str = "",
+    is_assumed: bool = False,
     subject: Subject | None = None,
     fitting: Fitting | None = None,
     rehearsal: RehearsalStatus | None = None,
@@ -164,12 +164,12 @@ def memory_state(
     return MemoryState(
         bars=tuple(_bar(bar, bar.name == chosen.name) for bar in found.bars),
         capacity=capacity,
-        verdict=verdict,
+        verdict=f"Before data is read: {verdict[:1].lower()}{verdict[1:]}" if is_assumed else verdict,
         verdict_more=more,
         verdict_tone=tone,
         remedy=remedy_of(found, capacity, fitting, is_double=is_double) if tone != "good" else None,
         saving=saving_of(found),
-        basis=_basis(found, length_note),
+        basis=_basis(found, is_assumed=is_assumed),
         mark=mark_of(chosen, rehearsal or RehearsalStatus()),
         parts=tuple(_part_line(part, chosen, other) for part in chosen.parts),
         totals=_totals(found, chosen, other),
@@ -190,10 +190,11 @@ def memory_state(
     )
 
 
-def _basis(found: Comparison, length_note: str) -> str:
+def _basis(found: Comparison, *, is_assumed: bool) -> str:
     settings = found.estimate.settings
+    assumed = " (assumed until the data is checked)" if is_assumed else ""
     return (
-        f"For {settings['seq_len']:,} tokens{length_note} \u00d7 micro-batch {settings['micro_batch']}, "
+        f"For {settings['seq_len']:,} tokens{assumed} \u00d7 micro-batch {settings['micro_batch']}, "
         f"rank {settings['rank']}, {settings['optimizer']}, checkpointing {'on' if settings['checkpointing'] else 'off'}, "
         f"on {'an NVIDIA GPU' if settings['device'] == 'cuda' else 'the CPU in float32'}."
     )

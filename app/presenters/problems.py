@@ -22,6 +22,10 @@ class Problem:
     hint: str = ""
     path: str = ""
 
+    @property
+    def page_title(self) -> str:
+        return "Try it" if self.page == "try" else self.page.title()
+
 
 def problems_of(
     draft: Draft, facts_error: EngineError | None, data_error: EngineError | None

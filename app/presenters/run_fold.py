@@ -56,6 +56,8 @@ class RunFold:
 
     def __init__(self) -> None:
         self.state = "idle"
+        self.is_pausing = False
+        """Asked to pause; the engine does so after the micro-batch that it computes."""
         self.phase_text = ""
         self.progress: float | None = None
         self.run_id: str | None = None
@@ -97,6 +99,12 @@ class RunFold:
 
     def begin(self) -> None:
         self.state, self.phase_text = "starting", "Starting the engine"
+        self.version += 1
+
+    def asked_to_pause(self, is_wanted: bool) -> None:
+        """What the person wants until the engine tells that it is so."""
+        self.is_pausing = is_wanted
+        self.phase_text = "Pausing after this micro-batch" if is_wanted else "Training"
         self.version += 1
 
     def asked_to_stop(self) -> None:
@@ -143,7 +151,8 @@ class RunFold:
 
     def _on_RunStarted(self, event: ev.RunStarted) -> None:
         self.run_id, self.run_dir, self.began_unix = event.run_id, event.run_dir, event.unix_time
-        self.state = "running" if self.state == "starting" else self.state
+        if self.state == "starting":
+            self.state, self.phase_text = "running", "Preparing"
         if event.is_resumed:
             self._forget_after(event.from_step)
         self._say(f"{'Resumed' if event.is_resumed else 'Started'} as {event.run_id}", unix=event.unix_time)
@@ -159,7 +168,7 @@ class RunFold:
             self.last_evaluation = None
 
     def _on_PhaseChanged(self, event: ev.PhaseChanged) -> None:
-        if self.state not in ("stopping", "paused"):
+        if self.state not in ("stopping", "paused") and not self.is_pausing:
             self.phase_text = event.text
         self.progress = None
         if event.phase in ("loading", "downloading", "tokenizing", "preparing"):
@@ -194,6 +203,8 @@ class RunFold:
 
     def _on_StepFinished(self, event: ev.StepFinished) -> None:
         self.last_step = event
+        if self.state == "running" and not self.is_pausing:
+            self.phase_text = "Training"
         self.series.add_step(event)
 
     def _on_EvaluationFinished(self, event: ev.EvaluationFinished) -> None:
@@ -229,6 +240,7 @@ class RunFold:
         self._say(f"{event.message}. {event.hint}" if event.hint else event.message, tone)
 
     def _on_Paused(self, event: ev.Paused) -> None:
+        self.is_pausing = False
         self.state, self.phase_text = "paused", f"Paused at step {event.step}"
         self._say(self.phase_text)
 
@@ -236,18 +248,21 @@ class RunFold:
         self.state, self.phase_text = "running", "Training"
         self._say(f"Going on from step {event.step}")
 
+    def _end(self, event: ev.Event, state: str) -> None:
+        self.end, self.state, self.progress, self.is_pausing = event, state, None, False
+
     def _on_RunFinished(self, event: ev.RunFinished) -> None:
-        self.end, self.state, self.progress = event, "finished", None
+        self._end(event, "finished")
         self.phase_text = "Finished"
         self._say("Finished", "good")
 
     def _on_RunStopped(self, event: ev.RunStopped) -> None:
-        self.end, self.state, self.progress = event, "stopped", None
+        self._end(event, "stopped")
         self.phase_text = "Stopped" + (", can be resumed" if event.is_resumable else "")
         self._say(self.phase_text)
 
     def _on_RunFailed(self, event: ev.RunFailed) -> None:
-        self.end, self.state, self.progress = event, "failed", None
+        self._end(event, "failed")
         self.phase_text = event.message
         if event.code.startswith(OUT_OF_MEMORY):
             self.marks.append(Mark(self._newest_unix, "out of memory", event.message))

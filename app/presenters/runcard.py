@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +14,7 @@ from app.presenters.run_fold import RunFold
 from app.presenters.words import count_text, duration_text, parameters_text, plural
 from qlora_engine import config_io, paths
 from qlora_engine.models.spec import ModelFacts
+from qlora_engine.training.schedule import total_steps
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class RunCardState:
     share: float | None
     status_text: str
 
+    @property
+    def is_live(self) -> bool:
+        return self.can_pause or self.can_stop or self.share is not None
+
 
 def run_card(
     draft: Draft,
@@ -40,17 +44,18 @@ def run_card(
     problems: Sequence[Problem],
     run: RunFold,
 ) -> RunCardState:
+    """`memory_text` is a guess until the data are read, and is marked as one."""
     if run.is_live:
         return _live(draft, facts, report, memory_text, run)
     count = len(problems)
     is_too_large = memory_text.startswith("does not fit")
-    ready = "Ready, but does not fit" if is_too_large else "Ready to train"
+    ready = "Does not fit" if is_too_large else "Ready to train"
     return RunCardState(
         headline=f"{count} to fix" if count else ready,
         tone="warning" if count or is_too_large else "good",
         rows=_rows(draft, facts, report, memory_text),
         problems=tuple(problems),
-        start_text="Start training",
+        start_text="Start anyway" if is_too_large else "Start training",
         can_start=not count,
         can_pause=False,
         pause_text="Pause",
@@ -65,31 +70,32 @@ def planned_steps(draft: Draft, report: Mapping[str, Any] | None) -> int | None:
     training = draft.config.training
     if report is None:
         return training.max_steps
-    per_epoch = math.ceil(int(report["train_rows"]) / training.effective_batch)
-    steps = max(1, math.ceil(per_epoch * training.epochs))
-    return min(steps, training.max_steps) if training.max_steps else steps
+    return total_steps(training, int(report["train_rows"]))
 
 
 def _live(
     draft: Draft, facts: ModelFacts | None, report: Mapping[str, Any] | None, memory_text: str, run: RunFold
 ) -> RunCardState:
     headlines = {"starting": "Starting", "running": "Training", "paused": "Paused", "stopping": "Stopping"}
+    headline = "Pausing" if run.is_pausing else headlines[run.state]
     step = run.last_step
     status = f"step {step.step} of {step.total_steps}" if step else run.phase_text
-    if step is not None and step.eta_seconds is not None and run.state == "running":
+    if run.is_pausing:
+        status += ". It pauses after this micro-batch"
+    elif step is not None and step.eta_seconds is not None and run.state == "running":
         status += f", {duration_text(step.eta_seconds)} left"
     rows = _rows(draft, facts, report, memory_text)
     if run.run_id:
         rows = (("Run", run.run_id), *rows)
     return RunCardState(
-        headline=headlines[run.state],
+        headline=headline,
         tone="accent",
         rows=rows,
         problems=(),
         start_text="Start training",
         can_start=False,
         can_pause=run.state in ("running", "paused"),
-        pause_text="Continue" if run.state == "paused" else "Pause",
+        pause_text="Continue" if run.state == "paused" else "Keep going" if run.is_pausing else "Pause",
         can_stop=run.state != "stopping",
         share=run.share if run.share is not None else run.progress,
         status_text=status,
@@ -113,7 +119,7 @@ def _rows(
         ("Adapter", f"LoRA rank {config.lora.rank}, alpha {config.lora.alpha:g}"),
         ("Recipe", preset_title(draft.preset) + (f", {changed} changed" if changed else "")),
         ("Steps", f"{count_text(steps)}, {batch}" if steps else f"by {config.training.epochs:g} epochs, {batch}"),
-        ("Memory", memory_text),
+        ("Memory" if report or config.data.seq_len else "Memory, before data is read", memory_text),
         ("Saved to", str(paths.runs_dir(config.output.runs_dir))),
     )  # fmt: skip
 

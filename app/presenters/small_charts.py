@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from app.presenters.words import capital
 from qlora_engine.monitor.residency import ESTIMATED
 from qlora_engine.monitor.series import numbers
 
@@ -199,9 +200,7 @@ def _host_words(host: Mapping[str, Any]) -> str:
 def _moving_words(paged: Mapping[str, Any]) -> str:
     """How the rates are known."""
     if paged.get("moving_kind"):
-        return (
-            f"{paged['moving_kind']} by the driver\n{paged.get('page_moves_reason', '')}".strip().capitalize()
-        )
+        return capital(f"{paged['moving_kind']} by the driver\n{paged.get('page_moves_reason', '')}".strip())
     why = paged.get("page_moves_reason")
     how = "Estimated from how the part on the CPU changes"
     if paged.get("residency_kind") != ESTIMATED:

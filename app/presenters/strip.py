@@ -93,7 +93,7 @@ def _sensors(gpu: Mapping[str, Any]) -> str:
 
 def _run_text(run: RunFold) -> str:
     if run.state == "idle":
-        return "No run yet"
+        return "Nothing is training"
     if not run.is_live:
         return {"finished": "Run finished", "stopped": "Run stopped", "failed": "Run failed"}[run.state]
     step = run.last_step

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Sequence
 
 UNKNOWN = "n/a"
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
+HYPHENED = ("held-out", "micro-batch", "end-of-turn", "on-disk")
+"""Words of sentences that look like ids; `gpt-neo` and `seq_len` are ids."""
 
 
 def bytes_text(count: float | None) -> str:
@@ -99,5 +102,7 @@ def joined(words: Sequence[str]) -> str:
 
 
 def capital(text: str) -> str:
-    """As the beginning of a sentence."""
-    return text[:1].upper() + text[1:]
+    """As the beginning of a sentence, unless it begins with a name: those keep their case."""
+    first = text.split(maxsplit=1)[0].rstrip(",.:;") if text.strip() else ""
+    is_word = first in HYPHENED or re.fullmatch(r"[a-z]+('s)?", first)
+    return text[:1].upper() + text[1:] if is_word else text

@@ -11,7 +11,7 @@ from PySide6.QtWidgets import QFileDialog, QLineEdit, QProgressBar
 from app.presenters.data import DataState
 from app.theme import GAP_WIDE
 from app.widgets.form import KnobForm
-from app.widgets.kit import Card, Facts, Notice, SideBySide, boxed, button, column, label, row
+from app.widgets.kit import Card, Facts, Notice, SideBySide, boxed, button, column, label, markup, row
 from app.widgets.page import Page
 from app.widgets.tokens import TokenView, legend_html
 from qlora_engine.config import all_knobs
@@ -61,12 +61,8 @@ class DataScreen(Page):
         )
         self.tokens = TokenView()
         self.tokens.setMinimumHeight(300)
-        legend = label()
-        legend.setTextFormat(legend.textFormat().RichText)
-        legend.setText(legend_html())
-        legend.setWordWrap(True)
-        self._legend = legend
-        self.rows_card = Card("What the model sees").add(legend, self.tokens)
+        self._legend = markup(legend_html(), wraps=True)
+        self.rows_card = Card("What the model sees").add(self._legend, self.tokens)
         left = column(source, options, None, gap=GAP_WIDE)
         right = column(self.found, self.rows_card, None, gap=GAP_WIDE)
         right.setStretch(1, 1)

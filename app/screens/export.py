@@ -22,7 +22,7 @@ from PySide6.QtWidgets import (
 from app.presenters.export import CheckLine, ExportFold
 from app.theme import GAP_WIDE
 from app.widgets.form import QuietCombo
-from app.widgets.kit import Card, SideBySide, boxed, button, column, label, row, set_role
+from app.widgets.kit import Card, SideBySide, boxed, button, column, label, row, set_role, set_tip
 from app.widgets.page import Page
 
 
@@ -53,7 +53,7 @@ class ExportScreen(Page):
         self.dtype.setAccessibleName("Stored as")
         self.into = QuietCombo()
         self.into.setAccessibleName("Merged into")
-        self.into.setToolTip("The adapter was trained against the 4-bit weights; merged into the original ones it usually does as well or better")  # fmt: skip
+        set_tip(self.into, "The adapter was trained against the 4-bit weights; merged into the original ones it usually does as well or better")  # fmt: skip
         self.merge_options = boxed(column(
             row(label("Stored as", "quiet"), self.dtype, None), row(label("Merged into", "quiet"), self.into, None), gap=6,
         ))  # fmt: skip
@@ -64,15 +64,19 @@ class ExportScreen(Page):
         self.drop = button("Remove what is kept", self.drop_asked.emit)
         self.kept_box = boxed(column(self.kept, row(self.drop, None), gap=4))
         self.kept_box.hide()
-        self.verify = QCheckBox(
-            "Prove it: load it again in a fresh process and compare it with base + adapter"
+        self.verify = QCheckBox("Prove it")
+        proves = label(
+            "Load it again in a fresh process and compare it with base + adapter", "small", wraps=True
         )
+        proves.setContentsMargins(24, 0, 0, 0)
         self.verify.setChecked(True)
-        what = Card("What").add(label("Run", "small"), self.run, label("Form", "small"))
+        self._what = what = Card("What").add(label("Run", "small"), self.run, label("Form", "small"))
         what.body.addLayout(self._formats_box)
         what.add(self.merge_options)
-        where = Card("Where").add(
-            row(self.out, button("Choose\u2026", self._choose)), self.kept_box, self.verify
+        self._where = where = Card("Where").add(
+            row(self.out, button("Choose\u2026", self._choose)),
+            self.kept_box,
+            column(self.verify, proves, gap=2),
         )
         self.progress_text, self.progress = label(role="quiet"), QProgressBar()
         self.progress.setTextVisible(False)
@@ -86,7 +90,7 @@ class ExportScreen(Page):
         self.repository.setAccessibleName("Repository on the hub")
         self.repository.setPlaceholderText("owner/name")
         self.public = QCheckBox("Public")
-        self.public.setToolTip("Everybody can see it. Without this only you and whom you let in.")
+        set_tip(self.public, "Everybody can see it. Without this only you and whom you let in.")
         self.push = button("Upload to the hub", self.push_asked.emit)
         self.repository.textChanged.connect(lambda text: self.push.setEnabled("/" in text))
         self.push.setEnabled(False)
@@ -107,7 +111,7 @@ class ExportScreen(Page):
     def set_formats(self, formats: Mapping[str, tuple[str, str]]) -> None:
         for name, (title, detail) in formats.items():
             radio = QRadioButton(title)
-            radio.setToolTip(detail)
+            set_tip(radio, detail)
             radio.clicked.connect(lambda *_, n=name: self.format_chosen.emit(n))
             self.formats.addButton(radio)
             self._radios[name] = radio
@@ -118,9 +122,10 @@ class ExportScreen(Page):
             self._formats_box.addWidget(note)
 
     def set_runs(self, runs: Sequence[tuple[str, str]], chosen: str) -> None:
-        self.run.clear()
-        for value, title in runs:
-            self.run.addItem(title, value)
+        if [(self.run.itemData(i), self.run.itemText(i)) for i in range(self.run.count())] != list(runs):
+            self.run.clear()
+            for value, title in runs:
+                self.run.addItem(title, value)
         self.run.setCurrentIndex(max(0, self.run.findData(chosen)))
 
     def set_choice(
@@ -141,6 +146,11 @@ class ExportScreen(Page):
         """What an earlier export to the target left; nothing when empty."""
         self.kept.setText(text)
         self.kept_box.setVisible(bool(text))
+
+    def set_editable(self, is_editable: bool) -> None:
+        """What is being exported is not changed under the engine's hands."""
+        for card in (self._what, self._where):
+            card.setEnabled(is_editable)
 
     def options(self) -> dict[str, object]:
         found: dict[str, object] = {"verify": self.verify.isChecked()}
@@ -171,6 +181,7 @@ class ExportScreen(Page):
         self._result_path = str(fold.result.get("path") or "")
         self.open.setVisible(fold.state == "done")
         self.empty.setVisible(fold.state == "idle")
+        self.proof.heading.setText(f"Proof: {fold.subject}" if fold.subject else "Proof")
         if fold.state == "failed":
             self.notice.say(fold.error_text, fold.error_hint, "bad")
         elif not has_runs:

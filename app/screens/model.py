@@ -7,7 +7,7 @@ from PySide6.QtWidgets import QFileDialog, QLineEdit, QListWidget, QListWidgetIt
 
 from app.presenters.model import ModelLine, ModelState
 from app.screens.quality_panel import QualityPanel
-from app.widgets.kit import Card, Facts, Notice, SideBySide, boxed, button, column, label, row
+from app.widgets.kit import Card, Facts, Notice, SideBySide, boxed, button, column, label, row, set_tip
 from app.widgets.page import Page
 
 
@@ -80,7 +80,7 @@ class ModelScreen(Page):
         for line in lines:
             item = QListWidgetItem(f"{line.title}\n{line.problem or line.detail}")
             item.setData(Qt.ItemDataRole.UserRole, line.name)
-            item.setToolTip(line.problem or line.name)
+            set_tip(item, line.problem or line.name)
             self.list.addItem(item)
             if line.is_chosen:
                 self.list.setCurrentItem(item)

@@ -9,7 +9,7 @@ from PySide6.QtWidgets import QGridLayout, QLabel, QProgressBar, QWidget
 
 from app.presenters.quality import HEADER_TIPS, HEADERS, QualityState, TableRow, WorstLine
 from app.theme import GAP_WIDE
-from app.widgets.kit import Card, Elided, Notice, boxed, button, column, label, line, row, set_role
+from app.widgets.kit import Card, Elided, Notice, boxed, button, column, label, line, row, set_role, set_tip
 from app.widgets.quality_chart import QualityChart
 
 RIGHT = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
@@ -84,7 +84,7 @@ class _Table(QWidget):
         self._cells: list[list[QLabel]] = []
         for place, (text, tip) in enumerate(zip(HEADERS, HEADER_TIPS, strict=True)):
             found = label(text, "small")
-            found.setToolTip(tip)
+            set_tip(found, tip)
             if place:
                 found.setAlignment(RIGHT)
             self._grid.addWidget(found, 0, place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import Qt, QUrl, Signal
-from PySide6.QtGui import QColor, QDesktopServices
+from PySide6.QtGui import QColor, QDesktopServices, QResizeEvent
 from PySide6.QtWidgets import (
     QAbstractItemView,
     QHBoxLayout,
@@ -19,12 +19,16 @@ from app import theme
 from app.presenters.runs import COLUMNS, RunsState
 from app.presenters.words import capital
 from app.theme import GAP_WIDE
-from app.widgets.kit import Card, Facts, Notice, button, row, scrolled
+from app.widgets.kit import Card, Facts, Notice, button, row, scrolled, set_tip
 from app.widgets.page import Page
 
 if TYPE_CHECKING:
     from app.screens.train_charts import MemoryView
     from app.widgets.charts import Chart
+
+
+NAME, NARROWEST_NAME, WIDEST_NAME = 0, 180, 420
+"""The column of the names: never so narrow that nothing of them is left; the others are reached by scrolling."""
 
 
 class RunsScreen(Page):
@@ -56,7 +60,9 @@ class RunsScreen(Page):
         header = self.table.horizontalHeader()
         header.setDefaultAlignment(Qt.AlignmentFlag.AlignLeft)
         header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
+        header.setSectionResizeMode(NAME, QHeaderView.ResizeMode.Interactive)
+        self.table.setHorizontalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
+        self.table.setTextElideMode(Qt.TextElideMode.ElideMiddle)
         self.table.currentCellChanged.connect(self._choose)
         self.facts = Facts()
         self.notices = Notice()
@@ -89,7 +95,12 @@ class RunsScreen(Page):
     def set_memory(self, view: MemoryView) -> None:
         """The run's memory over time, drawn from its kept trace."""
         self.memory = view
-        self.chart_place.addWidget(scrolled(view), 2)
+        self.memory_area = scrolled(view)
+        self.chart_place.addWidget(self.memory_area, 2)
+
+    def show_memory(self, is_kept: bool) -> None:
+        """A run without a trace has no picture of its memory."""
+        self.memory_area.setVisible(is_kept)
 
     def show_state(self, state: RunsState) -> None:
         self._is_painting = True
@@ -98,13 +109,14 @@ class RunsScreen(Page):
         for place, line in enumerate(state.lines):
             for index, text in enumerate(line.cells):
                 item = QTableWidgetItem(text)
-                item.setToolTip(text)
+                set_tip(item, text)
                 if index == 1 and line.tone:
                     item.setForeground(QColor(getattr(theme.tokens(), line.tone)))
                 self.table.setItem(place, index, item)
             if state.chosen is line:
                 self.table.setCurrentCell(place, 0)
         self._is_painting = False
+        self._fit_names()
         chosen = state.chosen
         self.notice.say("" if state.lines else "Nothing was trained here yet.")
         self.details.setVisible(chosen is not None)
@@ -117,6 +129,16 @@ class RunsScreen(Page):
         self.export.setEnabled(chosen is not None and chosen.is_finished)
         self.delete.setEnabled(chosen is not None and not chosen.is_live)
         self._path = str(chosen.path) if chosen is not None else ""
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        super().resizeEvent(event)
+        self._fit_names()
+
+    def _fit_names(self) -> None:
+        """What the other columns leave, within bounds."""
+        header = self.table.horizontalHeader()
+        room = self.table.viewport().width() - (header.length() - header.sectionSize(NAME))
+        self.table.setColumnWidth(NAME, min(max(room, NARROWEST_NAME), WIDEST_NAME))
 
     def _choose(self, line: int, *_: int) -> None:
         if not self._is_painting and 0 <= line < len(self._ids):

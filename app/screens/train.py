@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import Signal
 from PySide6.QtWidgets import (
-    QGridLayout,
     QPlainTextEdit,
     QProgressBar,
     QStackedWidget,
@@ -17,7 +16,19 @@ from PySide6.QtWidgets import (
 from app.presenters.run_fold import LogLine, RunFold
 from app.theme import GAP, GAP_WIDE
 from app.widgets.form import KnobForm, QuietCombo
-from app.widgets.kit import BigNumber, Card, Segments, SideBySide, boxed, button, column, label, row, scrolled
+from app.widgets.kit import (
+    BigNumber,
+    Card,
+    Flow,
+    Segments,
+    SideBySide,
+    boxed,
+    button,
+    column,
+    label,
+    row,
+    scrolled,
+)
 from app.widgets.page import Page
 from qlora_engine.config import all_knobs
 
@@ -139,11 +150,7 @@ class TrainScreen(Page):
     def _build_live(self) -> None:
         names = ("Step", "Loss", "Held-out loss", "Speed", "Time left", "Peak memory")
         self.numbers = {name: BigNumber(name) for name in names}
-        figures = QGridLayout()
-        figures.setHorizontalSpacing(GAP_WIDE)
-        for index, number in enumerate(self.numbers.values()):
-            figures.addWidget(number, 0, index)
-            figures.setColumnStretch(index, 1)
+        self.figures = Flow(*self.numbers.values())
         self.progress = QProgressBar()
         self.progress.setTextVisible(False)
         self.phase = label(role="quiet")
@@ -161,7 +168,7 @@ class TrainScreen(Page):
         inner.setContentsMargins(24, GAP_WIDE, 24, 0)
         inner.setSpacing(GAP)
         top = Card(margin=12)
-        top.add(figures, self.progress, row(self.phase, None, self.evaluate, self.save))
+        top.add(self.figures, self.progress, row(self.phase, None, self.evaluate, self.save))
         inner.addWidget(top)
         inner.addLayout(self.charts_place, 1)
         self.live_page = boxed(inner)
@@ -192,11 +199,12 @@ class TrainScreen(Page):
             ("Peak memory", n.peak_text, n.peak_note),
         ):
             self.numbers[name].show_value(text, note if name != "Step" else "")
+        self.figures.fit()
         is_busy = run.is_live and run.share is None and run.progress is None
         self.progress.setRange(0, 0 if is_busy else 1000)
         share = run.share if run.share is not None else run.progress
         self.progress.setValue(1000 if run.state == "finished" else int(1000 * (share or 0)))
-        self.phase.setText(run.phase_text or "No run yet")
+        self.phase.setText(run.phase_text or "Nothing is training in this window")
         self.evaluate.setEnabled(run.state == "running" and run.last_step is not None)
         self.save.setEnabled(run.state == "running" and run.last_step is not None)
         self._show_log(run)

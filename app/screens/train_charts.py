@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QButtonGroup, QWidget
 
 from app import theme
@@ -22,7 +21,7 @@ from app.presenters.small_charts import (
 )
 from app.presenters.words import capital
 from app.widgets.charts import Chart, CurveStyle
-from app.widgets.kit import Segments, boxed, button, column, label, row
+from app.widgets.kit import Segments, boxed, button, column, label, markup, row, set_tip
 from app.widgets.time_axis import USUAL_SPAN, TimeAxis
 from app.widgets.time_chart import MARK_COLOURS, MARK_SIGNS, swatch
 from app.widgets.time_panels import SmallPanel, StackPanel
@@ -53,7 +52,7 @@ class ChartParts:
     def __init__(self) -> None:
         self.charts: dict[str, Any] = {}
         self._makers: dict[str, Callable[[], Chart]] = {
-            "loss": lambda: Chart("Loss per trained token", LOSS),
+            "loss": lambda: Chart("Loss", LOSS, unit="nats/token"),
             "rate": lambda: Chart(
                 "Learning rate", (CurveStyle("rate", "Learning rate", "#56B4E9"),), is_small=True
             ),
@@ -63,7 +62,7 @@ class ChartParts:
             "speed": lambda: Chart(
                 "Speed", (CurveStyle("speed", "Speed", "#009E73"),), is_small=True, unit="tokens/s"
             ),
-            "history": lambda: Chart("Loss", LOSS),
+            "history": lambda: Chart("Loss", LOSS, unit="nats/token"),
         }
 
     def make_next(self) -> bool:
@@ -129,9 +128,8 @@ class MemoryView(QWidget):
         )
         if is_history:
             self.pause.hide()
-        self.legend = label("", "small")
-        self.legend.setTextFormat(Qt.TextFormat.RichText)
-        self.legend.setToolTip("Events of the run")
+        self.legend = markup("", "small")
+        set_tip(self.legend, "Events of the run")
         self.no_gpu = label("", "small")
         self.memory = StackPanel(self.axis, "Chart: memory by part over time", rows=LEGEND_ROWS)
         self.paged = StackPanel(self.axis, "Chart: paged optimizer memory over time")
@@ -248,7 +246,7 @@ class MemoryView(QWidget):
         gpus = (latest.get("gpus") or ()) if latest is not None else ()
         problem = (latest or {}).get("gpu_problem") if not gpus else None
         self.no_gpu.setText("GPU n/a" if problem else "")
-        self.no_gpu.setToolTip(str(problem or ""))
+        set_tip(self.no_gpu, str(problem or ""))
         wanted = [gpu_charts(gpu, has_memory=len(gpus) > 1) for gpu in gpus]
         is_everything |= self._ensure([*wanted, HOST_CHARTS])
         for place, panel in enumerate(self.small.values()):

@@ -6,20 +6,30 @@ from collections.abc import Sequence
 from functools import partial
 
 from PySide6.QtCore import QEvent, QObject, Qt, Signal
-from PySide6.QtGui import QKeyEvent
+from PySide6.QtGui import QKeyEvent, QShowEvent
 from PySide6.QtWidgets import QHBoxLayout, QPlainTextEdit, QVBoxLayout, QWidget
 
 from app.presenters.conversation import Conversation
 from app.presenters.tried import Choice
 from app.theme import GAP, GAP_WIDE
-from app.widgets.answers import AnswerColumns, Side
+from app.widgets.answers import Answer, AnswerColumns, Round, Side
 from app.widgets.drawing import DrawingForm
 from app.widgets.form import QuietCombo
-from app.widgets.kit import Card, Elided, ElidedButton, Notice, button, column, emptied, row, scrolled
+from app.widgets.kit import (
+    Card,
+    Elided,
+    ElidedButton,
+    Notice,
+    button,
+    column,
+    emptied,
+    row,
+    scrolled,
+    set_tip,
+)
 from app.widgets.runs_menu import RunsMenu
-from app.widgets.transcript import Transcript, Turn
 
-SETTINGS_WIDTH = 226
+SETTINGS_WIDTH, SETTINGS_EDGES = 226, 40
 
 
 class ChatPanel(QWidget):
@@ -52,9 +62,8 @@ class ChatPanel(QWidget):
         self.drawing = DrawingForm()
         main = column(self.columns, self._asking(), gap=12)
         main.setStretch(0, 1)
-        settings = Card("Settings", margin=12)
+        self.settings = settings = Card("Settings", margin=12)
         settings.add(scrolled(self.drawing))
-        settings.setFixedWidth(SETTINGS_WIDTH)
         below = QHBoxLayout()
         below.setSpacing(GAP_WIDE)
         below.addLayout(main, 1)
@@ -62,10 +71,6 @@ class ChatPanel(QWidget):
         outer = column(top, self.notice, below, gap=12)
         outer.setStretch(2, 1)
         self.setLayout(outer)
-
-    @property
-    def views(self) -> dict[str, Transcript]:
-        return self.columns.views
 
     def _asking(self) -> QVBoxLayout:
         self.prompt = QPlainTextEdit()
@@ -109,7 +114,7 @@ class ChatPanel(QWidget):
         self, chat: Conversation, choices: Sequence[Choice], *, has_sources: bool, blocked_text: str = ""
     ) -> None:
         self.load.setEnabled(chat.state in ("closed", "failed") and has_sources and not blocked_text)
-        self.load.setToolTip(blocked_text)
+        set_tip(self.load, blocked_text)
         self.load.setVisible(not chat.is_open)
         self.close_button.setVisible(chat.is_open or chat.state == "loading")
         self.source.setEnabled(chat.state in ("closed", "failed"))
@@ -122,9 +127,8 @@ class ChatPanel(QWidget):
         self.drawing.set_scalable(chat.can_scale)
         self.status.setText(chat.status_text)
         self._say(chat, has_sources, blocked_text)
-        self.columns.show_sides(
-            [Side(side, chat.title(side), chat.detail(side), _turns(chat, side)) for side in chat.shown]
-        )
+        sides = [Side(side, chat.title(side), chat.detail(side)) for side in chat.shown]
+        self.columns.show_rounds(sides, _rounds(chat))
 
     def _say(self, chat: Conversation, has_sources: bool, blocked_text: str) -> None:
         if chat.error_text:
@@ -135,6 +139,13 @@ class ChatPanel(QWidget):
             self.notice.say(blocked_text or "Press Load to bring the model into memory.", "" if blocked_text else "The base model and the tuned ones share the same 4-bit weights.")  # fmt: skip
         else:
             self.notice.say("")
+
+    def showEvent(self, event: QShowEvent) -> None:
+        """The settings are as wide as their words, which are known only now."""
+        super().showEvent(event)
+        self.settings.setFixedWidth(
+            max(SETTINGS_WIDTH, self.drawing.minimumSizeHint().width() + SETTINGS_EDGES)
+        )
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
         if watched is self.prompt and event.type() == QEvent.Type.KeyPress and isinstance(event, QKeyEvent):
@@ -155,10 +166,11 @@ class ChatPanel(QWidget):
         self.prompt.setFocus()
 
 
-def _turns(chat: Conversation, side: str) -> tuple[Turn, ...]:
-    found = []
-    for exchange in chat.exchanges:
-        if side in exchange.answers:
-            found.append(Turn("You", exchange.prompt, True))
-            found.append(Turn(chat.title(side), exchange.answers[side], False, exchange.notes.get(side, "")))
-    return tuple(found)
+def _rounds(chat: Conversation) -> list[Round]:
+    return [
+        Round(
+            exchange.prompt,
+            {side: Answer(text, exchange.notes.get(side, "")) for side, text in exchange.answers.items()},
+        )
+        for exchange in chat.exchanges
+    ]

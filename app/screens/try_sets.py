@@ -18,7 +18,7 @@ from app.presenters.replayed import AnswerCell, ReplayFold, ReplayState
 from app.presenters.runs import loss_text
 from app.theme import GAP_WIDE
 from app.widgets.form import QuietCombo
-from app.widgets.kit import Card, Notice, button, column, label, row
+from app.widgets.kit import Card, Notice, button, column, label, row, set_tip
 from app.widgets.working import Working
 from app.widgets.wrapped_table import Cell, WrappedTable
 from qlora_engine.evaluate.prompt_sets import PromptSet
@@ -76,7 +76,7 @@ class SetsPanel(QWidget):
         self.with_base.toggled.connect(self._selected)
         self.again = QCheckBox("Ask again what is kept")
         self.settings = label(role="small", wraps=True)
-        self.settings.setToolTip("Set on the Chat tab; the same for every run")
+        set_tip(self.settings, "Set on the Chat tab; the same for every run")
         self.replay = button("Ask the runs", self.replay_asked.emit, "primary")
         card = Card("Who is asked", margin=12)
         card.add(self.runs, self.with_base, self.again, self.settings, self.replay)
@@ -111,7 +111,7 @@ class SetsPanel(QWidget):
         for summary in runs:
             item = QListWidgetItem(summary.run_id)
             item.setData(Qt.ItemDataRole.UserRole, str(summary.path))
-            item.setToolTip(f"{summary.run_id}: held-out loss {loss_text(summary)}")
+            set_tip(item, f"{summary.run_id}: held-out loss {loss_text(summary)}")
             item.setFlags(
                 Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsUserCheckable | Qt.ItemFlag.ItemIsSelectable
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 from PySide6.QtCore import QObject, Signal
 
+from app.presenters.words import capital
 from app.services.engine_thread import JobRunner, NewestJob, as_error
 from qlora_engine import config_io
 from qlora_engine.config import TrainingConfig
@@ -59,7 +60,7 @@ class DataCheck(QObject):
             self.progress = event.text
         elif isinstance(event, Progressed):
             of = f" of {event.total:,}" if event.total else ""
-            self.progress = f"{event.phase.capitalize()}: {event.done:,}{of} {event.unit}"
+            self.progress = f"{capital(event.phase)}: {event.done:,}{of} {event.unit}"
         elif isinstance(event, TERMINAL):
             self.progress, self.error = "", as_error(event)
             if isinstance(event, RunFinished):

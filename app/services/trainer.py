@@ -49,7 +49,12 @@ class Trainer(QObject):
         self._begin(ResumeJob(str(run_dir)), history_of(run_dir))
 
     def pause_or_continue(self) -> None:
-        self._runner.send({"command": "continue" if self.run.state == "paused" else "pause"})
+        """Takes effect after the micro-batch that is being computed; until then it can be taken back."""
+        is_pause = self.run.state == "running" and not self.run.is_pausing
+        self._runner.send({"command": "pause" if is_pause else "continue"})
+        if self.run.state == "running":
+            self.run.asked_to_pause(is_pause)
+            self.state_changed.emit()
 
     def stop_and_save(self) -> None:
         self._stop(STOP_SAVE)

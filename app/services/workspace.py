@@ -16,6 +16,7 @@ from PySide6.QtCore import QObject, QTimer, Signal
 from app.presenters.draft import Draft, restored, starter_draft
 from app.services.background import Background
 from app.services.data_check import DataCheck
+from app.services.data_place import DataPlace
 from app.services.engine_thread import JobRunner
 from app.services.model_fetch import ModelFetch
 from app.services.settings import SettingsFile
@@ -79,6 +80,7 @@ class Workspace(QObject):
         self.facts: ModelFacts | None = None
         self.facts_error: EngineError | None = None
         self.data = DataCheck(data_job)
+        self.place = DataPlace(background)
         self.fetch = ModelFetch(model_job)
         self.own: Comparison | None = None
         self.what_if: Comparison | None = None
@@ -113,6 +115,11 @@ class Workspace(QObject):
         return int(report["seq_len"]) if report else UNKNOWN_LENGTH
 
     @property
+    def is_length_assumed(self) -> bool:
+        """The length, and with it the memory, is a guess until the data are read."""
+        return self.config.data.seq_len is None and self.data.report is None
+
+    @property
     def micro_batch(self) -> int:
         """Rows computed at once on the device that is shown: as set, else as the run itself will choose them."""
         return self._rows_on("cuda" if self.gpu else self.device, gpus.find(self.gpu) if self.gpu else None)
@@ -141,6 +148,11 @@ class Workspace(QObject):
         """Look around for the first time."""
         self.refresh_models()
         self._look_at_model()
+        self.look_at_place()
+
+    def look_at_place(self) -> None:
+        """Files come and go."""
+        self.place.look(self.config.data)
 
     def set_gpu(self, has_gpu: bool) -> None:
         """What the machine really has; settings nobody touched follow it."""
@@ -190,6 +202,7 @@ class Workspace(QObject):
         if is_other_model or old.data != new.data:
             self._may_begin = True
             self.data.forget()
+            self.look_at_place()
             self._look_timer.start()
         self._estimate()
 
@@ -205,7 +218,7 @@ class Workspace(QObject):
         """Keep what was edited, and say and ask nothing more."""
         self.save_now()
         self._look_timer.stop()
-        for speaker in (self, self.data, self.fetch):
+        for speaker in (self, self.data, self.fetch, self.place):
             speaker.blockSignals(True)
 
     # ------------------------------------------------------------ model

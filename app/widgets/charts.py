@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pyqtgraph as pg
 from PySide6.QtCore import QEvent, QPointF, QSize, Qt, Signal
-from PySide6.QtGui import QColor
+from PySide6.QtGui import QColor, QWheelEvent
 from PySide6.QtWidgets import QSizePolicy
 
 from app import theme
 from app.presenters.words import number_text
-from app.widgets.kit import Card, label, row
+from app.widgets.kit import Card, Elided, label, row, set_tip
 from app.widgets.time_chart import nice_step
 
 ACROSS_PIXELS, UP_PIXELS = 64.0, 18.0
@@ -32,6 +32,11 @@ class CurveStyle:
     is_dots: bool = False
     is_faint: bool = False
 
+    @property
+    def sign(self) -> str:
+        """What stands before its title: as it is drawn."""
+        return "\u25cf" if self.is_dots else "\u2500" if self.is_faint else "\u2501"
+
 
 class QuietAxis(pg.AxisItem):
     """Few round labels, as many as there is room for; steps and counts are whole."""
@@ -41,6 +46,23 @@ class QuietAxis(pg.AxisItem):
         room = size / (ACROSS_PIXELS if is_across else UP_PIXELS)
         step = nice_step((high - low) / max(2.0, room))
         return [(max(1.0, step) if is_across else step, 0)]
+
+    def tickStrings(self, values: list[float], scale: float, spacing: float) -> list[str]:
+        """The first label below the plot tells what is counted, which takes no line of its own."""
+        found: list[str] = super().tickStrings(values, scale, spacing)
+        is_across = self.orientation == "bottom"
+        return [f"step {found[0]}", *found[1:]] if is_across and found else found
+
+
+class QuietPlot(pg.PlotWidget):
+    """A wheel scrolls the page that the plot is on; with Ctrl it zooms."""
+
+    def wheelEvent(self, event: QWheelEvent) -> None:
+        if event.modifiers() & Qt.KeyboardModifier.ControlModifier:
+            super().wheelEvent(event)
+            event.accept()
+        else:
+            event.ignore()
 
 
 class Chart(Card):
@@ -56,15 +78,20 @@ class Chart(Card):
     ) -> None:
         super().__init__(margin=10)
         self._styles, self._unit = {style.name: style for style in styles}, unit
-        self._title = label(title, "strong")
-        self._reading = label("", "small")
-        self._legend = [label(f"\u25cf {style.title}", "small") for style in styles if len(styles) > 1]
-        self.add(row(self._title, *self._legend, None, self._reading, gap=12))
-        self.plot = pg.PlotWidget(axisItems={side: QuietAxis(side) for side in ("left", "bottom")})
+        self._title = Elided(
+            f"{title} ({unit})" if unit else title, "strong", policy=QSizePolicy.Policy.Preferred
+        )
+        self._reading = Elided("", "small")  # it never takes room from the plot
+        self._reading.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+        self._legend = [label(f"{style.sign} {style.title}", "small") for style in styles if len(styles) > 1]
+        head = row(self._title, *self._legend, self._reading, gap=12)
+        head.setStretch(head.count() - 1, 1)
+        self.add(head)
+        self.plot = QuietPlot(axisItems={side: QuietAxis(side) for side in ("left", "bottom")})
         self.plot.setMenuEnabled(False)
         self.plot.hideButtons()
         self.plot.setMouseEnabled(x=True, y=False)
-        self.plot.setToolTip("Wheel: zoom. Drag: move. Double click: everything.")
+        set_tip(self.plot, "Ctrl and wheel: zoom. Drag: move. Double click: everything.")
         self.plot.setMinimumHeight(46 if is_small else 96)
         self.plot.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Expanding)
         self.plot.sizeHint = lambda: QSize(240, 46 if is_small else 110)

@@ -15,7 +15,7 @@ from PySide6.QtWidgets import (
 )
 
 from app import theme
-from app.widgets.kit import column, label, set_role
+from app.widgets.kit import column, label, set_role, set_tip
 from app.widgets.size_slider import QuietSlider
 
 STRENGTH_STEPS = 20
@@ -41,7 +41,7 @@ class NumberField(QLineEdit):
         self._kind, self._least, self._most = type(default), least, most
         self._good = default
         self.setAccessibleName(name)
-        self.setToolTip(f"{tip}. From {least:g} to {most:,g}" if most < 1e6 else tip)
+        set_tip(self, f"{tip}. From {least:g} to {most:,g}" if most < 1e6 else tip)
         self.textEdited.connect(lambda *_: set_role(self, state="" if self._read() is not None else "bad"))
         self.editingFinished.connect(self._settle)
 
@@ -121,7 +121,7 @@ class DrawingForm(QWidget):
             grid.addWidget(label(title, "small"), row, across)
             grid.addWidget(found, row + 1, across)
         self.sampling = QCheckBox("Sample (else greedy)")
-        self.sampling.setToolTip("Greedy takes the likeliest token, and gives the same answer every time")
+        set_tip(self.sampling, "Greedy takes the likeliest token, and gives the same answer every time")
         self.sampling.toggled.connect(self._sampling_changed)
         self.system = QPlainTextEdit()
         self.system.setAccessibleName("System prompt")
@@ -155,7 +155,7 @@ class DrawingForm(QWidget):
 
     def set_scalable(self, can_scale: bool) -> None:
         self.strength.setEnabled(can_scale)
-        self.strength.setToolTip("" if can_scale else "A DoRA adapter, or none, has no strength to turn")
+        set_tip(self.strength, "" if can_scale else "A DoRA adapter, or none, has no strength to turn")
 
     def _sampling_changed(self, *_: object) -> None:
         for name in ONLY_SAMPLED:

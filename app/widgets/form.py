@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtGui import QWheelEvent
-from PySide6.QtWidgets import QCheckBox, QComboBox, QHBoxLayout, QLineEdit, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QCheckBox, QComboBox, QHBoxLayout, QLineEdit, QSizePolicy, QVBoxLayout, QWidget
 
 from app.presenters.words import capital
 from app.theme import GAP
-from app.widgets.kit import button, column, label, set_role
+from app.widgets.kit import button, column, label, set_role, set_tip
 from qlora_engine.knobs import Knob
 
-EDITOR_WIDTH = 212
+NARROWEST_EDITOR, EDITOR_WIDTH = 132, 212
 
 
 class QuietCombo(QComboBox):
@@ -54,9 +55,9 @@ class KnobRow(QWidget):
         top.addWidget(self._name)
         if knob.unit:
             top.addWidget(label(knob.unit, "small"))
-        top.addStretch(1)
+        top.addStretch(0)
         top.addWidget(self._changed)
-        top.addWidget(self._editor)
+        top.addWidget(self._editor, 1)
         outer = QVBoxLayout(self)
         outer.setContentsMargins(0, 2, 0, 6)
         outer.setSpacing(1)
@@ -85,22 +86,19 @@ class KnobRow(QWidget):
         if bool in knob.accepted_types:
             box = QCheckBox()
             box.toggled.connect(self._tell)
-            box.setFixedWidth(EDITOR_WIDTH)
-            return box
+            return _sized(box)
         if knob.choices:
             combo = QuietCombo()
             for value, text in knob.choices.items():
                 combo.addItem(text, value)
             combo.activated.connect(lambda index: self._tell(combo.itemData(index)))
-            combo.setFixedWidth(EDITOR_WIDTH)
             combo.view().setMinimumWidth(300)
-            combo.currentTextChanged.connect(combo.setToolTip)
-            return combo
+            combo.currentTextChanged.connect(partial(set_tip, combo))
+            return _sized(combo)
         edit = QLineEdit()
-        edit.setFixedWidth(EDITOR_WIDTH)
         edit.setPlaceholderText("automatic" if knob.is_optional else "")
         edit.editingFinished.connect(lambda: self._tell(parsed(knob, edit.text())))
-        return edit
+        return _sized(edit)
 
     def _tell(self, value: Any) -> None:
         if not self._is_painting:
@@ -190,6 +188,14 @@ def shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} = {column_name}" for name, column_name in value.items())
     return str(value)
+
+
+def _sized(editor: QWidget) -> QWidget:
+    """All equally wide where there is room; the name before it keeps what it needs."""
+    editor.setMinimumWidth(NARROWEST_EDITOR)
+    editor.setMaximumWidth(EDITOR_WIDTH)
+    editor.setSizePolicy(QSizePolicy.Policy.Expanding, editor.sizePolicy().verticalPolicy())
+    return editor
 
 
 def _kept(widget: QWidget) -> Any:

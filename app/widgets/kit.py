@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
+from PySide6 import QtGui
 from PySide6.QtCore import QSize, Qt, Signal
 from PySide6.QtGui import QFontMetrics, QPainter, QPaintEvent, QResizeEvent
 from PySide6.QtWidgets import (
@@ -29,6 +32,29 @@ BUTTON_PADDING = 32
 """Pixels beside a button's caption: padding and border of the style sheet."""
 
 
+class Tipped(Protocol):
+    """A widget, an action or an item of a table."""
+
+    def setToolTip(self, text: str, /) -> None: ...
+
+
+def as_written(text: str) -> str:
+    """A text that Qt shows as it stands, though it looks like markup: names of models, runs and data are anybody's."""
+    if not QtGui.Qt.mightBeRichText(text):
+        return text
+    return f'<p style="white-space: pre-wrap">{html.escape(text)}</p>'
+
+
+def caption(text: str) -> str:
+    """A text for a button or a menu, where a single `&` would mark a key."""
+    return text.replace("&", "&&")
+
+
+def set_tip(target: Tipped, text: str) -> None:
+    """The one place that gives anything a tooltip: what it says is never taken for markup."""
+    target.setToolTip(as_written(text))
+
+
 def set_role(widget: QWidget, **properties: str) -> None:
     """Set style properties and have the style sheet looked at again; costs nothing when they are set already."""
     if all((widget.property(name) or "") == value for name, value in properties.items()):
@@ -52,6 +78,13 @@ def label(text: str = "", role: str = "", *, wraps: bool = False, tone: str = ""
     return found
 
 
+def markup(text: str = "", role: str = "", *, wraps: bool = False) -> QLabel:
+    """A label for signs in colours of our own: never for a text that comes from outside."""
+    found = label(text, role, wraps=wraps)
+    found.setTextFormat(Qt.TextFormat.RichText)
+    return found
+
+
 def button(
     text: str, on_click: Callable[[], object] | None = None, role: str = "", tip: str = ""
 ) -> QPushButton:
@@ -61,7 +94,7 @@ def button(
     if role:
         found.setProperty("role", role)
     if tip:
-        found.setToolTip(tip)
+        set_tip(found, tip)
     if on_click is not None:
         found.clicked.connect(lambda *_: on_click())
     return found
@@ -127,7 +160,7 @@ class Card(QFrame):
         self.body = QVBoxLayout(self)
         self.body.setContentsMargins(margin, margin, margin, margin)
         self.body.setSpacing(GAP)
-        self.heading = label(heading, "heading")
+        self.heading = label(heading, "heading", wraps=True)
         if heading:
             self.body.addWidget(self.heading)
 
@@ -168,11 +201,16 @@ class Elided(QLabel):
     """One line that ends in an ellipsis when there is no room; the whole text is its tooltip."""
 
     def __init__(
-        self, text: str = "", role: str = "", mode: Qt.TextElideMode = Qt.TextElideMode.ElideRight
+        self,
+        text: str = "",
+        role: str = "",
+        mode: Qt.TextElideMode = Qt.TextElideMode.ElideRight,
+        policy: QSizePolicy.Policy = QSizePolicy.Policy.Ignored,
     ) -> None:
         super().__init__()
         self._full, self._mode = "", mode
-        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
+        self.setTextFormat(Qt.TextFormat.PlainText)
+        self.setSizePolicy(policy, QSizePolicy.Policy.Preferred)
         if role:
             self.setProperty("role", role)
         self.setText(text)
@@ -180,7 +218,7 @@ class Elided(QLabel):
     def setText(self, text: str) -> None:
         self._full = text
         super().setText(text)
-        self.setToolTip(text)
+        set_tip(self, text)
 
     def minimumSizeHint(self) -> QSize:
         return QSize(24, super().minimumSizeHint().height())
@@ -188,8 +226,9 @@ class Elided(QLabel):
     def paintEvent(self, event: QPaintEvent) -> None:
         painter = QPainter(self)
         painter.setPen(self.palette().windowText().color())
-        text = QFontMetrics(self.font()).elidedText(self._full, self._mode, self.width())
-        painter.drawText(self.rect(), int(self.alignment()) or int(Qt.AlignmentFlag.AlignVCenter), text)
+        room = self.contentsRect()
+        text = QFontMetrics(self.font()).elidedText(self._full, self._mode, room.width())
+        painter.drawText(room, int(self.alignment()) or int(Qt.AlignmentFlag.AlignVCenter), text)
 
 
 class ElidedButton(QPushButton):
@@ -197,12 +236,18 @@ class ElidedButton(QPushButton):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self._full = text
-        self.setToolTip(text)
-        self.setAccessibleName(text)
+        self._full = ""
         self.setCursor(Qt.CursorShape.PointingHandCursor)
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Fixed)
-        self.setText(text)
+        self.set_text(text)
+
+    def set_text(self, text: str) -> None:
+        if text != self._full:
+            self._full = text
+            set_tip(self, text)
+            self.setAccessibleName(text)
+            self._fit()
+            self.updateGeometry()
 
     def minimumSizeHint(self) -> QSize:
         return QSize(60, super().minimumSizeHint().height())
@@ -213,8 +258,13 @@ class ElidedButton(QPushButton):
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)
+        self._fit()
+
+    def _fit(self) -> None:
         room = self.width() - BUTTON_PADDING
-        self.setText(QFontMetrics(self.font()).elidedText(self._full, Qt.TextElideMode.ElideRight, room))
+        self.setText(
+            caption(QFontMetrics(self.font()).elidedText(self._full, Qt.TextElideMode.ElideRight, room))
+        )
 
 
 class Facts(QWidget):
@@ -246,7 +296,7 @@ class Facts(QWidget):
                 found = rows[index]
                 name.setText(found[0])
                 value.setText(breakable(found[1]))
-                value.setToolTip(found[2] if len(found) > 2 else "")
+                set_tip(value, found[2] if len(found) > 2 else "")
 
 
 def breakable(text: str) -> str:
@@ -308,7 +358,7 @@ class Segments(QWidget):
             found.setCursor(Qt.CursorShape.PointingHandCursor)
             found.setAccessibleName(caption)
             if index < len(tips):
-                found.setToolTip(tips[index])
+                set_tip(found, tips[index])
             found.clicked.connect(lambda *_, v=value: self.chosen.emit(v))
             self._group.addButton(found)
             self._buttons[value] = found
@@ -336,6 +386,44 @@ class BigNumber(QWidget):
     def show_value(self, text: str, note: str = "") -> None:
         self.value.setText(text)
         self.note.setText(note)
+
+
+class Flow(QWidget):
+    """Equal parts in as many columns as there is room for: all in one row, else in two, three or more."""
+
+    def __init__(self, *parts: QWidget, gap: int = GAP_WIDE) -> None:
+        super().__init__()
+        self._parts, self._across = parts, 0
+        self._grid = QGridLayout(self)
+        self._grid.setContentsMargins(0, 0, 0, 0)
+        self._grid.setHorizontalSpacing(gap)
+        self._grid.setVerticalSpacing(GAP)
+        self._place(len(parts))
+
+    def minimumSizeHint(self) -> QSize:
+        widest = max(part.minimumSizeHint().width() for part in self._parts)
+        return QSize(widest, super().minimumSizeHint().height())
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        super().resizeEvent(event)
+        self.fit()
+
+    def fit(self) -> None:
+        """Again, when the parts have become wider."""
+        gap = self._grid.horizontalSpacing()
+        widest = max(part.sizeHint().width() for part in self._parts) + gap
+        rows = next(n for n in range(1, len(self._parts) + 1) if -(-len(self._parts) // n) * widest <= self.width() + gap or n == len(self._parts))  # fmt: skip
+        self._place(-(-len(self._parts) // rows))
+
+    def _place(self, across: int) -> None:
+        if across == self._across:
+            return
+        self._across = across
+        for index, part in enumerate(self._parts):
+            self._grid.addWidget(part, index // across, index % across)
+        for place in range(len(self._parts)):
+            self._grid.setColumnStretch(place, 1 if place < across else 0)
+        self.updateGeometry()
 
 
 def line() -> QFrame:

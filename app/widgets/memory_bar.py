@@ -13,6 +13,7 @@ from app import theme
 from app.presenters.memory import BarState, Segment
 from app.presenters.memory_words import Capacity
 from app.presenters.words import GIB
+from app.widgets.kit import as_written
 
 LABEL_PADDING = 6
 LEGEND_ROW = 20
@@ -252,7 +253,7 @@ class MemoryBars(QWidget):
         if event.type() == QEvent.Type.ToolTip and isinstance(event, QHelpEvent):
             segment = self.part_at(QPointF(event.pos()))
             if segment is not None:
-                QToolTip.showText(event.globalPos(), segment.tip or segment.text, self)
+                QToolTip.showText(event.globalPos(), as_written(segment.tip or segment.text), self)
             else:
                 QToolTip.hideText()
             return True

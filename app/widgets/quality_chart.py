@@ -13,6 +13,7 @@ from PySide6.QtWidgets import QSizePolicy, QToolTip, QWidget
 
 from app import theme
 from app.presenters.quality import Dot, QualityPicture, Series
+from app.widgets.kit import as_written
 
 COLOURS = {"nf4": "#0072B2", "fp4": "#E69F00", "int4": "#CC79A7"}
 """Okabe and Ito's, one each; on a dark ground NF4 takes the lighter blue of the set."""
@@ -160,7 +161,7 @@ class QualityChart(QWidget):
         if dot is None:
             QToolTip.hideText()
         else:
-            QToolTip.showText(event.globalPosition().toPoint(), dot.tip, self)
+            QToolTip.showText(event.globalPosition().toPoint(), as_written(dot.tip), self)
 
     def leaveEvent(self, event: QEvent) -> None:
         QToolTip.hideText()

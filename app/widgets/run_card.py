@@ -9,7 +9,7 @@ from PySide6.QtWidgets import QFrame, QLabel, QProgressBar, QVBoxLayout, QWidget
 
 from app.presenters.runcard import RunCardState
 from app.theme import GAP, GAP_WIDE
-from app.widgets.kit import Elided, button, column, emptied, label, line, row, scrolled, set_role
+from app.widgets.kit import Elided, button, column, emptied, label, line, row, scrolled, set_role, set_tip
 
 WIDTH = 264
 
@@ -67,18 +67,17 @@ class RunCard(QFrame):
         if state.problems != self._problems:
             self._problems = state.problems
             self._show_problems(state)
-        is_live = state.can_pause or state.can_stop or state.share is not None
-        self.start.setVisible(not is_live)
+        self.start.setVisible(not state.is_live)
         self.start.setEnabled(state.can_start)
         self.start.setText(state.start_text)
-        self.pause.setVisible(is_live)
+        self.pause.setVisible(state.is_live)
         self.pause.setEnabled(state.can_pause)
         self.pause.setText(state.pause_text)
-        self.stop.setVisible(is_live)
+        self.stop.setVisible(state.is_live)
         self.stop.setEnabled(state.can_stop)
         self.status.setText(state.status_text)
         self.status.setVisible(bool(state.status_text))
-        self.progress.setVisible(is_live)
+        self.progress.setVisible(state.is_live)
         self.progress.setRange(0, 0 if state.share is None else 1000)
         self.progress.setValue(int(1000 * (state.share or 0)))
 
@@ -96,13 +95,13 @@ class RunCard(QFrame):
                 name.setText(found[0])
                 if value.text() != found[1]:
                     value.setText(found[1])
-                value.setToolTip(found[2] if len(found) > 2 else found[1])
+                set_tip(value, found[2] if len(found) > 2 else found[1])
 
     def _show_problems(self, state: RunCardState) -> None:
         emptied(self.problems)
         for problem in state.problems:
             text = label(f"\u2022 {problem.text}", wraps=True, tone="warning")
-            go = button(f"Go to {problem.page.capitalize()}", None, "link")
+            go = button(f"Go to {problem.page_title}", None, "link")
             go.clicked.connect(partial(self._go, problem.page, problem.path))
             holder = QWidget()
             holder.setLayout(column(text, go, gap=0))

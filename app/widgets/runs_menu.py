@@ -10,6 +10,7 @@ from PySide6.QtGui import QAction
 from PySide6.QtWidgets import QMenu, QPushButton
 
 from app.presenters.tried import Choice
+from app.widgets.kit import caption, set_tip
 
 BASE = ""
 """What `toggled` names the base by."""
@@ -56,9 +57,9 @@ class RunsMenu(QPushButton):
             self._menu.addAction("No other run yet").setEnabled(False)
 
     def _add(self, choice: Choice) -> None:
-        action = self._menu.addAction(choice.title)
+        action = self._menu.addAction(caption(choice.title))
         action.setData(choice.run_dir)
-        action.setToolTip(choice.tip)
+        set_tip(action, choice.tip)
         action.setCheckable(True)
         action.setChecked(choice.is_chosen)
         action.setEnabled(choice.is_possible)

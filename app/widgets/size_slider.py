@@ -9,7 +9,7 @@ from PySide6.QtGui import QWheelEvent
 from PySide6.QtWidgets import QSizePolicy, QSlider, QVBoxLayout, QWidget
 
 from app.presenters.memory_sizes import Size
-from app.widgets.kit import Elided, button, label
+from app.widgets.kit import Elided, button, label, set_tip
 
 
 class QuietSlider(QSlider):
@@ -64,7 +64,7 @@ class SizeSlider(QWidget):
         self.fits.setText(size.fits_text)
         self.use.setText(size.use_text)
         self.use.setAccessibleName(f"{size.use_text}: {size.fits_text}")
-        self.use.setToolTip(f"{size.use_text}\n{size.tip}".strip())
+        set_tip(self.use, f"{size.use_text}\n{size.tip}".strip())
         self.use.setEnabled(size.use is not None)
         self._is_painting = False
 

@@ -24,6 +24,7 @@ from PySide6.QtWidgets import QSizePolicy, QWidget
 
 from app import theme
 from app.presenters.run_fold import Mark
+from app.widgets.kit import set_tip
 from app.widgets.time_axis import TimeAxis
 
 WHEEL_FACTOR = 1.25
@@ -32,6 +33,7 @@ LEFT, RIGHT, TOP, BOTTOM = 44.0, 8.0, 12.0, 18.0
 LINE_PIXELS = 20.0
 """Least distance of two grid lines."""
 HATCH_PIXELS = 6
+RIGHT_MIDDLE = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
 MARK_PIXELS = 10
 """Least distance of two marks of one kind."""
 MARK_COLOURS = {"evaluation": "accent", "checkpoint": "good", "out of memory": "bad"}
@@ -54,11 +56,13 @@ class Layer:
 
 
 class TimeChart(QWidget):
-    """Paints layers over the axis' window. `read(time)` tells what is under the crosshair."""
+    """Paints layers over the axis' window; `unit` stands over its figures."""
 
-    def __init__(self, axis: TimeAxis, *, is_small: bool = False, accessible_name: str = "") -> None:
+    def __init__(
+        self, axis: TimeAxis, *, is_small: bool = False, accessible_name: str = "", unit: str = ""
+    ) -> None:
         super().__init__()
-        self.axis, self._is_small = axis, is_small
+        self.axis, self._is_small, self._unit = axis, is_small, unit
         self._layers: tuple[Layer, ...] = ()
         self._level: float | None = None
         self._marks: Sequence[Mark] = ()
@@ -67,8 +71,11 @@ class TimeChart(QWidget):
         self.setMouseTracking(True)
         self.setCursor(Qt.CursorShape.CrossCursor)
         self.setMinimumHeight(52 if is_small else 110)
-        self.setToolTip(
-            "" if is_small else "Wheel: zoom in time. Drag: move in time. Double click: the last 10 minutes."
+        set_tip(
+            self,
+            ""
+            if is_small
+            else "Ctrl and wheel: zoom in time. Drag: move in time. Double click: the last 10 minutes.",
         )
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
         self.setAccessibleName(accessible_name)
@@ -150,9 +157,13 @@ class TimeChart(QWidget):
             y = plot.bottom() - plot.height() * index * step / self._top
             painter.setPen(lines)
             painter.drawLine(QPointF(plot.left(), y), QPointF(plot.right(), y))
+            if self._unit and y < plot.top() + 8:
+                continue  # the unit stands there
             painter.setPen(text)
             place = QRectF(0, y - 8, plot.left() - 6, 16)
-            painter.drawText(place, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, f"{index * step:,.{decimals}f}")  # fmt: skip
+            painter.drawText(place, RIGHT_MIDDLE, f"{index * step:,.{decimals}f}")
+        painter.setPen(text)
+        painter.drawText(QRectF(0, 0, plot.left() - 6, TOP + 4), RIGHT_MIDDLE, self._unit)
         if not self._is_small:
             self._paint_times(painter, plot)
 
@@ -163,13 +174,15 @@ class TimeChart(QWidget):
         zero = self.axis.zero
         widest = QFontMetricsF(painter.font()).horizontalAdvance("00:00:00") + 16
         every = nice_seconds((end - start) * widest / plot.width())
+        painter.setPen(text)
+        painter.drawText(QRectF(0, plot.bottom() + 3, plot.left() - 10, BOTTOM - 3), RIGHT_MIDDLE, "time")
         at = zero + math.ceil((start - zero) / every) * every
         while at <= end:
             x = self._x(plot, at)
             painter.setPen(lines)
             painter.drawLine(QPointF(x, plot.bottom()), QPointF(x, plot.bottom() + 3))
             painter.setPen(text)
-            left = min(max(0.0, x - widest / 2), self.width() - widest)
+            left = min(max(plot.left() - 8, x - widest / 2), self.width() - widest)
             place = QRectF(left, plot.bottom() + 3, widest, BOTTOM - 3)
             painter.drawText(place, Qt.AlignmentFlag.AlignHCenter | Qt.AlignmentFlag.AlignVCenter, time_text(at - zero))  # fmt: skip
             at += every
@@ -255,7 +268,11 @@ class TimeChart(QWidget):
         return start + min(max(share, 0.0), 1.0) * (end - start)
 
     def wheelEvent(self, event: QWheelEvent) -> None:
+        """Zooms with Ctrl; without it the page scrolls on."""
         turned = event.angleDelta().y()
+        if not event.modifiers() & Qt.KeyboardModifier.ControlModifier:
+            event.ignore()
+            return
         if turned:
             self.axis.zoom(WHEEL_FACTOR ** (-turned / 120), self.time_at(event.position().x()))
         event.accept()

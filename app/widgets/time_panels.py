@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QColor
-from PySide6.QtWidgets import QGridLayout, QLabel, QWidget
+from PySide6.QtWidgets import QGridLayout, QLabel, QSizePolicy, QWidget
 
 from app import theme
 from app.presenters.memory_series import TITLES, MemoryFeed, Picture
 from app.presenters.run_fold import Mark
 from app.presenters.small_charts import SmallChart, SmallReading
-from app.widgets.kit import Card, Elided, column, label, row
+from app.widgets.kit import Card, Elided, column, label, markup, row, set_tip
 from app.widgets.time_axis import TimeAxis
 from app.widgets.time_chart import Layer, TimeChart, legible, swatch, time_text
 from qlora_engine.monitor.parts import MEASURED
@@ -38,8 +38,9 @@ class StackPanel(Card):
         page at once, which takes the window a tenth of a second."""
         super().__init__(margin=MARGIN)
         self._axis = axis
-        self.title, self.reading = label("", "strong"), label("", "small")
-        self.chart = TimeChart(axis, accessible_name=accessible_name)
+        self.title, self.reading = label("", "strong"), Elided("", "small")
+        self.reading.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+        self.chart = TimeChart(axis, accessible_name=accessible_name, unit="GiB")
         self.note = Elided("", "small")
         self._level_name, self._level_text = label("- - Predicted peak", "small"), label("", "small")
         self._legend = QGridLayout()
@@ -60,7 +61,9 @@ class StackPanel(Card):
         side.setLayout(column(self._legend, None))
         whole = row(self.chart, side, gap=8)
         whole.setStretch(0, 1)
-        self.add(row(self.title, None, self.reading, gap=12), whole, self.note)
+        head = row(self.title, self.reading, gap=12)
+        head.setStretch(1, 1)
+        self.add(head, whole, self.note)
         axis.pointed.connect(self._read)
 
     def show_picture(self, picture: Picture, marks: Sequence[Mark] = ()) -> None:
@@ -74,7 +77,7 @@ class StackPanel(Card):
             self._rebuild(names)
         for name, (_, figure) in self._parts.items():
             figure.setText(f"{picture.predicted[name] / GIB:.2f}")
-        self._level_name.setToolTip(made_of(picture.predicted))
+        set_tip(self._level_name, made_of(picture.predicted))
         layers = tuple(
             Layer(
                 band.name, band.title, theme.part_colour(band.name).name(), band.curve.times, band.curve.values,
@@ -108,12 +111,11 @@ class StackPanel(Card):
         self._lines = {name: self._line(place) for place, name in enumerate(bands, start=1)}
         self._parts = {name: self._line(place) for place, name in enumerate(parts, start=1 + len(bands))}
         for each in itertools.chain.from_iterable(self._parts.values()):
-            each.setToolTip("Predicted part of the next run")
+            set_tip(each, "Predicted part of the next run")
         self.restyle()
 
     def _line(self, place: int) -> tuple[QLabel, QLabel]:
-        title, figure = label("", "small"), label("", "small")
-        title.setTextFormat(Qt.TextFormat.RichText)
+        title, figure = markup("", "small"), label("", "small")
         self._legend.addWidget(title, place, 0)
         self._legend.addWidget(figure, place, 1, Qt.AlignmentFlag.AlignRight)
         return title, figure
@@ -127,7 +129,7 @@ class StackPanel(Card):
             title, figure = self._lines[band.name]
             figure.setText("n/a" if amount is None else f"{about}{amount:.2f}{self._of(band.name)}")
             for each in (title, figure):
-                each.setToolTip(KINDS[band.kind])
+                set_tip(each, KINDS[band.kind])
         self.reading.setText(self._reading(at, shown))
 
     def _of(self, name: str) -> str:
@@ -157,7 +159,7 @@ class SmallPanel(Card):
     def __init__(self, axis: TimeAxis, chart: SmallChart) -> None:
         super().__init__(margin=MARGIN)
         self.spec, self._axis = chart, axis
-        self.value = label("", "small")
+        self.value = Elided("", "small", policy=QSizePolicy.Policy.Preferred)
         self.body.setSpacing(2)
         title = Elided(chart.title, "small")
         self.chart = TimeChart(axis, is_small=True, accessible_name=f"Chart: {chart.title}")
@@ -193,7 +195,7 @@ class SmallPanel(Card):
         self.value.setText(text)
         if self._newest.tip != self._tip:
             self._tip = self._newest.tip
-            self.setToolTip(self._tip)
+            set_tip(self, self._tip)
 
 
 def keep_place(widget: QWidget) -> None:

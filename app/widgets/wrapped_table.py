@@ -9,6 +9,8 @@ from PySide6.QtCore import QRect, Qt, QTimer
 from PySide6.QtGui import QFont, QFontMetrics
 from PySide6.QtWidgets import QAbstractItemView, QTableWidget, QTableWidgetItem
 
+from app.widgets.kit import set_tip
+
 ACROSS, DOWN = 26, 18
 """Pixels beside and above a cell's text, from the style sheet, and some for rounding."""
 
@@ -33,6 +35,7 @@ class WrappedTable(QTableWidget):
         self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
         self.setHorizontalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
+        self.horizontalHeader().setTextElideMode(Qt.TextElideMode.ElideMiddle)
         self.horizontalHeader().setDefaultAlignment(Qt.AlignmentFlag.AlignLeft)
         self._shown: tuple[tuple[Cell, ...], ...] = ()
         self._titles: tuple[str, ...] = ()
@@ -76,7 +79,7 @@ class WrappedTable(QTableWidget):
     def _item(self, cell: Cell) -> QTableWidgetItem:
         item = QTableWidgetItem(cell.text)
         item.setTextAlignment(Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft)
-        item.setToolTip(cell.tip or cell.text)
+        set_tip(item, cell.tip or cell.text)
         if cell.is_strong:
             item.setFont(self._strong)
         return item

@@ -98,6 +98,7 @@ def make_window(qtbot: QtBot) -> Iterator[MakeWindow]:
         studios.append(studio)
         window = MainWindow(studio)
         qtbot.addWidget(window)
+        window.resize(1380, 880)  # wide enough for the run card
         window.show()
         if loads:
             window.load()

@@ -583,7 +583,7 @@ def test_the_wheel_zooms_around_the_mouse_and_the_crosshair_is_shared(qtbot: QtB
     under = chart.time_at(place.x())
     QApplication.sendEvent(
         chart,
-        QWheelEvent(place, chart.mapToGlobal(place), QPoint(), QPoint(0, 240), Qt.MouseButton.NoButton, Qt.KeyboardModifier.NoModifier, Qt.ScrollPhase.NoScrollPhase, False),
+        QWheelEvent(place, chart.mapToGlobal(place), QPoint(), QPoint(0, 240), Qt.MouseButton.NoButton, Qt.KeyboardModifier.ControlModifier, Qt.ScrollPhase.NoScrollPhase, False),
     )  # fmt: skip
     after = view.axis.window
     assert after[1] - after[0] == pytest.approx((before[1] - before[0]) / 1.25**2)

@@ -235,7 +235,7 @@ def test_the_run_card_blocks_start_while_something_is_wrong() -> None:
 
 def test_the_run_card_does_not_call_a_run_ready_that_does_not_fit() -> None:
     state = run_card(starter_draft(is_cpu=True), None, None, "does not fit: 27.40 of 23.3 GiB", (), RunFold())
-    assert (state.headline, state.tone, state.can_start) == ("Ready, but does not fit", "warning", True)
+    assert (state.headline, state.tone, state.can_start) == ("Does not fit", "warning", True)
 
 
 def test_the_run_card_of_a_running_run_pauses_and_stops() -> None:

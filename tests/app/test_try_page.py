@@ -57,9 +57,9 @@ def test_a_chat_streams_both_sides(qtbot: QtBot, make_window: MakeWindow) -> Non
         ev.AnswerFinished(1, "tuned", "Yo", 1, 0.2, True),
     )  # fmt: skip
     qtbot.waitUntil(screen.chat.send.isEnabled)
-    assert "<b>Hi" in screen.chat.views["base"].toPlainText()
-    assert "2 tokens \u00b7 5.0 tokens/s" in screen.chat.views["base"].toPlainText()
-    assert "Yo" in screen.chat.views["tuned"].toPlainText()
+    assert "<b>Hi" in screen.chat.columns.text.toPlainText()
+    assert "2 tokens \u00b7 5.0 tokens/s" in screen.chat.columns.text.toPlainText()
+    assert "Yo" in screen.chat.columns.text.toPlainText()
     qtbot.mouseClick(screen.chat.close_button, LEFT)
     qtbot.waitUntil(lambda: not window.studio.jobs["chat"].is_running)
 
@@ -78,7 +78,7 @@ def test_runs_are_put_beside_the_first_and_taken_off_while_it_is_loaded(
     entries[str(second.path)].trigger()
     assert engine.commands == [{"command": "add_adapter", "run_dir": str(second.path)}]
     engine.tell(ev.SidesChanged(told.facts(first, second)))
-    qtbot.waitUntil(lambda: "second" in screen.chat.views)
+    qtbot.waitUntil(lambda: "second" in screen.chat.columns.titles)
     assert screen.chat.compare.text() == "Compare with (2)"
     say(qtbot, screen, "Hello")
     assert [c["sides"] for c in engine.commands[1:]] == [["base"], ["tuned"], ["second"]]
@@ -87,11 +87,11 @@ def test_runs_are_put_beside_the_first_and_taken_off_while_it_is_loaded(
     screen.chat.compare.entries[str(second.path)].trigger()
     assert engine.commands[-1] == {"command": "remove_adapter", "side": "second"}
     engine.tell(ev.SidesChanged(told.facts(first)))
-    qtbot.waitUntil(lambda: not screen.chat.views["second"].isVisible())
+    qtbot.waitUntil(lambda: "second" not in screen.chat.columns.titles)
     screen.chat.compare.entries[""].trigger()  # the base needs no asking
     say(qtbot, screen, "Again")
     assert [c["sides"] for c in engine.commands[-1:]] == [["tuned"]]
-    assert not screen.chat.views["base"].isVisible()
+    assert "base" not in screen.chat.columns.titles
 
 
 def test_a_run_that_cannot_join_says_why_and_is_not_shown_as_joined(

@@ -367,11 +367,11 @@ def test_a_narrow_window_folds_the_run_card_into_a_button(qtbot: QtBot, make_win
     window = make_window()
     window.resize(FOLD_BELOW - 100, 700)
     qtbot.waitUntil(lambda: not window.card.isVisible())
-    assert window.card_button.isVisible()
-    qtbot.mouseClick(window.card_button, LEFT)
+    assert window.start_bar.card.isVisible()
+    qtbot.mouseClick(window.start_bar.card, LEFT)
     assert window.card.isVisible()
     window.resize(FOLD_BELOW + 100, 800)
-    qtbot.waitUntil(lambda: window.card.isVisible() and not window.card_button.isVisible())
+    qtbot.waitUntil(lambda: window.card.isVisible() and not window.start_bar.isVisible())
 
 
 def test_the_theme_and_the_engine_are_chosen_in_settings_and_kept(make_window: MakeWindow) -> None:
@@ -391,10 +391,10 @@ def test_the_theme_and_the_engine_are_chosen_in_settings_and_kept(make_window: M
     assert all(job.make_engine is InlineEngine for job in window.studio.jobs.values())
 
 
-def test_help_opens_at_the_page_one_is_on(qtbot: QtBot, make_window: MakeWindow) -> None:
-    window = make_window()
-    dialog = dialogs.show_help(window, "memory")
+def test_help_opens_at_the_page_one_is_on(qtbot: QtBot) -> None:
+    dialog = dialogs.HelpWindow()
     qtbot.addWidget(dialog)
+    dialog.open_at("memory")
     tabs = dialog.findChildren(dialogs.QTabWidget)[0]
     assert tabs.tabText(tabs.currentIndex()) == "Memory"
     assert tabs.count() == len(dialogs.HELP_PAGES)

@@ -181,6 +181,7 @@ def main() -> int:
     app = make_application([sys.argv[0]])
     collector = Collector()
     window = make_window(app)
+    window.resize(1380, 880)  # with the run card open
     window.show()
     window.load()
     person = Person(window)
