@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from qlora_engine.data.conversation import Message
+from qlora_engine import parsing
+from qlora_engine.data import answers, layout
+from qlora_engine.data.conversation import Conversation, Message, RowProblem, talk
+from qlora_engine.data.layout import Layout, Rendered, Source
+from qlora_engine.data.markers import markers_of
+from qlora_engine.data.policy import Policy
+from qlora_engine.data.sandbox import TemplateEndless, TemplateRefused
+from qlora_engine.data.wording import Shape
 from qlora_engine.errors import EngineError, did_you_mean
 
 FALLBACK = "alpaca"
@@ -72,115 +81,166 @@ NAMED = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Template:
-    """The chosen template. `why` is a sentence; `end_tokens` are the texts that may end an answer."""
+    """The chosen template, laid out for the run's policy. `why` is a sentence."""
 
     name: str
     jinja: str
-    end_tokens: tuple[str, ...]
     why: str
-    folds_system: bool
+    source: Source
+    layout: Layout
+
+    @property
+    def folds_system(self) -> bool:
+        """Whether the system prompt is put into the first question."""
+        return self.layout.shape.folds_system
+
+    @property
+    def end_tokens(self) -> tuple[str, ...]:
+        """The texts that may end an answer, and that generation stops on; each is one token."""
+        eos = dict(self.source.specials).get("eos_token")
+        return tuple(dict.fromkeys([*self.layout.ends.stops, *([eos] if eos else [])]))
 
 
-def choose(tokenizer: Any, wanted: str) -> Template:
+_MEMORIES: WeakKeyDictionary[Template, dict[Policy, answers.Memory]] = WeakKeyDictionary()
+
+
+def choose(tokenizer: Any, wanted: str, policy: Policy | None = None) -> Template:
     """The model's own template, a named one, or a file. A model without one gets a plain one that needs no special
     tokens, and it is said.
 
     Raises:
         EngineError: no such template, its tokens are not in the vocabulary, or it is not valid Jinja.
     """
+    policy = policy or Policy()
     if wanted == "auto":
-        if isinstance(tokenizer.chat_template, str):
-            return _checked(
-                tokenizer, "the model's own", tokenizer.chat_template, "it comes with the model", None
-            )
-        named = NAMED[FALLBACK]
-        return _checked(
-            tokenizer,
-            FALLBACK,
-            named.jinja,
-            "the model has none, and this one needs no special tokens",
-            named,
-        )
+        own = own_template(tokenizer)
+        if own is not None:
+            return _checked(tokenizer, "the model's own", own, "it comes with the model", policy)
+        why = "the model has none, and this one needs no special tokens"
+        return _checked(tokenizer, FALLBACK, NAMED[FALLBACK].jinja, why, policy)
     if wanted in NAMED:
         named = NAMED[wanted]
         _require_tokens(tokenizer, wanted, named.tokens)
-        return _checked(tokenizer, wanted, named.jinja, "as chosen", named)
+        return _checked(tokenizer, wanted, named.jinja, "as chosen", policy, named)
     file = Path(wanted).expanduser()
     if file.suffix in (".jinja", ".j2", ".txt") or file.is_file():
         if not file.is_file():
             raise EngineError(
                 "data.template", f"there is no template file {file}", "check data.chat_template"
             )
-        return _checked(tokenizer, file.name, file.read_text(encoding="utf-8"), "from the file", None)
+        return _checked(tokenizer, file.name, _read(file), "from the file", policy)
     raise EngineError(
         "data.template", f"there is no chat template {wanted!r}", did_you_mean(wanted, ["auto", *NAMED])
     )
 
 
+def own_template(tokenizer: Any) -> str | None:
+    """The template that came with the model; of several, the one for tools, which knows everything the others do."""
+    stored = tokenizer.chat_template
+    if isinstance(stored, Mapping):
+        stored = stored.get("tool_use") or stored.get("default") or next(iter(stored.values()), None)
+    return stored if isinstance(stored, str) and stored.strip() else None
+
+
 def render(
-    tokenizer: Any,
-    template: Template,
-    messages: Sequence[Message | dict[str, str]],
-    *,
-    is_prompt: bool = False,
-) -> str:
-    """The text of a conversation; with `is_prompt`, up to where the model's answer begins."""
-    given = [{"role": m.role, "content": m.text} if isinstance(m, Message) else m for m in messages]
-    shown = fold_system(given) if template.folds_system else given
-    return str(
-        tokenizer.apply_chat_template(
-            shown, chat_template=template.jinja, tokenize=False, add_generation_prompt=is_prompt
-        )
-    )
+    tokenizer: Any, template: Template, messages: Sequence[Message | Mapping[str, Any]], *, is_prompt: bool = False,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> str:  # fmt: skip
+    """The text of a conversation; with `is_prompt`, up to where the model's answer begins, as trained answers had it.
+
+    Raises:
+        RowProblem: the template refuses it, in its own words.
+    """
+    given = [m if isinstance(m, Message) else talk([m])[0] for m in messages]
+    found = _rendered(template, given, tools, is_prompt=is_prompt)
+    return answers.with_prompt(found, template.layout) if is_prompt else str.__str__(found.text)
 
 
-def fold_system(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The system prompt put in front of the first question, for templates that know no system role."""
-    if not messages or messages[0]["role"] != "system":
-        return list(messages)
-    system, rest = messages[0]["content"], list(messages[1:])
-    if rest and rest[0]["role"] == "user":
-        rest[0] = {"role": "user", "content": f"{system}\n\n{rest[0]['content']}"}
-    return rest
+def laid_out(conversation: Conversation, template: Template, policy: Policy) -> answers.Found:
+    """The text of a row with the spans that are trained.
+
+    Raises:
+        RowProblem: the template refuses it in its own words, or the answers cannot be told from the rest.
+    """
+    memories = _MEMORIES.setdefault(template, {})
+    memory = memories.setdefault(policy, answers.Memory())
+    messages = policy.kept(conversation.messages)
+
+    def prompt(number: int) -> Rendered:
+        memory.renders += 1
+        return _rendered(template, messages[:number], conversation.tools, is_prompt=True)
+
+    def again(others: Sequence[Message]) -> Rendered:
+        memory.renders += 1
+        return _rendered(template, others, conversation.tools)
+
+    memory.rows += 1
+    memory.renders += 1
+    rendered = _rendered(template, messages, conversation.tools)
+    return answers.find(rendered, messages, template.source, template.layout, policy, prompt, again, memory)
 
 
-def _checked(tokenizer: Any, name: str, jinja: str, why: str, named: Named | None) -> Template:
-    folds = named is not None and not named.has_system
-    template = Template(name, jinja, _end_tokens(tokenizer, jinja, named), why, folds)
+def memory_of(template: Template, policy: Policy) -> answers.Memory:
+    """How many rows were rendered, with how many renders."""
+    return _MEMORIES.setdefault(template, {}).setdefault(policy, answers.Memory())
+
+
+def _rendered(
+    template: Template, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], *, is_prompt: bool = False
+) -> Rendered:  # fmt: skip
     try:
-        render(tokenizer, template, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-    except Exception as error:  # jinja's errors and those a template raises itself
+        return layout.render(template.source, template.layout.shape, messages, tools, is_prompt=is_prompt)
+    except TemplateRefused as refused:
+        raise RowProblem(f"the chat template refuses it: {refused}") from refused
+    except TemplateEndless as endless:
+        raise RowProblem(str(endless)) from endless
+
+
+def _checked(
+    tokenizer: Any, name: str, jinja: str, why: str, policy: Policy, named: Named | None = None
+) -> Template:
+    specials = tuple(
+        (key, str(value)) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)
+    )
+    source = Source(jinja, name, specials, markers_of(tokenizer, jinja), _known_ends(tokenizer))
+    shape = Shape(folds_system=named is not None and not named.has_system)
+    try:
+        return Template(name, jinja, why, source, _layout(source, policy.reasoning, shape))
+    except (TemplateRefused, TemplateEndless) as error:
         raise EngineError(
             "data.template",
-            f"the chat template {name} cannot be used: {_short(error)}",
+            f"the chat template {name} cannot be used: {error}",
             "choose another with data.chat_template",
         ) from error
-    if not folds and not _takes_system(tokenizer, template):
-        return Template(name, jinja, template.end_tokens, why, folds_system=True)
-    return template
 
 
-def _takes_system(tokenizer: Any, template: Template) -> bool:
-    messages = [{"role": "system", "content": "SYSTEM-MARK"}, {"role": "user", "content": "a"}]
-    try:
-        return "SYSTEM-MARK" in render(tokenizer, template, messages)
-    except Exception:  # noqa: BLE001 - a template refuses by raising whatever it likes
-        return False
+_layout = lru_cache(maxsize=64)(layout.find_layout)
 
 
-def _end_tokens(tokenizer: Any, jinja: str, named: Named | None) -> tuple[str, ...]:
-    """Special tokens that the template writes or that the tokenizer ends with."""
-    if named is not None and named.end is not None:
-        return (named.end,)
-    special = {str(t) for t in tokenizer.all_special_tokens}
-    added = {str(t) for t in tokenizer.get_added_vocab()}
-    usual = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eom_id|>", "<|endoftext|>", "</s>")
-    found = [token for token in usual if token in jinja and token in special | added]
-    if tokenizer.eos_token:
-        found.append(str(tokenizer.eos_token))
+def _known_ends(tokenizer: Any) -> tuple[str, ...]:
+    """What the tokenizer and the model's generation config name as ends."""
+    found = [str(tokenizer.eos_token)] if tokenizer.eos_token else []
+    file = Path(str(getattr(tokenizer, "name_or_path", "") or ".")) / "generation_config.json"
+    if file.is_file():
+        try:
+            ids = parsing.object_from_json(file.read_text(encoding="utf-8")).get("eos_token_id")
+        except (OSError, ValueError):
+            ids = None
+        for number in ids if isinstance(ids, list) else [ids]:
+            token = tokenizer.convert_ids_to_tokens(number) if isinstance(number, int) else None
+            found += [token] if isinstance(token, str) else []
     return tuple(dict.fromkeys(found))
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(
+            "data.template", f"the template file {file} cannot be read: {error}", "check data.chat_template"
+        ) from error
 
 
 def _require_tokens(tokenizer: Any, name: str, tokens: Sequence[str]) -> None:
@@ -191,8 +251,3 @@ def _require_tokens(tokenizer: Any, name: str, tokens: Sequence[str]) -> None:
             "data.template", f"the template {name} writes {missing[0]}, which is no token of this model",
             "choose auto, or alpaca, which needs no special tokens",
         )  # fmt: skip
-
-
-def _short(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__

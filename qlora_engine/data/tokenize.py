@@ -6,31 +6,21 @@ A row that cannot be trained rightly comes out as a RowProblem with its number, 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from qlora_engine.config import DataSettings
+from qlora_engine.data.answers import MaskProblem, Span
 from qlora_engine.data.conversation import Conversation, RowProblem
-from qlora_engine.data.templates import Template, render
+from qlora_engine.data.markers import encode_apart, is_taken
+from qlora_engine.data.policy import Policy
+from qlora_engine.data.templates import Template, laid_out
+from qlora_engine.data.traced import Traced
 
-Span = tuple[int, int]
+__all__ = ["BATCH_ROWS", "MaskProblem", "Policy", "Span", "TokenRow", "cut", "tokenize", "trained_mask"]
 BATCH_ROWS = 256
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What a run does with every row: `train_on` answers or everything, `reasoning` train, context or remove,
-    `empty_answers` context or train."""
-
-    train_on: str = "answers"
-    reasoning: str = "train"
-    empty_answers: str = "context"
-
-    @classmethod
-    def of(cls, settings: DataSettings) -> Policy:
-        return cls(settings.train_on, settings.reasoning, settings.empty_answers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +47,13 @@ class TokenRow:
         return sum(self.trained[1:])
 
 
-class MaskProblem(RowProblem):
-    """The answers of a row cannot be found in its rendered text."""
+@dataclass(frozen=True)
+class _Ready:
+    """A row's text with what is trained of it."""
+
+    text: str
+    spans: list[Span]
+    notes: tuple[str, ...] = ()
 
 
 def tokenize(
@@ -66,134 +61,78 @@ def tokenize(
 ) -> Iterator[TokenRow | RowProblem]:
     """Whole rows, not yet cut, in order; a row that cannot be trained comes out as its problem, with its number."""
     waiting = iter(conversations)
+    vocabulary = tokenizer.get_vocab()
+    marker_ids = frozenset(vocabulary[m] for m in template.source.markers if m in vocabulary)
     while group := list(islice(waiting, BATCH_ROWS)):
-        yield from _tokenize_group(group, tokenizer, template, policy)
+        yield from _tokenize_group(group, tokenizer, template, policy, marker_ids)
 
 
 def _tokenize_group(
-    group: Sequence[Conversation], tokenizer: Any, template: Template, policy: Policy
+    group: Sequence[Conversation],
+    tokenizer: Any,
+    template: Template,
+    policy: Policy,
+    marker_ids: frozenset[int],
 ) -> Iterator[TokenRow | RowProblem]:
-    rendering = [_rendered_or_problem(c, tokenizer, template, policy) for c in group]
-    texts = [r[0] for r in rendering if not isinstance(r, RowProblem)]
+    ready = [_ready_or_problem(c, tokenizer, template, policy) for c in group]
+    texts = [str.__str__(r.text) for r in ready if isinstance(r, _Ready)]
     encoded: Iterator[tuple[Any, Any]] = iter(())
     if texts:
         found = tokenizer(
             texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
         )
         encoded = iter(zip(found["input_ids"], found["offset_mapping"], strict=True))
-    for conversation, result in zip(group, rendering, strict=True):
-        if isinstance(result, RowProblem):
-            yield result
-            continue
-        ids, offsets = next(encoded)
-        yield TokenRow(
-            input_ids=list(ids),
-            trained=trained_mask(offsets, result[1]),
-            source_row=conversation.number,
-            lengths=(len(ids),),
-            text=result[0],
-        )
+    for conversation, row in zip(group, ready, strict=True):
+        if isinstance(row, RowProblem):
+            yield row
+        else:
+            yield _token_row(conversation.number, row, *next(encoded), tokenizer, template, marker_ids)
 
 
-def _rendered_or_problem(
+def _token_row(
+    number: int, row: _Ready, ids: list[int], offsets: list[Span], tokenizer: Any, template: Template,
+    marker_ids: frozenset[int],
+) -> TokenRow | RowProblem:  # fmt: skip
+    if isinstance(row.text, Traced) and is_taken(ids, offsets, row.text, marker_ids):
+        try:
+            ids, offsets = encode_apart(tokenizer, row.text, template.source.markers)
+        except RowProblem as problem:
+            return RowProblem(problem.reason, number)
+    return TokenRow(
+        input_ids=list(ids),
+        trained=trained_mask(offsets, widened(offsets, row.spans, row.text)),
+        source_row=number,
+        lengths=(len(ids),),
+        text=str.__str__(row.text),
+        notes=row.notes,
+    )
+
+
+def _ready_or_problem(
     conversation: Conversation, tokenizer: Any, template: Template, policy: Policy
-) -> tuple[str, list[Span]] | RowProblem:
-    try:
-        return rendered(conversation, tokenizer, template, policy)
-    except RowProblem as problem:
-        return RowProblem(problem.reason, conversation.number)
-    except Exception as error:  # noqa: BLE001 - a template raises whatever its author chose
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return RowProblem(f"the chat template refuses it: {lines[0][:160]}", conversation.number)
-
-
-def rendered(
-    conversation: Conversation, tokenizer: Any, template: Template, policy: Policy
-) -> tuple[str, list[Span]]:
-    """The text of a row and the spans of it that are trained.
-
-    The template writes BOS itself; a plain text gets BOS and EOS here (CORRECTNESS 15 and 16).
-    """
+) -> _Ready | RowProblem:
+    """The template writes BOS itself; a plain text gets BOS and EOS here (CORRECTNESS 15 and 16)."""
     if conversation.text is not None:
         text = _with_ends(conversation.text, tokenizer)
-        return text, [(0, len(text))]
-    text = render(tokenizer, template, conversation.messages)
-    if policy.train_on == "everything":
-        return text, [(0, len(text))]
-    return text, answer_spans(text, conversation, tokenizer, template)
+        return _Ready(text, [(0, len(text))])
+    try:
+        found = laid_out(conversation, template, policy)
+    except RowProblem as problem:
+        return RowProblem(problem.reason, conversation.number)
+    return _Ready(found.text, found.spans, found.notes)
 
 
-def answer_spans(text: str, conversation: Conversation, tokenizer: Any, template: Template) -> list[Span]:
-    """Where the answers stand in `text`, each with the token that ends its turn and nothing after it.
-
-    Raises:
-        MaskProblem: one cannot be found.
-    """
-    spans = []
-    searched = 0
-    for index, message in enumerate(conversation.messages):
-        if not message.is_answer:
-            continue
-        span = _by_prefix(text, conversation, index, tokenizer, template)
-        if span is None or span[0] < searched:
-            span = _by_content(text, message.text, searched, template)
-        spans.append(span)
-        searched = span[1]
-    if not spans:
-        raise MaskProblem("it has no answer")
-    return spans
-
-
-def _by_prefix(
-    text: str, conversation: Conversation, index: int, tokenizer: Any, template: Template
-) -> Span | None:
-    """From the end of the prompt that generation would see to the end of the turn; None when the template renders
-    the conversation's beginning differently on its own."""
-    prompt = render(tokenizer, template, conversation.messages[:index], is_prompt=True)
-    through = render(tokenizer, template, conversation.messages[: index + 1])
-    content = conversation.messages[index].text.strip()
-    if not text.startswith(prompt):
-        return None
-    end = _common_length(text, through)
-    if content not in text[len(prompt) : end]:
-        return None
-    return len(prompt), _after_end_token(text, len(prompt), end, content, template)
-
-
-def _by_content(text: str, content: str, searched: int, template: Template) -> Span:
-    """The answer's own text after `searched`, and the end token right behind it."""
-    wanted = content.strip()
-    start = text.find(wanted, searched) if wanted else -1
-    if start < 0:
-        raise MaskProblem("the chat template changes the answer's text, so it cannot be found")
-    end = start + len(wanted)
-    rest = text[end:]
-    for token in template.end_tokens:
-        gap = rest.find(token)
-        if gap >= 0 and not rest[:gap].strip():
-            return start, end + gap + len(token)
-    return start, end
-
-
-def _after_end_token(text: str, start: int, end: int, content: str, template: Template) -> int:
-    """The place after the first end token behind the answer; without one, the end of the answer's text."""
-    after = text.index(content, start) + len(content)
-    places = [
-        text.find(token, after, end) + len(token)
-        for token in template.end_tokens
-        if text.find(token, after, end) >= 0
-    ]
-    return min(places) if places else after
-
-
-def _common_length(text: str, other: str) -> int:
-    """How far two texts agree."""
-    if text.startswith(other):
-        return len(other)
-    for index, (a, b) in enumerate(zip(text, other, strict=False)):
-        if a != b:
-            return index
-    return min(len(text), len(other))
+def widened(offsets: Sequence[Span], spans: Sequence[Span], text: str) -> Sequence[Span]:
+    """Spans that begin at a token: one that has nothing but white space before its answer (` Yes`) is the answer's."""
+    starts = [start for start, _ in offsets]
+    found = []
+    for start, end in spans:
+        token = bisect_right(starts, start) - 1
+        begins = starts[token] if 0 <= token < len(starts) else start
+        is_crossing = begins < start < offsets[token][1] if begins != start else False
+        is_blank = is_crossing and not str.__getitem__(text, slice(begins, start)).strip()
+        found.append((begins if is_blank else start, end))
+    return found
 
 
 def trained_mask(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
