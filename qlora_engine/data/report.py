@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,7 +13,6 @@ from qlora_engine.data.templates import Template
 from qlora_engine.data.tokenize import TokenRow
 
 EXAMPLES_NAMED = 5
-REASONING_MARK = "<think>"
 
 
 class Drops:
@@ -127,7 +127,7 @@ def build_report(
         truncated_rows=len(truncated),
         cut_tokens=sum(row.cut_tokens for row in truncated),
         answer_ends_cut=sum(row.is_answer_cut for row in truncated),
-        reasoning_rows_dropped=_lost_reasoning(raw, rows),
+        reasoning_rows_dropped=_lost_reasoning(rows),
         notices=(),
     )
     return DataReport(**{**report.__dict__, "notices": tuple(_notices(report, template, rows, tokenizer))})
@@ -146,8 +146,8 @@ def _notices(
         yield f"{report.duplicate_rows} rows repeat another row's content; they stay on the same side of the split."
     if template.name == "alpaca" and template.why != "as chosen":
         yield "The model has no chat template of its own; a plain one (### Instruction, ### Response) is used."
-    if report.reasoning_rows_dropped:
-        yield f"The chat template drops earlier reasoning ({REASONING_MARK}) in {report.reasoning_rows_dropped} rows."
+    for note, count in Counter(note for row in rows for note in row.notes).most_common():
+        yield f"{count} rows: {note}."
     if rows and report.format != "text" and not _ends_are_trained(rows, template, tokenizer):
         yield "No row trains a token that ends the answer, so the model may not learn to stop."
 
@@ -161,14 +161,9 @@ def _ends_are_trained(rows: Sequence[TokenRow], template: Template, tokenizer: A
     )
 
 
-def _lost_reasoning(raw: RawRows, rows: Sequence[TokenRow]) -> int:
-    """Rows whose data holds more reasoning marks than their rendered text (CORRECTNESS 20)."""
-    lost = 0
-    for row in rows:
-        if row.source_row <= len(raw.rows):
-            stored = str(raw.rows[row.source_row - 1]).count(REASONING_MARK)
-            lost += stored > row.text.count(REASONING_MARK)
-    return lost
+def _lost_reasoning(rows: Sequence[TokenRow]) -> int:
+    """Rows whose reasoning the template left out (CORRECTNESS 20)."""
+    return sum(any("reasoning" in note for note in row.notes) for row in rows)
 
 
 def _percentile(ordered: Sequence[int], share: float) -> int:

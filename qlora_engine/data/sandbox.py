@@ -279,7 +279,10 @@ def variables_of(source: str) -> frozenset[str]:
     """The names that a template reads and does not set: what it may be given."""
     from jinja2 import meta
 
-    return frozenset(meta.find_undeclared_variables(TracingEnvironment().parse(source)))
+    try:
+        return frozenset(meta.find_undeclared_variables(TracingEnvironment().parse(source)))
+    except jinja2.TemplateError:
+        return frozenset()  # running it says why
 
 
 def run(source: str, name: str, values: Mapping[str, Any], seconds: float = SECONDS) -> Traced:

@@ -113,16 +113,19 @@ def test_earlier_reasoning_that_the_template_drops_is_said(tmp_path: Path) -> No
 
     rows = [
         {"messages": [
-            {"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "answer"},
-            {"role": "user", "content": "more <think>x</think>"}, {"role": "assistant", "content": "done"},
+            {"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "<think>x</think>answer"},
+            {"role": "user", "content": "more"}, {"role": "assistant", "content": "done"},
         ]} for n in range(20)
     ]  # fmt: skip
     file = write_rows(tmp_path / "rows.jsonl", rows)
-    template = THINKING.replace(
-        "{% else %}{{ m['content'] }}", "{% else %}{{ m['content'].replace('<think>x</think>', '') }}"
-    )
-    prepared = data.prepare(DataSettings(path=str(file)), tiny_tokenizer(template), seed=1)
+    prepared = data.prepare(DataSettings(path=str(file)), tiny_tokenizer(THINKING), seed=1)
     assert prepared.report.reasoning_rows_dropped == 20
+    told = [
+        n
+        for n in prepared.report.notices
+        if "20 rows" in n and "leaves the reasoning of earlier answers out" in n
+    ]
+    assert told
 
 
 def test_bad_rows_are_counted_with_their_numbers(tmp_path: Path) -> None:

@@ -593,7 +593,6 @@ def test_thoughts_are_trained_or_left_out(make_config: MakeConfig, tmp_path: Pat
     assert tokens[0] > tokens[1] >= tokens[2]
 
 
-@pytest.mark.xfail(reason="empty answers are known, and their end is not yet trained", strict=False)
 def test_the_end_of_an_empty_answer_is_trained_where_wanted(make_config: MakeConfig, tmp_path: Path) -> None:
     """data.empty_answers"""
     turns = [("user", "red"), ("assistant", ""), ("user", "blue"), ("assistant", "green")]
