@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from qlora_engine.config import LoraSettings
 from qlora_engine.errors import EngineError, did_you_mean
-from qlora_engine.models import spec
+from qlora_engine.models import names, spec
+from qlora_engine.models.experts import lora
+from qlora_engine.models.four_bit import dequantized
 
 ATTENTION_LEAVES = frozenset(
     {
@@ -32,6 +41,8 @@ ATTENTION_LEAVES = frozenset(
     }
 )
 ATTENTION_PARENTS = frozenset({"self_attn", "attn", "attention", "self_attention"})
+PREFIX = "base_model.model."
+FILE = "adapter_model.safetensors"
 ADAPTER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -45,6 +56,8 @@ class AdapterReport:
     module_count: int
     dtype: str
     variant: str
+    target_parameters: tuple[str, ...] = ()
+    """The experts' stacked weights, as PEFT names them; empty unless experts are trained."""
 
 
 def attach(
@@ -59,23 +72,26 @@ def attach(
         EngineError: no such module, or LoftQ without the 16-bit weights.
     """
     targets = resolve_targets(model, settings.targets)
-    config = lora_config(settings, targets)
-    with torch.random.fork_rng(devices=_cuda_devices(model)):
+    stacks = resolve_experts(model) if settings.experts else ()
+    config = lora.teach(lora_config(settings, targets, stacks), model)
+    lora.require_plain(config, model)
+    with torch.random.fork_rng(devices=_cuda_devices(model)), lora.literally():
         torch.manual_seed(seed)
         peft_model = get_peft_model(model, config, autocast_adapter_dtype=False)
         if settings.init == "loftq":
             _fit_loftq(peft_model, base_path)
     _cast(peft_model, ADAPTER_DTYPES[settings.dtype])
-    return peft_model, report_on(peft_model, settings, targets)
+    return peft_model, replace(report_on(peft_model, settings, targets), target_parameters=stacks)
 
 
-def lora_config(settings: LoraSettings, targets: tuple[str, ...]) -> LoraConfig:
-    """PEFT's configuration of an adapter on `targets`."""
+def lora_config(settings: LoraSettings, targets: tuple[str, ...], stacks: tuple[str, ...] = ()) -> LoraConfig:
+    """PEFT's configuration of an adapter on `targets`, and on the experts' stacked weights of these names."""
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(targets),
+        target_parameters=list(stacks) or None,
         bias="none",
         task_type="CAUSAL_LM",
         use_rslora=settings.rslora,
@@ -85,46 +101,86 @@ def lora_config(settings: LoraSettings, targets: tuple[str, ...]) -> LoraConfig:
 
 
 def resolve_targets(model: Any, targets: str | tuple[str, ...]) -> tuple[str, ...]:
-    """Leaf names of the linear layers to adapt, sorted; never the head.
+    """Names of the linear layers to adapt, sorted: the last part of their paths where it means no other layer; never the head.
 
     Raises:
         EngineError: a name that matches no linear layer, or nothing at all matched.
     """
     head = model.get_output_embeddings()
-    linears = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
-    leaves = {name.rsplit(".", 1)[-1] for name in linears}
+    every = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    linears = {name: m for name, m in every.items() if m is not head}
     if targets == "all-linear":
-        chosen = {
-            name.rsplit(".", 1)[-1] for name, module in linears.items() if is_block_linear(name, module)
-        }
+        chosen = {name for name, module in linears.items() if is_block_linear(model, name, module)}
     elif targets == "attention":
-        chosen = {name.rsplit(".", 1)[-1] for name in linears if is_attention(name)}
+        chosen = {n for n, m in linears.items() if is_attention(n) and is_block_linear(model, n, m)}
     else:
         wanted = (targets,) if isinstance(targets, str) else targets
-        for name in wanted:
-            if name not in leaves:
-                raise EngineError(
-                    "lora.targets",
-                    f"the model has no linear layer named {name!r}",
-                    did_you_mean(name, leaves),
-                )
-        chosen = set(wanted)
+        chosen = {name for name in linears if _named(name, wanted)}
+        _require_all_found(wanted, set(linears), {name for name, m in every.items() if m is head})
     if not chosen:
         raise EngineError(
             "lora.targets",
             f"no linear layer of this model matches {targets!r}",
-            f"its layers: {', '.join(sorted(leaves))}",
+            f"its layers: {', '.join(sorted({name.rsplit('.', 1)[-1] for name in linears}))}",
         )
-    return tuple(sorted(chosen))
+    return shortest_names(chosen, {name for name, _ in model.named_modules()} - chosen)
 
 
-def is_block_linear(name: str, module: Any) -> bool:
-    """A linear layer inside the transformer blocks: it is quantized, or its path has a layer number."""
-    return isinstance(module, Linear4bit) or any(part.isdigit() for part in name.split("."))
+def shortest_names(chosen: set[str], others: set[str]) -> tuple[str, ...]:
+    """Names by which PEFT finds the modules `chosen` and none of `others`: the last part of a path, else what stands behind
+    its last number, else all of it."""
+    found = set()
+    for name in chosen:
+        parts = name.split(".")
+        last = max((place for place, part in enumerate(parts) if part.isdigit()), default=-1)
+        tries = (parts[-1], ".".join(parts[last + 1 :]), name)
+        found.add(next((one for one in tries if not any(_named(other, (one,)) for other in others)), name))
+    return tuple(sorted(found))
+
+
+def _named(path: str, names: Iterable[str]) -> bool:
+    """Whether PEFT takes one of `names` for the module of that path."""
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def _require_all_found(wanted: tuple[str, ...], linears: set[str], heads: set[str]) -> None:
+    for name in wanted:
+        if any(_named(path, (name,)) for path in linears):
+            continue
+        if any(_named(path, (name,)) for path in heads):
+            raise EngineError(
+                "lora.targets",
+                f"{name} is the layer that computes the logits, and it is not adapted here: the loss takes its weight "
+                "directly, in chunks, without what an adapter would add",
+                "leave it out of lora.targets",
+            )
+        leaves = {path.rsplit(".", 1)[-1] for path in linears}
+        raise EngineError(
+            "lora.targets", f"the model has no linear layer named {name!r}", did_you_mean(name, leaves)
+        )
+
+
+def resolve_experts(model: Any) -> tuple[str, ...]:
+    """The stacked weights of the experts, as PEFT is told of them.
+
+    Raises:
+        EngineError: the model has none.
+    """
+    found = lora.expert_parameters(model)
+    if not found:
+        raise EngineError(
+            "lora.experts", "this model has no experts, and lora.experts asks for adapters on them",
+            "set lora.experts to false",
+        )  # fmt: skip
+    return found
+
+
+def is_block_linear(model: Any, name: str, module: Any) -> bool:
+    """A linear layer inside the transformer blocks: of a quantized model those in 4 bits, since what stays in 16 (routers,
+    weights that a kernel reads) has a reason to; else those whose path has a layer number and that are nothing more."""
+    if getattr(model, "is_loaded_in_4bit", False):
+        return isinstance(module, Linear4bit)
+    return type(module) in (torch.nn.Linear, Linear4bit) and any(part.isdigit() for part in name.split("."))
 
 
 def is_attention(path: str) -> bool:
@@ -143,6 +199,82 @@ def report_on(peft_model: PeftModel, settings: LoraSettings, targets: tuple[str,
         dtype=settings.dtype,
         variant=variant_name(settings),
     )
+
+
+def save(peft_model: PeftModel, folder: Path, base_path: Path) -> None:
+    """Write the adapter so that plain PEFT puts it onto the plain model, and onto every module that it was trained on.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    config = peft_model.peft_config["default"]
+    as_trained = config.target_modules, config.target_parameters
+    config.target_modules, config.target_parameters = lora.plain_targets(config, peft_model.get_base_model())
+    try:
+        peft_model.save_pretrained(folder, save_embedding_layers=False)
+    finally:
+        config.target_modules, config.target_parameters = as_trained
+    if names.is_part(base_path):
+        saved = LoraConfig.from_pretrained(str(folder))
+        fitted, weights = fit_names(saved, load_file(folder / FILE), names.skeleton(base_path))
+        save_file(weights, folder / FILE, metadata={"format": "pt"})
+        fitted.save_pretrained(str(folder))
+
+
+def reopen(model: Any, folder: Path) -> PeftModel:
+    """A saved adapter on the 4-bit model that `loading` built, in the type it was trained in.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    config, weights = fit_names(LoraConfig.from_pretrained(str(folder)), load_file(folder / FILE), model)
+    lora.teach(config, model)
+    with lora.literally():
+        peft_model = get_peft_model(model, config, autocast_adapter_dtype=False)
+    if set(get_peft_model_state_dict(peft_model, save_embedding_layers=False)) != set(weights):
+        raise ValueError(f"the adapter in {folder} does not fit {type(model).__name__}")
+    _cast(peft_model, next(iter(weights.values())).dtype)
+    set_peft_model_state_dict(peft_model, weights)
+    return peft_model
+
+
+def fit_names(
+    config: LoraConfig, weights: Mapping[str, torch.Tensor], model: Any
+) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """An adapter of a language model by the names that it has in `model`, which is the same alone, or one that also sees."""
+    known = {name for name, _ in model.named_modules()}
+    paths = {key: _module_of(key) for key in weights}
+    if all(path in known for path in paths.values()):
+        return config, dict(weights)
+    here = names.decoder_path(model)
+    there = _prefix_there(next(iter(paths.values())), here, known)
+    renamed = {key: f"{here}.{path.removeprefix(there)}" for key, path in paths.items()}
+    linears = {
+        name.replace(".base_layer", "")
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    chosen = linears & set(renamed.values())
+    others = {name.replace(".base_layer", "") for name in known} - chosen
+    config.target_modules = set(shortest_names(chosen, others))
+    return config, {k.replace(paths[k], renamed[k], 1): tensor for k, tensor in weights.items()}
+
+
+def _module_of(key: str) -> str:
+    return key.removeprefix(PREFIX).split(".lora_")[0].replace(".base_layer", "")
+
+
+def _prefix_there(path: str, here: str, known: set[str]) -> str:
+    """What stands in `path` for `here`.
+
+    Raises:
+        ValueError: it is a module of no such model.
+    """
+    parts = path.split(".")
+    for cut in range(len(parts)):
+        if f"{here}.{'.'.join(parts[cut:])}" in known:
+            return ".".join(parts[:cut]) + "."
+    raise ValueError(f"{path} is no module of this model")
 
 
 def variant_name(settings: LoraSettings) -> str:
@@ -197,7 +329,7 @@ def _loftq_factors(module: Any, original: torch.Tensor) -> tuple[torch.Tensor, t
     )
     lost = original.to(weight.device, torch.float32)
     if isinstance(module.get_base_layer(), Linear4bit):
-        lost = lost - dequantize_4bit(weight.data, weight.quant_state).float()
+        lost = lost - dequantized(weight.data, weight.quant_state).float()
     is_wide = lost.shape[0] <= lost.shape[1]
     rows = lost if is_wide else lost.T
     values, vectors = torch.linalg.eigh(rows @ rows.T)

@@ -100,6 +100,23 @@ class QuantizationSettings:
         is_expert=True,
         resume="method",
     )
+    experts: str = knob(
+        "4bit",
+        label="Experts",
+        help="How the experts of a mixture are kept. In 4 bits only those that tokens reach are dequantized, one at a time.",
+        choices={"4bit": "In 4 bits, as the other layers", "16bit": "In 16 bits"},
+        is_expert=True,
+        resume="method",
+    )
+    expert_placement: str = knob(
+        "device",
+        label="Experts are kept",
+        help="On the host: experts in 4 bits stay in the computer's memory and come to the GPU block by block. Slower, "
+        "and for cards smaller than the model.",
+        choices={"device": "On the GPU", "host": "In the computer's memory"},
+        is_expert=True,
+        resume="safe",
+    )
 
 
 @dataclass(frozen=True)
@@ -133,6 +150,14 @@ class LoraSettings:
         "all-linear",
         label="Target modules",
         help="`attention`, `all-linear` (every linear layer but the head), or a list of module names.",
+        resume="shape",
+    )
+    experts: bool = knob(
+        False,
+        label="Adapters on the experts",
+        help="Trains every expert of a mixture too, each with a rank of its own: far more parameters. Shared experts are "
+        "linear layers and follow the target modules.",
+        is_expert=True,
         resume="shape",
     )
     dtype: str = knob(
@@ -636,6 +661,7 @@ def _cross_checks(config: TrainingConfig) -> Iterator[Issue]:
         )
     if lora.dora and lora.init == "loftq":
         yield Issue("lora.init", f"{INITS[lora.init]} cannot be combined with DoRA; choose one of the two")
+    yield from _expert_checks(config)
     if not config.model.name.strip():
         yield Issue("model.name", "is empty; choose a model")
     if not data.path.strip():
@@ -643,4 +669,21 @@ def _cross_checks(config: TrainingConfig) -> Iterator[Issue]:
     if data.train_on == "answers" and data.format == "text":
         yield Issue(
             "data.train_on", "plain text has no answers; train on everything, or choose another format"
+        )
+
+
+def _expert_checks(config: TrainingConfig) -> Iterator[Issue]:
+    lora, quantization = config.lora, config.quantization
+    if lora.experts and lora.dropout:
+        yield Issue(
+            "lora.dropout",
+            "must be 0 with adapters on the experts: all tokens of an expert share one product",
+        )
+    if lora.experts and (lora.dora or lora.init == "loftq"):
+        name = "DoRA" if lora.dora else INITS[lora.init]
+        yield Issue("lora.experts", f"PEFT knows no {name} for experts; choose one of the two")
+    if quantization.experts == "16bit" and quantization.expert_placement == "host":
+        yield Issue(
+            "quantization.expert_placement",
+            "only experts in 4 bits are kept on the host; set quantization.experts to 4bit",
         )

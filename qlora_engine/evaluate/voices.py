@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from qlora_engine import adapters
 from qlora_engine.errors import EngineError
 from qlora_engine.evaluate.origin import BASE, Origin
+from qlora_engine.models.experts import lora
 from qlora_engine.models.quiet import quiet
 from qlora_engine.training.checkpoint import ADAPTER_FILE
 
@@ -67,7 +68,8 @@ class Voices:
             EngineError: its weights are not what its settings say, it was trained on a changed base, or the memory is full.
         """
         assert origin.adapter is not None
-        config, weights = _stored(origin)
+        bare = self._model.get_base_model() if isinstance(self._model, PeftModel) else self._model
+        config, weights = adapters.fit_names(*_stored(origin), bare)
         self._added += 1
         voice = Voice(side, origin, f"voice{self._added}")
         try:
@@ -105,7 +107,9 @@ class Voices:
                 yield self._model
 
     def _put(self, voice: Voice, config: LoraConfig, weights: dict[str, torch.Tensor]) -> None:
-        with quiet(), torch.random.fork_rng(devices=[]):
+        bare = self._model.get_base_model() if isinstance(self._model, PeftModel) else self._model
+        lora.teach(config, bare)
+        with quiet(), lora.literally(), torch.random.fork_rng(devices=[]):
             if isinstance(self._model, PeftModel):
                 self._model.add_adapter(voice.name, config, autocast_adapter_dtype=False)
             else:
@@ -150,8 +154,9 @@ def _stored(origin: Origin) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
         config.inference_mode = True
         return config, load_file(origin.adapter / FINISHED_FILE)
     assert origin.run is not None
-    targets = tuple((origin.run.record().get("adapters") or {}).get("target_modules") or ())
-    config = adapters.lora_config(origin.config.lora, targets)
+    attached = origin.run.record().get("adapters") or {}
+    targets, stacks = (tuple(attached.get(key) or ()) for key in ("target_modules", "target_parameters"))
+    config = adapters.lora_config(origin.config.lora, targets, stacks)
     config.inference_mode = True
     return config, load_file(origin.adapter / ADAPTER_FILE)
 

@@ -19,10 +19,11 @@ import torch
 from qlora_engine import parsing
 from qlora_engine.errors import EngineError
 from qlora_engine.export.merge import DTYPES, Merge, Rows
-from qlora_engine.export.nf4 import BLOCK, NESTED_BLOCK, Packed, Quantizer
+from qlora_engine.export.nf4 import NESTED_BLOCK, Packed, Quantizer
 from qlora_engine.export.pieces import Piece, of_tensor
 from qlora_engine.export.stream import Layout
 from qlora_engine.export.weights import Weights
+from qlora_engine.models.four_bit import BLOCK
 
 STATE_BYTES = 512
 """The state's JSON is filled up with spaces: the place of every tensor is known before the first one is made."""

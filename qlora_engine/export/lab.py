@@ -13,18 +13,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
 
-from qlora_engine import data
+from qlora_engine import adapters, data
 from qlora_engine.control import Control
 from qlora_engine.data.batches import IGNORED, collate
 from qlora_engine.device import DevicePlan, plan_device
 from qlora_engine.errors import EngineError
 from qlora_engine.export import merge
+from qlora_engine.export.quantized import quantized_paths, quantized_stacks
 from qlora_engine.export.source import Source
 from qlora_engine.models import loading, spec
+from qlora_engine.models.names import plain_class
 from qlora_engine.models.quiet import quiet
 
 Report = Callable[[str, int, int | None, str], None]
@@ -83,7 +83,6 @@ class Comparison:
 def compare(
     source: Source,
     quantizer: merge.Quantizer,
-    quantized_modules: frozenset[str],
     *,
     dtype: str,
     control: Control,
@@ -103,9 +102,7 @@ def compare(
     losses = {"live": [row_losses for _, row_losses in live]}
     scores = {"live": Score(_mean(losses["live"]))}
     for place, into in enumerate(merge.INTO, start=1):
-        model = _merged_model(
-            source, plan, quantizer if into == "dequantized" else None, quantized_modules, dtype, control
-        )
+        model = _merged_model(source, plan, quantizer if into == "dequantized" else None, dtype, control)
         found = _score_all(model, rows, plan, control, _counted(report, place * len(rows), total))
         del model
         gc.collect()
@@ -178,35 +175,48 @@ def _rows(source: Source, control: Control) -> list[Any]:
 def _live_model(source: Source, plan: DevicePlan) -> Any:
     loaded = loading.load_quantized(source.base_path, source.config.quantization, plan)
     with quiet():
-        return PeftModel.from_pretrained(
-            loaded.model, str(source.adapter_dir), autocast_adapter_dtype=False
-        ).eval()
+        return adapters.reopen(loaded.model, source.adapter_dir).eval()
 
 
 def _merged_model(
     source: Source,
     plan: DevicePlan,
     quantizer: merge.Quantizer | None,
-    quantized_modules: frozenset[str],
     dtype: str,
     control: Control,
 ) -> Any:
     """The merge as it would be stored, computing in the type of the live model."""
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(
-            str(source.base_path),
-            dtype="auto",
-            local_files_only=True,
-            **loading.text_model_arguments(source.base_path),
+        model = plain_class(source.base_path).from_pretrained(
+            str(source.base_path), dtype="auto", local_files_only=True
         )
-    deltas = merge.read_deltas(source.adapter_dir, source.adapter_config)
-    touched = {*deltas, *(quantized_modules if quantizer is not None else ())}
-    for module in sorted(touched):
+    deltas = merge.read_deltas(source.adapter_dir, source.adapter_config, source.base_path)
+    in_4_bits = (
+        {*quantized_paths(source.base_path), *_stacks_in_4_bits(source)} if quantizer is not None else set()
+    )
+    for name in sorted({*deltas, *in_4_bits}):
         control.check()
-        weight = model.get_submodule(module).weight
-        merged = merge.merged_weight(f"{module}.weight", weight.data, deltas, quantizer, quantized_modules)
-        weight.data = merged.to(merge.DTYPES[dtype])
+        weight = model.get_parameter(name if name in _parameters(model) else f"{name}.weight")
+        chosen = quantizer if name in in_4_bits else None
+        weight.data = _merged(weight.data, deltas.get(name), chosen).to(merge.DTYPES[dtype])
     return model.to(merge.DTYPES[dtype]).to(plan.name, plan.torch_dtype).eval()
+
+
+def _merged(weight: torch.Tensor, delta: Any, quantizer: merge.Quantizer | None) -> torch.Tensor:
+    """A weight, or a stack of experts, each of which is quantized alone."""
+    if quantizer is not None:
+        alone = weight.unbind(0) if weight.ndim == 3 else (weight,)
+        weight = torch.stack([quantizer.round_trip(one) for one in alone]).reshape(weight.shape)
+    return weight if delta is None else delta.merged_into(weight)
+
+
+def _stacks_in_4_bits(source: Source) -> tuple[str, ...]:
+    load = source.record.get("load_report") or {}
+    return quantized_stacks(source.base_path) if load.get("expert_stacks") else ()
+
+
+def _parameters(model: Any) -> frozenset[str]:
+    return frozenset(name for name, _ in model.named_parameters())
 
 
 def _score_all(

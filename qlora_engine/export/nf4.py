@@ -16,8 +16,8 @@ import torch
 
 from qlora_engine.export.pieces import row_spans
 from qlora_engine.export.weights import Weights
+from qlora_engine.models.four_bit import BLOCK, dequantized
 
-BLOCK = 64
 NESTED_BLOCK = 256
 
 
@@ -89,21 +89,6 @@ class Packed:
             quant_type=self.state.quant_type, dtype=self.state.dtype,
         )  # fmt: skip
         return dequantized(self.data[start * width // 2 : -(-stop * width // 2)], state)
-
-
-def dequantized(packed: torch.Tensor, state: Any) -> torch.Tensor:
-    """The weight that `packed` stands for. As one long row: of rows that are not whole blocks, bitsandbytes 0.50 on the CPU
-    reads constants that are not theirs, and past the end (cdequantize_blockwise_cpu_*)."""
-    from bitsandbytes import functional
-
-    shape, constants = state.shape, state.absmax
-    if state.nested:
-        constants = functional.dequantize_blockwise(constants, state.state2) + state.offset
-    flat = functional.QuantState(
-        absmax=constants.float(), shape=torch.Size((1, math.prod(shape))), code=state.code, blocksize=state.blocksize,
-        quant_type=state.quant_type, dtype=state.dtype,
-    )  # fmt: skip
-    return functional.dequantize_4bit(packed, flat).reshape(shape)
 
 
 class RoundTrip:

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from gguf import quants
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
 
 from qlora_engine import parsing
 from qlora_engine.export import gguf, merge
-from qlora_engine.export.nf4 import BLOCK, dequantized
-from qlora_engine.models import spec
+from qlora_engine.export.quantized import quantized_paths, quantized_stacks
+from qlora_engine.models.four_bit import BLOCK, dequantized
+from qlora_engine.models.names import plain_class
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,51 @@ class Expected:
     answer: list[int]
 
 
-def expected(request: Mapping[str, Any], prompts: list[torch.Tensor]) -> list[Expected]:
-    """One for each prompt. `request`: see `verify.request_of`."""
+@dataclass(frozen=True)
+class AdapterFit:
+    """How an adapter file goes onto a model that the plain libraries load: tensors of the file that no module has, tensors
+    of the model's adapter that the file has not, those whose values did not arrive, and B matrices that are all zero."""
+
+    tensors: int
+    left_over: tuple[str, ...]
+    missing: tuple[str, ...]
+    changed: tuple[str, ...]
+    dead: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return self.tensors > 0 and not (self.left_over or self.missing or self.changed or self.dead)
+
+    def words(self) -> str:
+        """The first of what is wrong by name, else how many tensors were matched."""
+        wrong = (
+            (self.left_over, "of the file belongs to no module of the base"),
+            (self.missing, "is not in the adapter file"),
+            (self.changed, "has other values in the loaded model than in the file"),
+            (self.dead, "is all zero: nothing was trained there"),
+        )
+        said = [f"{names[0]} {words} ({len(names)} such)" for names, words in wrong if names]
+        return (
+            "; ".join(said) or f"all {self.tensors} tensors of the file have their module, none is left over"
+        )
+
+
+def adapter_fit(model: Any, folder: Path) -> AdapterFit:
+    """Compare the adapter file of `folder` with what PEFT made of it in `model`."""
+    stored = load_file(folder / "adapter_model.safetensors")
+    built = get_peft_model_state_dict(model, save_embedding_layers=False)
+    both = sorted(stored.keys() & built.keys())
+    return AdapterFit(
+        len(stored),
+        tuple(sorted(stored.keys() - built.keys())),
+        tuple(sorted(built.keys() - stored.keys())),
+        tuple(n for n in both if not torch.equal(stored[n].float(), built[n].float().cpu())),
+        tuple(n for n in both if "lora_B" in n and not bool(stored[n].any())),
+    )
+
+
+def expected(request: Mapping[str, Any], prompts: list[torch.Tensor]) -> tuple[list[Expected], AdapterFit]:
+    """What each prompt should give, and whether the adapter went onto its base whole. `request`: see `verify.request_of`."""
     base, into_live = Path(request["base"]), request["into"] == "dequantized"
     if request["kind"] == "bnb4" and not into_live:
         exact, plain = _seen(_tuned(request, base, is_live=True), prompts)
@@ -44,6 +88,7 @@ def expected(request: Mapping[str, Any], prompts: list[torch.Tensor]) -> list[Ex
     else:
         model = _tuned(request, base, is_live=into_live)
         exact, plain = _seen(model, prompts)
+    fit = adapter_fit(model, Path(request["adapter"]))
     if request["kind"] not in ("adapter", "gguf-lora"):
         model = model.merge_and_unload()
         _store(model, base, request["kind"], request["dtype"])
@@ -56,12 +101,12 @@ def expected(request: Mapping[str, Any], prompts: list[torch.Tensor]) -> list[Ex
     ]
     del model
     gc.collect()
-    return found
+    return found, fit
 
 
 def _tuned(request: Mapping[str, Any], base: Path, *, is_live: bool) -> Any:
     """Base with adapter in fp32; `is_live`: with the weights that the 4-bit model computes with."""
-    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32, local_files_only=True)
+    model = plain_class(base).from_pretrained(str(base), dtype=torch.float32, local_files_only=True)
     if is_live:
         _round_trip(model, base, request["quantizer"])
     return PeftModel.from_pretrained(model, request["adapter"]).eval()
@@ -89,17 +134,6 @@ def greedy(model: Any, prompt: torch.Tensor, tokens: int, ends: list[int] | None
     return [int(token) for token in output[0, prompt.shape[1] :]]
 
 
-def quantized_paths(base: Path) -> list[str]:
-    """The modules that the run kept in 4 bits."""
-    facts = spec.facts_of_folder(base)
-    return [
-        linear.path.replace("*", str(number))
-        for linear in facts.linears
-        if linear.is_quantized
-        for number in range(facts.layers)
-    ]
-
-
 def _round_trip(model: Any, base: Path, load: Mapping[str, Any]) -> None:
     quantizer = merge.Quantizer(
         load["quant_type"], bool(load["is_double_quant"]), getattr(torch, load["compute_dtype"])
@@ -107,6 +141,11 @@ def _round_trip(model: Any, base: Path, load: Mapping[str, Any]) -> None:
     for path in quantized_paths(base):
         module = model.get_submodule(path)
         module.weight.data = quantizer.round_trip(module.weight.data).float()
+    if not load.get("expert_stacks"):
+        return
+    for name in quantized_stacks(base):
+        for expert in model.get_parameter(name).data:
+            expert.copy_(quantizer.round_trip(expert))
 
 
 def _store(model: Any, base: Path, kind: str, dtype: str) -> None:

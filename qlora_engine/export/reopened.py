@@ -10,10 +10,11 @@ import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from gguf import GGUFReader
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from qlora_engine.export import gguf_tokenizer
 from qlora_engine.models import gguf_facts, gguf_header, gguf_import, loading
+from qlora_engine.models.names import plain_class
 from qlora_engine.models.quiet import quiet
 
 LIBRARIES = {
@@ -48,7 +49,7 @@ def reopen(export: Path, base: Path, kind: str) -> tuple[Any, Any]:
 
 def _plain(folder: Path) -> Any:
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
+        model = plain_class(folder).from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
     compute_in_fp32(model)
     return model
 

@@ -149,7 +149,6 @@ def _compare_merges(source: Source, dtype: str, control: Control) -> Generator[E
         return lab.compare(
             source,
             writers.quantizer(source),
-            writers.quantized_modules(source),
             dtype=SIXTEEN_BIT.get(dtype, dtype if dtype in merge.DTYPES else "bf16"),
             control=control,
             report=lambda *step: emit(Progressed(*step)),

@@ -20,7 +20,14 @@ from gguf import GGUFReader, quants
 from qlora_engine import parsing
 from qlora_engine.data.templates import choose, render
 from qlora_engine.export import llama_cpp
-from qlora_engine.export.reference import Expected, expected, greedy, logits_of, quantized_paths
+from qlora_engine.export.quantized import quantized_paths
+from qlora_engine.export.reference import (
+    Expected,
+    adapter_fit,
+    expected,
+    greedy,
+    logits_of,
+)
 from qlora_engine.export.reopened import LIBRARIES, four_bit_layers, gguf_of, reopen
 from qlora_engine.export.surroundings import end_ids
 from qlora_engine.models import loading, spec
@@ -37,6 +44,10 @@ ROUNDING = {"fp32": 1e-4, "f32": 1e-4, "fp16": 1e-2, "f16": 1e-2, "bf16": 6e-2, 
 bits, where whoever chooses them wants to lose something, the loss must be less than what training changed."""
 OUTLIVES = 0.5
 """The part of what training changed, as KL divergence, that fewer bits may cost before the export is not the trained model."""
+ACTS = 1e-6
+"""Logits must be changed by more than this, relative to the largest: less is what sums in another order make."""
+ACTS_BETWEEN = (0.5, 1.5)
+"""The share of that change an export must have; fewer bits cost some of it, another adapter or none has other shares."""
 MIXED = (
     "Gr\u00fc\u00dfe, \u4e16\u754c! def f(x): return x  # ok", "  two  spaces\tand\n\nlines \n", "don't 3.14 1_000 2024",
     "<|im_start|>user\nHi<|im_end|>", "\U0001f600 \u041f\u0440\u0438\u0432\u0435\u0442",
@@ -63,9 +74,12 @@ def check(request: dict[str, Any], tell: Any) -> None:
     tokenizer = loading.load_tokenizer(base)
     request["ends"] = end_ids(request["quantizer"], tokenizer, choose(tokenizer, request["chat_template"]))
     prompts = [_prompt(tokenizer, text, request["chat_template"]) for text in request["prompts"]]
-    wanted = expected(request, prompts)
+    wanted, fit = expected(request, prompts)
     model, again = reopen(export, base, kind)
     tell(f"loads with {LIBRARIES[kind]}", True, type(model).__name__)
+    if kind == "adapter":
+        fit = adapter_fit(model, export)
+    tell("every tensor of the adapter has its module", fit.fits, fit.words(), tensors=fit.tensors)
     if kind == "bnb4":
         _check_layers(model, base, tell)
     _compare(request, model, prompts, wanted, tokenizer, tell)
@@ -103,9 +117,27 @@ def _compare(
         f"KL divergence {kl:.1e}; allowed {allowed:.0e} at the most",
         largest_relative=difference, mean_relative=mean, kl_divergence=kl, allowed=allowed,
     )  # fmt: skip
+    _check_acts(found, wanted, tell)
     _check_answers(request, model, prompts, wanted, tokenizer, tell)
     if is_merged:
         _check_rounding(kind, dtype, found, wanted, tell)
+
+
+def _check_acts(found: Sequence[torch.Tensor], wanted: Sequence[Expected], tell: Any) -> None:
+    """The export must differ from the base as the trained model does: an adapter that does nothing agrees with anything.
+
+    `share`: how much of what training changed in the logits the export has, by least squares over all of them; what the
+    rounding of weights adds has no part in it.
+    """
+    trained = torch.cat([(e.exact - e.base).flatten() for e in wanted])
+    there = torch.cat([(f - e.base).flatten() for f, e in zip(found, wanted, strict=True)])
+    changed = max(float((e.exact - e.base).abs().max() / e.base.abs().max()) for e in wanted)
+    share = float((trained @ there) / (trained @ trained)) if changed > 0 else 0.0
+    tell(
+        "the adapter acts", changed > ACTS and ACTS_BETWEEN[0] <= share <= ACTS_BETWEEN[1],
+        f"training changed the logits by {changed:.1e} of the largest; the export has {share:.1%} of that change",
+        trained_change=changed, share=share,
+    )  # fmt: skip
 
 
 def _check_answers(

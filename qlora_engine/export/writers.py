@@ -13,13 +13,16 @@ from typing import Any, Protocol
 import torch
 
 from qlora_engine.control import Control
+from qlora_engine.errors import EngineError
 from qlora_engine.export import bnb4, gguf, gguf_lora, merge, ollama, surroundings
+from qlora_engine.export.deltas import Change, on_disk
 from qlora_engine.export.journal import Journal
 from qlora_engine.export.pieces import Piece
+from qlora_engine.export.quantized import quantized_paths, quantized_stacks
 from qlora_engine.export.source import Source
 from qlora_engine.export.stream import write_pieces
 from qlora_engine.export.weights import Weights
-from qlora_engine.models import spec
+from qlora_engine.models import names, spec
 
 Report = Callable[[str, int, int | None, str], None]
 REQUANTIZED = (
@@ -109,7 +112,7 @@ class GgufLoraWriter:
 
     def write(self, journal: Journal, control: Control, report: Report) -> None:
         alpha = float(self.source.adapter_config["lora_alpha"])
-        deltas = merge.read_deltas(self.source.adapter_dir, self.source.adapter_config)
+        deltas = _linear_deltas(self.source)
         tensors = gguf_lora.tensors_of(self.plan, deltas, alpha)
         control.check()
         gguf_lora.write_file(self.plan, tensors, alpha, self.dtype, journal.folder / self.details["file"])
@@ -119,10 +122,8 @@ class GgufLoraWriter:
 def _gguf_lora(source: Source, choice: Choice) -> GgufLoraWriter:
     gguf_lora.require_sayable(source.adapter_config, source.config.lora.init)
     plan = _gguf_plan(source, "f16")
-    gguf_lora.tensors_of(
-        plan, deltas := _deltas(source, plan.tensors), float(source.adapter_config["lora_alpha"])
-    )
-    elements = sum(d.a.numel() + d.b.numel() for d in deltas.values())
+    gguf_lora.tensors_of(plan, deltas := _linear_deltas(source), float(source.adapter_config["lora_alpha"]))
+    elements = sum(one.elements for one in deltas.values())
     details = {
         "goes on": f"a GGUF file of {(source.record.get('model') or {}).get('name')}, not quantized below 8 bits if it can be",
         "stored as": f"GGUF LoRA, {choice.dtype.upper()}", "dtype": choice.dtype, "into": "original",
@@ -200,7 +201,7 @@ class GgufWriter:
 
 def _gguf(source: Source, choice: Choice) -> GgufWriter:
     plan = _gguf_plan(source, choice.dtype)
-    found = _merge(source, choice.into, plan.tensors)
+    found = _merge(source, choice.into)
     details: dict[str, Any] = {
         **_details(choice, f"GGUF {choice.dtype.upper()}"),
         "file": _gguf_name(source, choice),
@@ -232,17 +233,55 @@ def _details(choice: Choice, stored_as: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _merge(source: Source, into: str, weights: Mapping[str, Any] | None = None) -> merge.Merge:
+def _merge(source: Source, into: str) -> merge.Merge:
     base = Weights.of(source.base_path)
-    deltas = _deltas(source, base.headers if weights is None else weights)
     chosen = quantizer(source) if into == "dequantized" else None
-    return merge.Merge(base, deltas, chosen, quantized_modules(source))
+    experts = _experts(source) if chosen is not None else {}
+    return merge.Merge(base, _deltas(source), chosen, quantized_modules(source), experts)
 
 
-def _deltas(source: Source, weights: Mapping[str, Any]) -> dict[str, merge.Delta]:
-    deltas = merge.read_deltas(source.adapter_dir, source.adapter_config)
-    merge.require_modules(weights, deltas)
-    return deltas
+def _deltas(source: Source) -> dict[str, Change]:
+    """By the names of the base's files."""
+    found = merge.read_deltas(source.adapter_dir, source.adapter_config, source.base_path)
+    return on_disk(source.base_path, found)
+
+
+def _linear_deltas(source: Source) -> dict[str, merge.Delta]:
+    """Those of linear layers; a GGUF LoRA file has no place for others.
+
+    Raises:
+        EngineError: experts are adapted.
+    """
+    found = _deltas(source)
+    linear = {name: one for name, one in found.items() if isinstance(one, merge.Delta)}
+    if len(linear) < len(found) or any(place.expert is not None for place in _places(source, linear)):
+        raise EngineError(
+            "export.experts",
+            "a GGUF LoRA file holds no adapters of experts",
+            "export a merged model, or the adapter",
+        )
+    return linear
+
+
+def _places(source: Source, deltas: Mapping[str, Any]) -> list[names.Place]:
+    if not source.adapter_config.get("target_parameters"):
+        return []
+    return [
+        place
+        for key, place in names.places(source.base_path).items()
+        if key.removesuffix(".weight") in deltas
+    ]
+
+
+def _experts(source: Source) -> dict[str, list[tuple[str, names.Place]]]:
+    """Tensor of the files -> all those of the same stack of experts that the run kept in 4 bits."""
+    if not (source.record.get("load_report") or {}).get("expert_stacks"):
+        return {}
+    found: dict[str, list[tuple[str, names.Place]]] = {}
+    for parameter in quantized_stacks(source.base_path):
+        siblings = list(names.files_of(source.base_path, parameter).items())
+        found |= {key.removesuffix(".weight"): siblings for key, _ in siblings}
+    return found
 
 
 def quantizer(source: Source) -> merge.Quantizer:
@@ -254,11 +293,9 @@ def quantizer(source: Source) -> merge.Quantizer:
 
 
 def quantized_modules(source: Source) -> frozenset[str]:
-    """The paths of the modules that were in 4 bits."""
-    facts = spec.facts_of_folder(source.base_path)
-    return frozenset(
-        linear.path.replace("*", str(n))
-        for linear in facts.linears
-        if linear.is_quantized
-        for n in range(facts.layers)
-    )
+    """The linear layers that were in 4 bits, by the names of the base's files."""
+    wanted = {f"{path}.weight" for path in quantized_paths(source.base_path)}
+    if wanted <= set(spec.headers_of_folder(source.base_path)):
+        return frozenset(path.removesuffix(".weight") for path in wanted)
+    found = names.places(source.base_path)
+    return frozenset(k.removesuffix(".weight") for k, place in found.items() if place.parameter in wanted)

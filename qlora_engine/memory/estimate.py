@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qlora_engine.config import TrainingConfig
-from qlora_engine.memory import activations, calibration, gpus, static
+from qlora_engine.memory import activations, calibration, experts, gpus, static
 from qlora_engine.memory.context import UNMEASURED, Context
 from qlora_engine.memory.moments import peaks
 from qlora_engine.memory.optimizer_state import StateBytes, state_bytes
@@ -154,6 +154,7 @@ def estimate(
     """
     from qlora_engine.memory import advise
 
+    facts = experts.as_configured(facts, config.quantization)
     sides = {
         name: _variant(facts, config, seq_len, micro_batch, device, upcast_unquantized, name, context)
         for name in SIDES
@@ -261,6 +262,7 @@ def _variant(
     facts: ModelFacts, config: TrainingConfig, seq_len: int, micro_batch: int, device: str, upcast: bool, side: str,
     context: Context,
 ) -> Variant:  # fmt: skip
+    facts = experts.as_configured(facts, config.quantization)
     element = 2 if device == "cuda" else 4
     stream = 4 if upcast else element
     shape = Shape(
@@ -275,6 +277,8 @@ def _variant(
     )
     found = activations.moving(facts, config, shape)
     parts, numbers = _static_parts(facts, config, device, stream, side)
+    if side in ("double_quant", "single_quant") and config.quantization.expert_placement == "host":
+        _leave_on_host(parts, numbers, experts.moved_to_host(facts, is_double_quant=shape.is_double_quant))
     parts["allocator_rounding"] = (
         static.rounding_bytes(facts, config, stream, side=side) if shape.is_cuda else 0
     )
@@ -285,6 +289,15 @@ def _variant(
     whole = _with_totals(parts, device, numbers, context, peak_operation=found.operation)
     moments = peaks(facts, config, shape, whole.parts, config.training.sample_tokens)
     return replace(whole, moments=moments)
+
+
+def _leave_on_host(
+    parts: dict[str, int], numbers: dict[str, dict[str, int | str]], moved: tuple[int, int]
+) -> None:
+    """Take what is in the computer's memory out of the parts, and say how much that is."""
+    parts["quantized_weights"] -= moved[0]
+    parts["quantization_constants"] -= moved[1]
+    numbers["quantized_weights"]["bytes of experts on the host"] = sum(moved)
 
 
 def _with_totals(

@@ -95,16 +95,15 @@ TEXTS: Mapping[str, PartText] = {
     ),
     "unquantized_weights": PartText(
         "Unquantized weights",
-        "(embeddings + head + norms + biases + routers + experts) x bytes of their type",
-        "bitsandbytes quantizes linear layers only: the head stays in 16 bits, and so do experts, which transformers 5 "
-        "keeps in one tensor for each layer",
-        ("model.name", "quantization.compute_dtype"),
+        "(embeddings + head + norms + biases + routers) x bytes of their type",
+        "linear layers and experts are quantized; the head, and what a kernel or a router reads, stay in 16 bits",
+        ("model.name", "quantization.compute_dtype", "quantization.experts"),
     ),
     "adapters": PartText(
         "Adapters",
         "sum over adapted layers of rank x (in + out) x bytes of the adapter type",
         "LoRA: A is (rank, in), B is (out, rank) (arXiv 2106.09685)",
-        ("lora.rank", "lora.targets", "lora.dtype", "lora.dora"),
+        ("lora.rank", "lora.targets", "lora.experts", "lora.dtype", "lora.dora"),
     ),
     "gradients": PartText(
         "Gradients",

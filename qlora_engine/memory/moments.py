@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 
 from qlora_engine.config import TrainingConfig
-from qlora_engine.memory import static
+from qlora_engine.memory import experts, static
 from qlora_engine.memory.activations import CHUNK_TOKENS
 from qlora_engine.memory.passes import FP32, Shape
 from qlora_engine.models.spec import ModelFacts
@@ -37,6 +37,8 @@ def peaks(
     per_token = 2 * facts.kv_heads * facts.head_dim * c * facts.layers
     saved = parts["adapters"] + parts["optimizer_resident"] + parts["optimizer_pageable"]
     on_host = base if not shape.is_cuda else 0
+    if config.quantization.expert_placement == "host":
+        on_host += sum(experts.moved_to_host(facts, is_double_quant=shape.is_double_quant))
     return {
         "loading": base + weight * c + FP32 * weight // static.BLOCK,
         "evaluating": base + trained + max(stream + dequantized, stream + chunk * logits),
@@ -49,10 +51,12 @@ def peaks(
 
 def _largest_weight(facts: ModelFacts) -> int:
     linears = (t.in_features * t.out_features for t in facts.linears if t.is_quantized)
-    experts = (math.prod(t.shape) for t in facts.stacked if t.is_quantized)
-    return max((*linears, *experts), default=0)
+    single = (math.prod(t.shape[1:]) for t in facts.stacked if t.is_quantized)
+    return max((*linears, *single), default=0)
 
 
 def _largest_tensor(facts: ModelFacts) -> int:
+    """As files hold it: experts may be stored stacked."""
     others = max((t.elements // t.count for t in facts.sixteen_bit), default=0)
-    return max(_largest_weight(facts), others)
+    stacks = max((math.prod(t.shape) for t in facts.stacked), default=0)
+    return max(_largest_weight(facts), stacks, others)

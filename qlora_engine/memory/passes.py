@@ -120,9 +120,11 @@ def _forward(block: Block, shape: Shape, meter: Meter, *, is_masked: bool) -> No
 
 
 def _experts_forward(block: Block, shape: Shape) -> int:
-    """The rows copied for each expert, sorted, through the experts, and weighted: all held by one function."""
+    """The rows copied for each expert, sorted, through the experts, and weighted: all held by one function. And one expert,
+    dequantized, gate and up together."""
     rows = shape.tokens * block.experts_per_token
-    return rows * shape.element_bytes * (4 * block.hidden + 3 * block.expert_inner)
+    weight = 2 * block.expert_inner * block.hidden * shape.element_bytes
+    return rows * shape.element_bytes * (4 * block.hidden + 3 * block.expert_inner) + weight
 
 
 def _mlp_forward(block: Block, out: Linear, shape: Shape, meter: Meter) -> None:

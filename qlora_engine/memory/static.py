@@ -5,10 +5,10 @@ Equal, byte for byte, to the storages that bitsandbytes and PEFT build.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from qlora_engine.config import TrainingConfig
+from qlora_engine.memory import experts
 from qlora_engine.models.spec import LinearFact, ModelFacts
 
 BLOCK = 64
@@ -27,17 +27,8 @@ ATTENTION_LEAVES = frozenset(
 
 def quantized_bytes(facts: ModelFacts) -> int:
     """Packed weights: two to a byte."""
-    return sum(-(-weights // 2) * count for weights, count in quantized_weights(facts))
-
-
-def quantized_weights(facts: ModelFacts) -> Iterator[tuple[int, int]]:
-    """(elements, count) of every 4-bit weight: linear layers, and stacked experts, which are quantized each alone."""
-    for linear in facts.linears:
-        if linear.is_quantized:
-            yield linear.in_features * linear.out_features, linear.count
-    for one in facts.stacked:
-        if one.is_quantized:
-            yield math.prod(one.shape), one.count
+    linears = sum(-(-t.in_features * t.out_features // 2) * t.count for t in facts.linears if t.is_quantized)
+    return linears + sum(experts.packed_of(one) * one.count for one in facts.stacked if one.is_quantized)
 
 
 def buffer_bytes(facts: ModelFacts) -> int:
@@ -49,9 +40,15 @@ def buffer_bytes(facts: ModelFacts) -> int:
 def constants_bytes(facts: ModelFacts, *, is_double_quant: bool) -> int:
     """Quantization constants as bitsandbytes keeps them: single: fp32 absmax per 64 weights and the code table;
     double: uint8 per 64, fp32 per 256 blocks, both code tables and the offset. Each layer has tables of its own."""
-    return sum(
-        constants_of(weights, is_double_quant=is_double_quant) * count
-        for weights, count in quantized_weights(facts)
+    linears = sum(
+        constants_of(t.in_features * t.out_features, is_double_quant=is_double_quant) * t.count
+        for t in facts.linears
+        if t.is_quantized
+    )
+    return linears + sum(
+        experts.constants_of(one, is_double_quant=is_double_quant) * one.count
+        for one in facts.stacked
+        if one.is_quantized
     )
 
 
@@ -89,7 +86,7 @@ def adapter_tensors(facts: ModelFacts, config: TrainingConfig) -> list[tuple[int
         tensors.append((config.lora.rank * linear.out_features, linear.count))
         if config.lora.dora:
             tensors.append((linear.out_features, linear.count))
-    return tensors
+    return [*tensors, *experts.adapter_tensors(facts, config)]
 
 
 GRANULE = 512
@@ -102,6 +99,10 @@ def rounding_bytes(facts: ModelFacts, config: TrainingConfig, element: int, *, s
     for linear in facts.linears:
         total += linear.count * sum(_excess(size) for size in _tensor_sizes(linear, element, side))
     total += sum(t.count * _excess(t.elements // t.count * element) for t in facts.sixteen_bit)
+    for one in facts.stacked:
+        if one.is_quantized:
+            sizes = experts.tensor_sizes(one, is_double_quant=side == "double_quant")
+            total += one.count * sum(_excess(size) for size in sizes)
     adapter = FP32 if config.lora.dtype == "fp32" else 2
     return total + sum(count * _excess(size * adapter) for size, count in adapter_tensors(facts, config))
 

@@ -66,6 +66,9 @@ def model_bytes(model: Any) -> int:
             tensors += [state.absmax, state.code]
             if state.nested:
                 tensors += [state.state2.absmax, state.state2.code, state.offset]
+        stored = getattr(parameter, "stored", None)  # experts in 4 bits
+        if stored is not None:
+            tensors += [*stored.tensors()[1:], *(code for code in parameter.form.codes if code is not None)]
     return tensor_bytes(tensors)
 
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit, Params4bit
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from bitsandbytes.nn import Linear4bit
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from qlora_engine.config import QuantizationSettings
 from qlora_engine.device import DevicePlan
-from qlora_engine.errors import Cancelled, EngineError
+from qlora_engine.errors import EngineError
+from qlora_engine.memory.experts import as_configured, moved_to_host
 from qlora_engine.models import spec
+from qlora_engine.models.built import LoadReport, inspect_loaded
+from qlora_engine.models.experts.host import keep_on_host
+from qlora_engine.models.experts.quantizer import FourBitConfig
 from qlora_engine.models.fingerprint import base_sha256, fingerprint
+from qlora_engine.models.four_bit import BLOCK, OddLinear4bit, constants_bytes
 from qlora_engine.models.quiet import quiet
+from qlora_engine.models.watching import Report, Watch
 
 __all__ = [
     "LoadReport",
@@ -35,8 +38,7 @@ __all__ = [
     "text_model_arguments",
 ]
 
-Report = Callable[[str, int, int | None, str], None]
-BLOCK_SIZE = 64
+DEFAULT = QuantizationSettings()
 END_OF_TURN = (
     "<|im_end|>",
     "<|eot_id|>",
@@ -49,25 +51,6 @@ END_OF_TURN = (
     "</s>",
     "<|endoftext|>",
 )
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What was built, read off the loaded tensors, never off the config (CORRECTNESS 1)."""
-
-    quantized_modules: int
-    quantized_parameters: int
-    packed_bytes: int
-    constants_bytes: int
-    unquantized_bytes: int
-    quant_type: str
-    is_double_quant: bool
-    block_size: int
-    compute_dtype: str
-    device: str
-    end_token_ids: tuple[int, ...]
-    base_sha256: str
-    kept_unquantized: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -99,13 +82,14 @@ def load_quantized(
     facts = spec.facts_of_folder(path)
     refuse_remote_code(facts, trust_remote_code)
     runs_code = spec.brings_code(facts.config)
-    require_memory(facts, plan, quantization.double_quant)
+    require_memory(facts, plan, quantization)
     tokenizer = load_tokenizer(path, trust_remote_code=runs_code)
-    with quiet(), _watch_loading(facts, report_progress) as watch:
+    watch = Watch(report_progress)
+    with quiet():
         try:
             model, found = AutoModelForCausalLM.from_pretrained(
                 str(path),
-                quantization_config=_bnb_config(quantization, plan),
+                quantization_config=_four_bit(quantization, plan, watch),
                 dtype=plan.torch_dtype,
                 device_map={"": plan.name},
                 trust_remote_code=runs_code,
@@ -122,10 +106,14 @@ def load_quantized(
                 "model.load", f"{path.name} could not be loaded: {_short(error)}",
                 "download the model again, or choose another", is_input_error=False,
             ) from error  # fmt: skip
+    model.config.quantization_config.told = None
     require_complete(path, found)
     model.requires_grad_(False)
     keep_weights_as_they_are(model)
-    return LoadedModel(model, tokenizer, inspect_loaded(model, tokenizer, path, facts, quantization, plan))
+    if quantization.expert_placement == "host":
+        keep_on_host(model, torch.device(plan.name))
+    ends = end_token_ids(model, tokenizer)
+    return LoadedModel(model, tokenizer, inspect_loaded(model, ends, path, facts, quantization, plan))
 
 
 def text_model_arguments(path: Path, facts: spec.ModelFacts | None = None) -> dict[str, Any]:
@@ -143,67 +131,17 @@ def text_model_arguments(path: Path, facts: spec.ModelFacts | None = None) -> di
 
 
 def keep_weights_as_they_are(model: Any) -> None:
-    """Forbid bitsandbytes to repack the weights on CPUs with AVX512-BF16.
+    """Have bitsandbytes compute on the CPU with the weights that it stored.
 
-    There its Linear4bit rewrites its weight in place at the first evaluation, computes in bf16 from then on, and its
+    On CPUs with AVX512-BF16 it would repack them: there its Linear4bit rewrites its weight in place at the first evaluation, computes in bf16 from then on, and its
     kernel passes no gradient: a run would go on and learn almost nothing (bitsandbytes 0.50, nn/modules.py, forward).
+    Rows that are not whole blocks it reads with other rows' constants; such layers dequantize in a way of our own.
     """
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
-
-
-def inspect_loaded(
-    model: Any,
-    tokenizer: Any,
-    path: Path,
-    facts: spec.ModelFacts,
-    quantization: QuantizationSettings,
-    plan: DevicePlan,
-) -> LoadReport:
-    """Read off what was built, and refuse anything but what was asked.
-
-    Raises:
-        EngineError: a layer is not 4-bit, or has another type, block size, nesting, compute type or device.
-    """
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, Linear4bit)}
-    for name, module in linears.items():
-        _check_module(name, module, quantization, plan)
-    quantized = sum(m.in_features * m.out_features for m in linears.values())
-    _refuse_leftovers(model, plan)
-    if quantized != facts.quantized_parameters:
-        raise EngineError(
-            "model.not_quantized",
-            f"{quantized:,} parameters were quantized, and this architecture should have {facts.quantized_parameters:,}",
-            "report this model as a bug", is_input_error=False,
-        )  # fmt: skip
-    weights = {id(m.weight) for m in linears.values()}
-    others = {name: p for name, p in model.named_parameters() if id(p) not in weights}
-    state = next(iter(linears.values())).weight.quant_state
-    return LoadReport(
-        quantized_modules=len(linears),
-        quantized_parameters=quantized,
-        packed_bytes=sum(m.weight.nbytes for m in linears.values()),
-        constants_bytes=sum(constants_bytes(m.weight.quant_state) for m in linears.values()),
-        unquantized_bytes=sum(p.nbytes for p in others.values()),
-        quant_type=state.quant_type,
-        is_double_quant=bool(state.nested),
-        block_size=int(state.blocksize),
-        compute_dtype=plan.torch_dtype_name,
-        device=plan.name,
-        end_token_ids=end_token_ids(model, tokenizer),
-        base_sha256=base_sha256(path),
-        kept_unquantized=tuple(sorted({_pattern(name) for name in others})),
-    )
-
-
-def constants_bytes(state: Any) -> int:
-    """Bytes of one weight's quantization constants as bitsandbytes keeps them: absmax, code table, and with double
-    quantization the second absmax, its code table and the offset."""
-    total = int(state.absmax.nbytes + state.code.nbytes)
-    if state.nested:
-        total += int(state.state2.absmax.nbytes + state.state2.code.nbytes + state.offset.nbytes)
-    return total
+            if module.weight.device.type == "cpu" and module.in_features % BLOCK:
+                module.__class__ = OddLinear4bit
 
 
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
@@ -240,15 +178,20 @@ def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(int(i) for i in found))
 
 
-def require_memory(facts: spec.ModelFacts, plan: DevicePlan, double_quant: bool = True) -> None:
+def require_memory(
+    facts: spec.ModelFacts, plan: DevicePlan, quantization: QuantizationSettings = DEFAULT
+) -> None:
     """Refuse before loading when even the quantized weights do not fit (CORRECTNESS 11).
 
     Raises:
         EngineError: they do not, with both numbers.
     """
     element = 4 if plan.torch_dtype_name == "float32" else 2
-    constants = 1 / 64 + 4 / (64 * 256) if double_quant else 4 / 64
-    needed = int(facts.quantized_parameters * (0.5 + constants)) + facts.unquantized_parameters * element
+    facts = as_configured(facts, quantization)
+    constants = 1 / 64 + 4 / (64 * 256) if quantization.double_quant else 4 / 64
+    needed = facts.quantized_parameters * (0.5 + constants) + facts.unquantized_parameters * element
+    if quantization.expert_placement == "host" and plan.kind == "cuda":
+        needed -= sum(moved_to_host(facts, is_double_quant=quantization.double_quant))
     if plan.kind == "cuda":
         free, where = torch.cuda.mem_get_info(plan.index)[0], "the GPU"
     else:
@@ -263,67 +206,15 @@ def require_memory(facts: spec.ModelFacts, plan: DevicePlan, double_quant: bool 
         )
 
 
-def _bnb_config(quantization: QuantizationSettings, plan: DevicePlan) -> BitsAndBytesConfig:
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
+def _four_bit(quantization: QuantizationSettings, plan: DevicePlan, watch: Watch) -> FourBitConfig:
+    return FourBitConfig(
+        experts=quantization.experts == "4bit",
+        on_host=quantization.expert_placement == "host",
+        told=watch.layer_done,
         bnb_4bit_quant_type=quantization.quant_type,
         bnb_4bit_use_double_quant=quantization.double_quant,
         bnb_4bit_compute_dtype=plan.torch_dtype,
     )
-
-
-def _check_module(name: str, module: Any, wanted: QuantizationSettings, plan: DevicePlan) -> None:
-    state = module.weight.quant_state
-    if state is None:
-        raise EngineError(
-            "model.not_quantized", f"{name} was not quantized", "report this as a bug", is_input_error=False
-        )
-    built = {
-        "type": state.quant_type,
-        "double quantization": bool(state.nested),
-        "block size": int(state.blocksize),
-        "compute type": str(module.compute_dtype).removeprefix("torch."),
-        "device": str(module.weight.device)
-        if module.weight.device.type == "cuda"
-        else module.weight.device.type,
-    }
-    asked = {
-        "type": wanted.quant_type,
-        "double quantization": wanted.double_quant,
-        "block size": BLOCK_SIZE,
-        "compute type": plan.torch_dtype_name,
-        "device": plan.name,
-    }
-    for key, value in asked.items():
-        if built[key] != value:
-            raise EngineError(
-                "model.not_as_asked", f"{name} was built with {key} {built[key]!r} instead of {value!r}",
-                "report this as a bug", is_input_error=False,
-            )  # fmt: skip
-
-
-def _refuse_leftovers(model: Any, plan: DevicePlan) -> None:
-    """No linear layer but the head may be left unquantized, nothing may be on another device, and embeddings and
-    head must be in the compute type, not cast up (CORRECTNESS 8 and 11)."""
-    head = model.get_output_embeddings()
-    plain = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and not isinstance(module, Linear4bit) and module is not head
-    ]
-    away = [name for name, p in model.named_parameters() if p.device != torch.device(plan.name)]
-    ends = [module for module in (model.get_input_embeddings(), head) if module is not None]
-    cast = [type(m).__name__ for m in ends if m.weight.dtype != plan.torch_dtype]
-    for names, words in (
-        (plain, "was not quantized"),
-        (away, f"is not on {plan.name}"),
-        (cast, f"is not in {plan.torch_dtype_name}"),
-    ):
-        if names:
-            raise EngineError(
-                "model.not_as_asked", f"{names[0]} {words} ({len(names)} such)",
-                "report this model as a bug", is_input_error=False,
-            )  # fmt: skip
 
 
 def require_complete(path: Path, found: Mapping[str, Any]) -> None:
@@ -348,51 +239,6 @@ def refuse_remote_code(facts: spec.ModelFacts, trust_remote_code: bool) -> None:
         f"{facts.name} brings Python code of its own that would run on this machine: {', '.join(files)}",
         f"read it first in {facts.path}; if you trust its authors, set model.trust_remote_code to true",
     )
-
-
-class _Watch:
-    """Reports each quantized layer; remembers a wish to stop, which transformers would turn into an error."""
-
-    def __init__(self, total: int, report: Report) -> None:
-        self._total, self._report = total, report
-        self._count, self._lock = itertools.count(1), threading.Lock()
-        self._cancelled: Cancelled | None = None
-
-    def layer_done(self) -> None:
-        with self._lock:
-            self.raise_if_cancelled()
-            try:
-                self._report("loading", min(next(self._count), self._total), self._total, "layers")
-            except Cancelled as wish:
-                self._cancelled = wish
-                raise
-
-    def raise_if_cancelled(self) -> None:
-        if self._cancelled is not None:
-            raise self._cancelled
-
-
-@contextlib.contextmanager
-def _watch_loading(facts: spec.ModelFacts, report: Report | None) -> Iterator[_Watch]:
-    """Count the layers as bitsandbytes quantizes them: `from_pretrained` blocks and has no progress hook."""
-    total = sum(linear.count for linear in facts.linears)
-    watch = _Watch(total, report or (lambda phase, done, total, unit: None))
-    original = Params4bit._quantize
-
-    def counted(parameter: Any, device: Any) -> Any:
-        result = original(parameter, device)
-        watch.layer_done()
-        return result
-
-    Params4bit._quantize = counted
-    try:
-        yield watch
-    finally:
-        Params4bit._quantize = original
-
-
-def _pattern(name: str) -> str:
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 def _short(error: BaseException) -> str:

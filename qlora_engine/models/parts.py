@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-EXPERTS_IN_4_BITS = False
-"""Whether loading quantizes stacked experts."""
+EXPERTS_IN_4_BITS = True
+"""Whether loading quantizes stacked experts, unless `quantization.experts` says otherwise."""
 
 
 @dataclass(frozen=True)

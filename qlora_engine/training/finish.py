@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from qlora_engine import parsing, paths
+from qlora_engine import adapters, parsing, paths
 from qlora_engine.control import Control
 from qlora_engine.data.templates import choose
 from qlora_engine.evaluate import generate
@@ -73,7 +73,7 @@ def save_adapter(parts: Any) -> None:
     final = parts.folder.adapter_dir
     aside = final.with_name(f".adapter.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
-    parts.model.save_pretrained(aside, save_embedding_layers=False)
+    adapters.save(parts.model, aside, parts.base_path)
     tokenizer = copy.deepcopy(parts.tokenizer)
     tokenizer.chat_template = choose(tokenizer, parts.config.data.chat_template).jinja
     tokenizer.save_pretrained(aside)

@@ -38,6 +38,7 @@ from qlora_engine.monitor import page_moves
 from qlora_engine.runs.record import LIVE_STATES, RunFolder, is_complete
 from qlora_engine.training import checkpoint, finish, recovery
 from qlora_engine.training.checkpoint import Found, TrainState
+from qlora_engine.training.guard import AdapterGuard
 from qlora_engine.training.memory_trace import MemoryTrace
 from qlora_engine.training.pace import Pace
 from qlora_engine.training.setup import Parts, prepare_parts
@@ -184,11 +185,11 @@ def _loop(parts: Parts, state: TrainState, control: Control, trace: MemoryTrace)
     if _is_evaluation_due(parts, state):
         yield from _evaluate(parts, state, control)
     yield PhaseChanged("training", "Training")
-    watchdog, pace = Watchdog(), Pace(parts.config.checkpoint)
+    watchdog, guard, pace = Watchdog(), AdapterGuard(parts.model), Pace(parts.config.checkpoint)
     while state.step < parts.schedule.total_steps:
         yield from _wishes(parts, state, control)
         result = yield from _one_step(parts, state, control)
-        watchdog.check_adapters_move(parts.model, result)
+        yield from guard.after(result.learning_rate, result.is_applied)
         pace.note(result.seconds)
         if pace.steps == 1:
             yield trace.optimizer_built()

@@ -99,7 +99,7 @@ def estimate(model: str, as_json: bool, **options: Any) -> None:
         output.print_json(document)
         return
     _print_estimate(document, wanted_gpu)
-    for line in _experts_words(_facts(config)):
+    for line in _experts_words(config):
         output.say(line)
     if "largest" in document:
         output.say(_largest_words(document["largest"]))
@@ -193,13 +193,21 @@ def _settings_words(settings: Mapping[str, Any]) -> str:
     )
 
 
-def _experts_words(facts: Any) -> list[str]:
-    """Published figures of such models are often of 4-bit experts: say that these are not."""
-    count = sum(tensor.elements for tensor in facts.sixteen_bit if tensor.role == "expert")
+def _experts_words(config: TrainingConfig) -> list[str]:
+    """Where the experts of a mixture are, and in how many bits; what of them is in the computer's memory."""
+    from qlora_engine.memory.experts import as_configured, moved_to_host
+
+    facts = as_configured(_facts(config), config.quantization)
+    count = sum(one.weights for one in facts.stacked)
     if not count:
         return []
-    reason = "transformers 5 keeps the experts of a layer in one tensor, which bitsandbytes does not quantize"
-    return [f"experts: {output.count(count)} parameters stay in 16 bits, because {reason}"]
+    if config.quantization.experts == "16bit":
+        return [f"experts: {output.count(count)} parameters stay in 16 bits, as quantization.experts says"]
+    if config.quantization.expert_placement == "device":
+        return [f"experts: {output.count(count)} parameters in 4 bits, on the device"]
+    away = sum(moved_to_host(facts, is_double_quant=config.quantization.double_quant))
+    where = "of them wait in the computer's memory, two blocks at a time are on the device"
+    return [f"experts: {output.count(count)} parameters in 4 bits; {away / 2**30:.2f} GiB {where}"]
 
 
 def _largest(config: TrainingConfig, size: Mapping[str, Any], gpu: str) -> dict[str, Any]:

@@ -71,8 +71,13 @@ def test_the_table_in_words(qlora: Any, tiny_model: Path) -> None:
     assert "experts" not in result.out
 
 
-def test_it_says_that_experts_stay_in_16_bits(qlora: Any) -> None:
-    assert "experts: 45.10 B parameters stay in 16 bits" in qlora("estimate", "mixtral-8x7b", "--offline").out
+def test_it_says_where_experts_are_and_in_how_many_bits(qlora: Any) -> None:
+    asked = ("estimate", "mixtral-8x7b", "--offline")
+    assert "experts: 45.10 B parameters in 4 bits, on the device" in qlora(*asked).out
+    sixteen = qlora(*asked, "--set", "quantization.experts=16bit").out
+    assert "experts: 45.10 B parameters stay in 16 bits" in sixteen
+    away = qlora(*asked, "--set", "quantization.expert_placement=host").out
+    assert "of them wait in the computer's memory" in away
 
 
 def test_one_gpu_is_asked_for(qlora: Any, tiny_model: Path) -> None:

@@ -52,8 +52,9 @@ def run_of(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RunOf:
     def make(name: str, model: Path = model_dir, **changes: Any) -> Path:
         if name not in made:
             config = tiny_runs.tiny_config(
-                model, data, folder / "runs", training__max_steps=12, training__eval_every_steps=12,
-                lora__rank=8, lora__alpha=24.0, output__name=name, **changes,
+                model, data, folder / "runs",
+                **{"training__max_steps": 12, "training__eval_every_steps": 12, **changes},
+                lora__rank=8, lora__alpha=24.0, output__name=name,
             )  # fmt: skip
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("QLORA_HOME", str(folder / "home"))

@@ -94,7 +94,7 @@ def test_every_check_passes_and_the_cost_is_told(run_of: RunOf, export: Export, 
     run = run_of(variant, **{"dora": {"lora__dora": True}, "loftq": {"lora__init": "loftq"}}.get(variant, {}))
     checks = proven(run, export(run, "bnb4"), "bnb4")
     assert failed(checks) == [], checks
-    assert len(checks) == 10
+    assert len(checks) == 12
     _, cost = checks["storing in NF4, the rest bf16 costs little"]
     assert 0 < cost["kl_divergence"] < 1
     assert 0.3 < cost["agreement"] <= 1

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ from qlora_engine.events import (
     RunFinished,
     RunStopped,
 )
-from qlora_engine.export import merge, source, verify
+from qlora_engine.export import merge, source, verify, verify_child
 from qlora_engine.jobs import ExportJob
 from qlora_engine.runs.record import RunFolder
 from tests.engine.export.conftest import Export, RunOf, export_events, failed, proven
@@ -228,7 +229,7 @@ def test_a_right_export_is_proven_in_a_process_of_its_own(
     checks = checks_of(events)
     assert end.result["is_proven"], checks
     assert all(checks.values())
-    assert len(checks) == (9 if format_ == "merged" else 4)
+    assert len(checks) == (11 if format_ == "merged" else 6)
     proof = json.loads((tmp_path / "out" / "proof.json").read_text())
     assert proof["is_proven"] is True
     assert set(proof["sha256"]) == {p.name for p in (tmp_path / "out").iterdir()} - {"proof.json"}
@@ -247,7 +248,7 @@ def test_right_exports_of_every_kind_pass_every_check(
     run = run_of(variant, **{"loftq": {"lora__init": "loftq"}, **VARIANTS}[variant])
     checks = proven(run, export(run, format_, **options), format_)
     assert failed(checks) == [], checks
-    assert len(checks) == (8 if format_ == "merged" else 3)
+    assert len(checks) == (10 if format_ == "merged" else 5)
 
 
 def flip_a_weight(folder: Path) -> None:
@@ -272,6 +273,80 @@ def forget_the_ends(folder: Path) -> None:
 def cut(folder: Path) -> None:
     file = min(folder.glob("*.safetensors"))
     os.truncate(file, file.stat().st_size - 10)
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor], str], None]) -> None:
+    """Rewrite an adapter's file; `change` gets all tensors and the name of one B matrix."""
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    change(tensors, max(n for n in tensors if "lora_B" in n))
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def lose_a_key(tensors: dict[str, torch.Tensor], name: str) -> None:
+    del tensors[name]
+
+
+def silence_a_key(tensors: dict[str, torch.Tensor], name: str) -> None:
+    tensors[name].zero_()
+
+
+def rename_a_key(tensors: dict[str, torch.Tensor], name: str) -> None:
+    tensors[name.replace("model.layers", "model.language_model.layers")] = tensors.pop(name)
+
+
+ACCIDENTS: dict[str, tuple[Callable[[dict[str, torch.Tensor], str], None], str]] = {
+    "missing": (lose_a_key, "is not in the adapter file"),
+    "renamed": (rename_a_key, "belongs to no module of the base"),
+    "all zero": (silence_a_key, "is all zero"),
+}
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+@pytest.mark.parametrize(("change", "words"), ACCIDENTS.values(), ids=ACCIDENTS)
+def test_an_adapter_that_does_not_fit_fails_the_proof_by_name(
+    run_of: RunOf,
+    export: Export,
+    tmp_path: Path,
+    kind: str,
+    change: Callable[[dict[str, torch.Tensor], str], None],
+    words: str,
+) -> None:
+    """The run's own adapter is changed before anything is exported: export and reference agree, and nothing but the names
+    could tell."""
+    run = Path(shutil.copytree(run_of("lora"), tmp_path / "run"))
+    out = export(run_of("lora"), kind)
+    told: dict[str, str] = {}
+
+    def tell(name: str, passed: bool | None, detail: str, **numbers: Any) -> None:
+        if passed is False:
+            told[name] = detail
+
+    for folder in (run / "adapter", *([out] if kind == "adapter" else [])):
+        change_tensors(folder, change)
+    details = json.loads((out / "proof.json").read_text())["details"]
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT warns of missing keys
+        verify_child.check(verify.request_of(source.open_source(str(run)), out, kind, details), tell)
+    detail = told["every tensor of the adapter has its module"]
+    assert "layers.1" in detail
+    assert words in detail
+
+
+def test_an_adapter_that_does_nothing_proves_nothing(run_of: RunOf, export: Export, tmp_path: Path) -> None:
+    """All of it zero: base, trained and exported model agree in everything."""
+    run = Path(shutil.copytree(run_of("lora"), tmp_path / "run"))
+
+    def silence(tensors: dict[str, torch.Tensor], name: str) -> None:
+        for other in tensors:
+            if "lora_B" in other:
+                tensors[other].zero_()
+
+    change_tensors(run / "adapter", silence)
+    for kind in ("adapter", "merged"):
+        checks = proven(run, export(run, kind, kind), kind)
+        assert {"the adapter acts", "every tensor of the adapter has its module"} <= set(failed(checks))
+        assert checks["logits equal base + adapter"][0] is True, "this is what once called it proven"
 
 
 SPOILED: dict[str, tuple[str, Callable[[Path], None], str]] = {

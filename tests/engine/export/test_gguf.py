@@ -92,7 +92,7 @@ def test_a_file_is_the_merged_model_bit_for_bit_and_passes_every_check(
             assert torch.equal(found[name], weight.half().float()), name
     checks = proven(run, out, "gguf")
     assert failed(checks) == [], checks
-    assert len(checks) == 10
+    assert len(checks) == 12
     assert checks["logits equal base + adapter"][1]["largest_relative"] < 1e-3
 
 

@@ -89,7 +89,7 @@ def test_the_folder_holds_file_and_modelfile_and_passes_every_check(run_of: RunO
     assert go_template.render(template[1], messages_of(CONVERSATIONS[3])) == wanted
     checks = proven(run, out, "ollama")
     assert failed(checks) == [], checks
-    assert len(checks) == 11
+    assert len(checks) == 13
 
 
 @pytest.mark.parametrize("spoil", ["FROM ./other.gguf", 'PARAMETER stop "never"'])

@@ -13,11 +13,13 @@ from qlora_engine.config import TrainingConfig
 from qlora_engine.memory.estimate import estimate
 from qlora_engine.memory.optimizer_state import state_bytes
 from qlora_engine.models import known, spec
+from qlora_engine.models.experts.stack import Stacked4bit
 from qlora_engine.training import optim
 from tests.engine.memory.measure import build
 from tests.engine.memory.settings import config, estimated, facts
 from tests.support.starter import starter_folder
 from tests.support.tiny import make_tiny, tiny_config
+from tests.support.tiny_experts import MIXTURES
 
 ARCHITECTURES = (
     "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "phi3", "phi",
@@ -36,6 +38,11 @@ def storages(model: Any) -> dict[str, int]:
             part = "quantized_weights"
             for constant in constants(parameter.quant_state):
                 _add(found["quantization_constants"], constant)
+        if isinstance(parameter, Stacked4bit):
+            part = "quantized_weights"
+            for constant in (*parameter.stored.tensors()[1:], *parameter.form.codes):
+                if constant is not None and constant.numel():
+                    _add(found["quantization_constants"], constant)
         _add(found[part], parameter)
     return {part: sum(sizes.values()) for part, sizes in found.items()}
 
@@ -75,6 +82,14 @@ def test_static_parts_are_the_storages_that_are_built(kind: str, is_double: bool
 )
 def test_adapters_are_the_ones_that_are_built(changes: dict[str, Any], tmp_path: Path) -> None:
     compare(make_tiny("llama", tmp_path / "llama"), True, **changes)
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_experts_and_their_adapters_are_the_ones_that_are_built(kind: str, tmp_path: Path) -> None:
+    folder = make_tiny(kind, tmp_path / kind, **MIXTURES[kind])
+    compare(folder, True, lora__experts=True)
+    compare(folder, False)
+    compare(folder, True, quantization__experts="16bit")
 
 
 @pytest.mark.starter

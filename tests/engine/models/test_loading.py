@@ -78,7 +78,7 @@ def test_leftovers_are_refused(spoil: Any, words: str, llama: Path, home: Path, 
     loaded = loading.load_quantized(llama, NF4, cpu)
     spoil(loaded.model)
     with pytest.raises(EngineError, match=words):
-        loading.inspect_loaded(loaded.model, loaded.tokenizer, llama, spec.facts_of_folder(llama), NF4, cpu)
+        loading.inspect_loaded(loaded.model, (), llama, spec.facts_of_folder(llama), NF4, cpu)
 
 
 def test_double_quantization_saves_what_theory_says(tmp_path: Path, home: Path, cpu: DevicePlan) -> None:
@@ -100,9 +100,9 @@ def test_the_memory_needed_depends_on_double_quantization(
     facts = spec.replace(spec.facts_of_folder(llama), unquantized=())
     free = type("Memory", (), {"available": int(facts.quantized_parameters * 0.54)})
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    loading.require_memory(facts, cpu, True)
+    loading.require_memory(facts, cpu, NF4)
     with pytest.raises(EngineError, match="GiB free"):
-        loading.require_memory(facts, cpu, False)
+        loading.require_memory(facts, cpu, QuantizationSettings(double_quant=False))
 
 
 MODELING = """

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM
 
 from qlora_engine.config import ModelSettings, QuantizationSettings
@@ -34,7 +35,7 @@ def test_facts_equal_what_is_built(architecture: str, tmp_path: Path, home: Path
     assert loaded.report.quantized_parameters == facts.quantized_parameters
     assert loaded.report.unquantized_bytes == 4 * facts.unquantized_parameters
     assert loaded.report.packed_bytes == facts.quantized_parameters // 2
-    built = {name for name, m in loaded.model.named_modules() if type(m).__name__ == "Linear4bit"}
+    built = {name for name, m in loaded.model.named_modules() if isinstance(m, Linear4bit)}
     expected = {linear.path.replace("*", str(n)) for linear in facts.linears for n in range(facts.layers)}
     assert built == expected
 
@@ -56,7 +57,7 @@ def test_a_base_built_otherwise_is_refused(llama: Path, home: Path) -> None:
     loaded = loading.load_quantized(llama, QuantizationSettings(double_quant=False), CPU)
     facts = spec.facts_of_folder(llama)
     with pytest.raises(EngineError, match="double quantization"):
-        loading.inspect_loaded(loaded.model, loaded.tokenizer, llama, facts, QuantizationSettings(), CPU)
+        loading.inspect_loaded(loaded.model, (), llama, facts, QuantizationSettings(), CPU)
 
 
 def test_end_tokens_include_the_one_that_ends_a_turn(llama: Path, home: Path) -> None:

@@ -1,0 +1,176 @@
+"""Where each parameter of the model lies in the base's files, as transformers itself reads them. Imports the ML stack.
+
+Files may keep every expert by itself, gate and up apart, or a language model under another prefix than its class has.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+
+from qlora_engine.errors import EngineError
+from qlora_engine.models import spec
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a tensor of the files is of the model: all of `parameter`, or of one `expert` the rows from `start` on."""
+
+    parameter: str
+    expert: int | None = None
+    start: int = 0
+
+
+def plain_class(folder: Path) -> Any:
+    """The class as which a user loads this model: for one that also sees the class its config names, else the causal one."""
+    config = spec.read_config(folder)
+    if isinstance(config.get("text_config"), Mapping) and not spec.brings_code(config):
+        found = getattr(transformers, str((config.get("architectures") or [""])[0]), None)
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            return found
+    return AutoModelForCausalLM
+
+
+@lru_cache(maxsize=4)
+def skeleton(folder: Path) -> Any:
+    """The plain model without weights."""
+    kind = plain_class(folder)
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    config.__dict__.pop("quantization_config", None)
+    with torch.device("meta"):
+        return kind.from_config(config) if kind is AutoModelForCausalLM else kind(config)
+
+
+def is_part(folder: Path) -> bool:
+    """Whether the language model that is trained is only a part of what a user loads."""
+    return plain_class(folder) is not AutoModelForCausalLM
+
+
+def decoder_path(model: Any) -> str:
+    """Path of the decoder that holds the language model's blocks."""
+    decoder = model.get_decoder()
+    return next((name for name, module in model.named_modules() if module is decoder), "")
+
+
+def language_prefix(model: Any) -> str:
+    """Path of the language model's decoder in a model that may see and hear too, with a dot behind; empty for one that is
+    nothing else."""
+    return f"{decoder_path(model)}." if hasattr(model.config, "text_config") else ""
+
+
+@lru_cache(maxsize=4)
+def places(folder: Path) -> Mapping[str, Place]:
+    """Name of each stored tensor that the plain model has -> its place in it.
+
+    Raises:
+        EngineError: the files keep experts in a way that is not understood here.
+    """
+    model = skeleton(folder)
+    known = model.state_dict()
+    transforms = get_model_conversion_mapping(model)
+    renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
+    converters = [one for one in transforms if isinstance(one, WeightConverter)]
+    of_pattern = {pattern: one for one in converters for pattern in one.source_patterns}
+    found: dict[str, Place] = {}
+    gathered: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for key in sorted(spec.headers_of_folder(folder), key=dot_natural_key):
+        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, known)
+        if name not in known and key in known:
+            name, pattern = key, None
+        if name in known and pattern is None:
+            found[key] = Place(name)
+        elif name in known:
+            gathered[name][pattern or ""].append(key)
+    for name, patterns in gathered.items():
+        found |= _of_experts(folder, name, patterns, of_pattern[next(iter(patterns))], model)
+    return found
+
+
+def _of_experts(
+    folder: Path, name: str, patterns: Mapping[str, list[str]], converter: Any, model: Any
+) -> dict[str, Place]:
+    """Where the tensors of each pattern lie: one expert's are filled with numbers of their own and converted."""
+    headers = spec.headers_of_folder(folder)
+    pieces, begin = {}, 0
+    for pattern, keys in patterns.items():
+        shape = tuple(headers[keys[0]].shape)
+        count = shape[0] * shape[1] if len(shape) == 2 else 0
+        pieces[pattern] = torch.arange(begin, begin + count).reshape(shape) if count else torch.empty(0)
+        begin += count
+    whole = _converted(pieces, converter, name, model)
+    placed: dict[str, Place] = {}
+    for pattern, keys in patterns.items():
+        piece = pieces[pattern]
+        rows = (whole[:, 0] == piece[0, 0]).nonzero() if piece.ndim == 2 and whole is not None else []
+        start = int(rows[0]) if len(rows) else 0
+        if whole is None or not len(rows) or not torch.equal(whole[start : start + len(piece)], piece):
+            continue  # no delta of it can be merged, which is said when there is one
+        for number, key in enumerate(keys):
+            placed[key] = Place(name, number, start)
+    return placed
+
+
+def _converted(
+    pieces: Mapping[str, torch.Tensor], converter: Any, name: str, model: Any
+) -> torch.Tensor | None:
+    found: Any = {pattern: [piece] for pattern, piece in pieces.items()}
+    try:
+        for operation in converter.operations:
+            found = operation.convert(
+                found, source_patterns=converter.source_patterns, target_patterns=converter.target_patterns,
+                full_layer_name=name, model=model, config=model.config, missing_keys=None,
+            )  # fmt: skip
+    except Exception:  # noqa: BLE001 - an operation for other tensors than experts
+        return None
+    value = next(iter(found.values()))
+    whole: torch.Tensor = value[0] if isinstance(value, list) else value
+    return whole[0] if whole.ndim == 3 and whole.shape[0] == 1 else None
+
+
+def files_of(folder: Path, parameter: str) -> dict[str, Place]:
+    """The stored tensors that hold `parameter`."""
+    return {key: place for key, place in places(folder).items() if place.parameter == parameter}
+
+
+def require_stored(folder: Path, parameters: Mapping[str, Any]) -> None:
+    """Each of these parameters must be in the files, in a way that can be written again.
+
+    Raises:
+        EngineError: with the first that is not.
+    """
+    there = {place.parameter for place in places(folder).values()}
+    lost = sorted(name for name in parameters if name not in there)
+    if lost:
+        raise EngineError(
+            "export.module",
+            f"the base has no weight {lost[0]}",
+            "export it as an adapter, or report this model",
+        )
+
+
+def stacks_of_wrapper(folder: Path, module: str, wanted: list[str]) -> list[tuple[str, bool]]:
+    """(parameter, whether PEFT exchanges rows and columns) of a module's adapted stacks, the innermost wrapper first."""
+    owner = skeleton(folder).get_submodule(module)
+    is_swapped = not getattr(owner, "is_transposed", False)
+    return [
+        (f"{module}.{leaf}", is_swapped)
+        for leaf, parameter in owner.named_parameters(recurse=False)
+        if parameter.ndim == 3
+        and any(re.search(rf"(^|\.){re.escape(one)}$", f"{module}.{leaf}") for one in wanted)
+    ]
