@@ -56,11 +56,22 @@ def keep(root: Path, path: Path) -> Path:
     name = re.sub(r"[^a-z0-9]+", "-", f"{report['card']['name']}-{day(report)}".lower()).strip("-")
     folder = root / "resources" / "gpu"
     target = folder / f"report-{name}.json"
-    target.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    before = json.loads(target.read_text(encoding="utf-8")) if target.exists() else report
+    target.write_text(
+        json.dumps(joined(before, report), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     constants = folder / "calibration.json"
     before = json.loads(constants.read_text(encoding="utf-8"))
     constants.write_text(json.dumps(calibrated(before, report), indent=1) + "\n", encoding="utf-8")
     return target
+
+
+def joined(before: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+    """Two reports of one card and day, as one: a part that was measured again stands for its older self."""
+    parts = {part["number"]: part for part in (*before["parts"], *report["parts"])}
+    calibration = {**before["calibration"], **report["calibration"]}
+    versions = {**before["versions"], **report["versions"]}
+    return {**report, "calibration": calibration, "versions": versions, "parts": [parts[n] for n in sorted(parts)]}  # fmt: skip
 
 
 def checked(path: Path) -> dict[str, Any]:

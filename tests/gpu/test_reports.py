@@ -163,6 +163,15 @@ def test_the_constants_are_replaced_with_their_source(root: Path, tmp_path: Path
     assert "21 % likely, 2 % to 40 %; measured on NVIDIA X9000" in page
 
 
+def test_a_second_go_of_some_parts_leaves_the_others(root: Path, tmp_path: Path) -> None:
+    gpu_report.keep(root, written(tmp_path / "one.json"))
+    again = report.Part(3, "memory", report.DONE, lines=[report.fact("memory.again", "again", 1, "bytes")])
+    kept = gpu_report.keep(root, written(tmp_path / "two.json", parts=[asdict(again)], calibration={}))
+    found = json.loads(kept.read_text(encoding="utf-8"))
+    assert [part["number"] for part in found["parts"]] == [1, 3]
+    assert found["calibration"]["context_bytes"] == 400 * 2**20
+
+
 def test_few_settings_replace_no_constant(root: Path, tmp_path: Path) -> None:
     few = {"reserve_share": [0.0, 0.5, 0.9], "reserve_settings": 3}
     gpu_report.keep(root, written(tmp_path / "report.json", calibration=few))

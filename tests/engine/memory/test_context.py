@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from qlora_engine import child
 from qlora_engine.control import Control
 from qlora_engine.device import DevicePlan
 from qlora_engine.errors import Cancelled
@@ -58,7 +59,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     real = subprocess.Popen
 
     def popen(command: list[str], **options: Any) -> Any:
-        assert command[1:3] == ["-m", "qlora_engine.memory.context_probe"]
+        assert command == child.command("qlora_engine.memory.context_probe", "0")
         answer = answers.pop(0)
         script = "import time; time.sleep(60)" if answer == "hang" else f"print({answer!r})"
         return real([sys.executable, "-c", script], **options)

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from tests.gpu.offline import report
+from tests.gpu.offline import environment, report
 from tests.gpu.offline.rig import Rig
 
 HERE = Path(__file__).resolve().parents[1]
@@ -18,6 +18,7 @@ INI = "[pytest]\nmarkers =\n    gpu: needs an NVIDIA GPU\n    slow: takes more t
 
 
 def run(rig: Rig) -> None:
+    environment.identify(rig)
     if importlib.util.find_spec("pytest") is None:
         rig.tell(report.left_out("tests", "tests/gpu", "pytest cannot be imported"))
         return

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.gpu import scenarios
-from tests.gpu.offline import report
+from tests.gpu.offline import environment, report
 from tests.gpu.offline.rig import ONLY_A_CARD, Rig
 from tests.gpu.scenarios import GIB, MIB
 
 
 def run(rig: Rig) -> None:
+    environment.identify(rig)
     tell_sample(rig)
     steps: dict[str, Callable[[Rig, dict[str, Any]], None]] = {
         "grow_torch": tell_growth,

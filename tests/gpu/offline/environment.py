@@ -20,18 +20,25 @@ VERSIONED = (
 CARD_FILE = "card.json"
 MATRIX_SIDE = {"cuda": 8192, "cpu": 512}
 DOCTOR_SECONDS = 90
+OF_THE_CARD = ("gpu", "torch", "bitsandbytes", "paging")
+"""What the doctor must find in order where there is a card."""
 NF4_ERROR = 0.0913
 """Mean absolute error over mean absolute value of normally distributed weights, blocks of 64, double quantization."""
 
 
 def run(rig: Rig) -> None:
-    rig.head("versions", versions())
-    if rig.is_cuda:
-        rig.head("card", card())
+    identify(rig)
     rig.tell(native_library(rig))
     tell_rates(rig)
     tell_context(rig)
     tell_doctor(rig)
+
+
+def identify(rig: Rig) -> None:
+    """Whose figures these are: every part says it, since any of them may be run alone."""
+    rig.head("versions", versions())
+    if rig.is_cuda:
+        rig.head("card", card())
 
 
 def versions() -> dict[str, str]:
@@ -143,14 +150,24 @@ def tell_context(rig: Rig) -> None:
 
 def tell_doctor(rig: Rig) -> None:
     """`qlora doctor` ends well, and finds nothing wrong with the GPU."""
-    done = subprocess.run(
-        [sys.executable, "-m", "qlora_engine.cli.main", "doctor", "--json"],
-        capture_output=True, text=True, timeout=DOCTOR_SECONDS, check=False,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "qlora_engine.cli.main", "doctor", "--json"],
+            capture_output=True, text=True, timeout=DOCTOR_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        rig.tell(report.checked("doctor", "qlora doctor", False, f"no answer within {DOCTOR_SECONDS} s"))
+        return
     if done.returncode:
         rig.tell(report.checked("doctor", "qlora doctor", False, done.stderr[-500:]))
         return
     findings = json.loads(done.stdout)["findings"]
     rig.tell(report.checked("doctor", "qlora doctor answers", True, measured=len(findings)))
     for found in findings:
-        rig.tell(report.fact(f"doctor.{found['name']}", f"doctor: {found['name']}", found["state"], why=found["text"]))  # fmt: skip
+        id_, what = f"doctor.{found['name']}", f"doctor: {found['name']}"
+        must_be_good = rig.is_cuda and found["name"] in OF_THE_CARD
+        rig.tell(
+            report.checked(id_, what, found["state"] == "good", found["text"], found["state"])
+            if must_be_good
+            else report.fact(id_, what, found["state"], why=found["text"])
+        )

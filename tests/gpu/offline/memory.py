@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tests.gpu.offline import engine_calls, report
+from tests.gpu.offline import engine_calls, environment, report
 from tests.gpu.offline.rig import ONLY_A_CARD, Rig
 from tests.gpu.offline.settings import DOUBLE, Group, Setting, groups
 
@@ -38,6 +38,9 @@ class Base:
 
 
 def run(rig: Rig) -> None:
+    environment.identify(rig)
+    if rig.is_cuda:
+        engine_calls.context_measured(torch.__version__)
     shares: list[float] = []
     bases: dict[tuple[str, bool], Base] = {}
     for group in groups(rig.device):

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tests.gpu.offline import engine_calls, report, rivals
+from tests.gpu.offline import engine_calls, environment, report, rivals
 from tests.gpu.offline.environment import CARD_FILE
 from tests.gpu.offline.rig import ONLY_A_CARD, Rig
 
@@ -41,6 +41,9 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def run(rig: Rig) -> None:
+    environment.identify(rig)
+    if not (rig.work / CARD_FILE).exists():
+        environment.tell_rates(rig)
     load, model_facts = prepared(rig)
     ours = tell_ours(rig, load, model_facts, packing=False)
     others: dict[str, Callable[[rivals.Load], rivals.Pace]] = {
@@ -117,9 +120,6 @@ def tell_use(rig: Rig, name: str, pace: rivals.Pace, facts: Any, load: rivals.Lo
     if pace.peak_bytes is not None:
         rig.tell(report.fact(f"speed.{name}.peak", f"{name}: peak allocated", pace.peak_bytes, "bytes"))
     rates = rig.work / CARD_FILE
-    if not rates.exists():
-        rig.tell(report.left_out(f"speed.{name}.use", f"{name}: share of the device's matrix rate", "part 1 has not measured it"))  # fmt: skip
-        return
     best = json.loads(rates.read_text(encoding="utf-8"))["flops"]
     head = facts.vocab_size * facts.hidden_size
     needed = (6 * facts.quantized_parameters + 4 * head) * pace.tokens_per_second
