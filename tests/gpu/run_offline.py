@@ -29,6 +29,10 @@ import types
 import warnings
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.gpu.offline.report import Part, Report
 
 ROOT = Path(__file__).resolve().parents[2]
 LAST_SECONDS = 5.0
@@ -42,9 +46,11 @@ def main(arguments: list[str]) -> int:
     asked = parsed(arguments)
     began = time.monotonic()
     work = Path(tempfile.mkdtemp(prefix="qlora-gpu-"))
+    put_first(work / "site")
     try:
+        report = begun(asked)
         prepare(work, asked.wheels, asked.device)
-        return carry_out(asked, work, began)
+        return carry_out(asked, report, work, began)
     except MissingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -77,7 +83,6 @@ def prepare(work: Path, wheels: Path | None, device: str) -> None:
     """
     site = work / "site"
     unpack(wheels, site)
-    put_first(site)
     environment = {
         "QLORA_HOME": str(work / "home"),
         "HF_HOME": str(work / "hf"),
@@ -123,21 +128,28 @@ def require() -> None:
         )
 
 
-def carry_out(asked: argparse.Namespace, work: Path, began: float) -> int:
+def begun(asked: argparse.Namespace) -> Report:
+    """A report in which no part has begun, on disk before anything that takes time."""
+    from tests.gpu.offline.parts import PLANS
+    from tests.gpu.offline.report import Report
+
+    names = {number: PLANS[number].name for number in map(int, asked.parts.split(","))}
+    report = Report(asked.out, asked.device, asked.minutes, names)
+    report.write()
+    return report
+
+
+def carry_out(asked: argparse.Namespace, report: Report, work: Path, began: float) -> int:
     """The parts, one after the other, each within its share of the time; the exit code."""
     from tests.gpu.offline import keeper
     from tests.gpu.offline.parts import PLANS
     from tests.gpu.offline.report import DONE
-    from tests.gpu.offline.report import Report as NewReport
     from tests.gpu.offline.rig import Rig
 
-    numbers = [int(number) for number in asked.parts.split(",")]
-    report = NewReport(asked.out, asked.device, asked.minutes, {n: PLANS[n].name for n in numbers})
-    report.write()
     end = began + 60 * asked.minutes - LAST_SECONDS
     if not asked.fresh:
         import_stack()
-    for number in numbers:
+    for number in [part.number for part in report.parts]:
         now = time.monotonic()
         if now + LAST_SECONDS > end:
             report.part(number).why = "the time was over"
@@ -162,17 +174,17 @@ def import_stack() -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
 
-def tell(part: object) -> None:
+def tell(part: Part) -> None:
     counts: dict[str, int] = {}
-    for line in part.lines:  # type: ignore[attr-defined]
+    for line in part.lines:
         counts[line.verdict] = counts.get(line.verdict, 0) + 1
     words = ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "nothing found"
-    print(f"  {part.state} after {part.seconds} s: {words}", flush=True)  # type: ignore[attr-defined]
-    for line in part.lines:  # type: ignore[attr-defined]
+    print(f"  {part.state} after {part.seconds} s: {words}", flush=True)
+    for line in part.lines:
         if line.verdict == "fail":
             print(f"  FAIL {line.what}: measured {line.measured}, predicted {line.predicted} {line.why}", flush=True)  # fmt: skip
-    if part.why:  # type: ignore[attr-defined]
-        print("  " + part.why.replace("\n", "\n  "), flush=True)  # type: ignore[attr-defined]
+    if part.why:
+        print("  " + part.why.replace("\n", "\n  "), flush=True)
 
 
 def one_part(arguments: list[str]) -> int:

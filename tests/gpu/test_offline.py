@@ -343,6 +343,7 @@ def test_without_the_libraries_it_says_what_to_do(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "hint: give --wheels" in done.stderr
     assert "torch, transformers" in done.stderr
+    assert {part["state"] for part in read(tmp_path / "out")["parts"]} == {report.WAITING}
 
 
 # ---------------------------------------------------------------- what it measures
