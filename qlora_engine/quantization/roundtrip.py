@@ -49,9 +49,9 @@ def round_trip(weight: torch.Tensor, variant: Variant) -> RoundTrip:
 def is_dequantized_right(in_features: int) -> bool:
     """Whether a 4-bit layer with that many inputs computes on the CPU with the weights that were stored.
 
-    bitsandbytes 0.50.2's CPU kernel counts blocks from the start of each row, its quantization counts them through the
-    whole weight: where a row is no whole number of blocks of 64, most rows are scaled by a neighbour's constants. The
-    CUDA kernels count as the quantization does.
+    On some processors bitsandbytes 0.50.2's CPU kernel counts blocks from the start of each row, its quantization counts
+    them through the whole weight: where a row is no whole number of blocks of 64, most rows are scaled by a neighbour's
+    constants. On others, and on CUDA, the kernel counts as the quantization does; so it is tried, not assumed.
     """
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(4, in_features, generator=generator)
