@@ -41,10 +41,10 @@ class Studio:
 
     def load(self) -> None:
         """Look at the machine, the models and the runs: everything that the first picture does not need."""
-        self.background.submit("gpu", has_gpu, self.workspace.set_gpu)
-        self.workspace.may_look = True
+        self.background.submit("gpu", has_gpu, self.workspace.job.set_gpu)
+        self.workspace.watch.may_look = True
         self.workspace.load()
-        self.history.also_look_in(self.workspace.config.output.runs_dir)
+        self.history.also_look_in(self.workspace.job.config.output.runs_dir)
         self.history.refresh()
         self.machine.start()
 

@@ -7,7 +7,6 @@ from functools import partial
 from PySide6.QtCore import QRect, QSize, QTimer
 from PySide6.QtGui import QCloseEvent, QKeySequence, QResizeEvent, QShortcut
 from PySide6.QtWidgets import (
-    QApplication,
     QBoxLayout,
     QHBoxLayout,
     QMainWindow,
@@ -16,12 +15,12 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from app import theme as looks
 from app.controllers.announcer import Announcer
+from app.controllers.beside import Beside
 from app.controllers.closing import Closing
 from app.controllers.pages import Pages
 from app.controllers.runcard import RunCardController
-from app.dialogs import KEEP, SAVE, HelpWindow, SettingsDialog, ask_stop
+from app.dialogs import KEEP, SAVE, ask_stop
 from app.services.focus import FocusKeeper
 from app.studio import Studio
 from app.widgets.banner import Banner
@@ -59,8 +58,7 @@ class MainWindow(QMainWindow):
         self.run_card = RunCardController(studio, self.card, self.start_bar, self.strip, self.rail)
         self.closing = Closing(self, studio.trainer, self.banner, self.close)
         self.focus_keeper = FocusKeeper(self, lambda: self.rail.items.get(self.pages.current))
-        self.help: HelpWindow | None = None
-        self.settings: SettingsDialog | None = None
+        self.beside = Beside(self, studio, self.pages)
         self._connect()
         self.go_to("model")
         self.stack.setFocus()
@@ -77,10 +75,10 @@ class MainWindow(QMainWindow):
 
     def start(self) -> None:
         """Start the run that the run card describes."""
-        self.studio.workspace.save_now()
+        self.studio.workspace.job.save_now()
         self._make_room()
         self.go_to("train")
-        self.studio.trainer.start(self.studio.workspace.config)
+        self.studio.trainer.start(self.studio.workspace.job.config)
 
     def resume(self, summary: RunSummary) -> None:
         """Go on with a run that was stopped or broke off."""
@@ -88,16 +86,6 @@ class MainWindow(QMainWindow):
         self._make_room()
         self.go_to("train")
         self.studio.trainer.resume(summary.path)
-
-    def choose_setting(self, *, theme: str | None = None, engine: str | None = None) -> None:
-        """Take over a choice of the settings dialog."""
-        if engine is not None:
-            self.studio.set_engine(engine)
-        app = QApplication.instance()
-        if theme is not None and isinstance(app, QApplication):
-            self.studio.settings.change(theme=theme)
-            looks.apply(app, theme)
-            self.pages.restyle()
 
     # ------------------------------------------------------------ parts
 
@@ -120,8 +108,8 @@ class MainWindow(QMainWindow):
     def _connect(self) -> None:
         studio = self.studio
         self.rail.chosen.connect(self.go_to)
-        self.rail.help_asked.connect(self._help)
-        self.rail.settings_asked.connect(self._settings)
+        self.rail.help_asked.connect(self.beside.open_help)
+        self.rail.settings_asked.connect(self.beside.open_settings)
         self.strip.clicked.connect(partial(self.go_to, "train", "live"))
         for starter in (self.card, self.start_bar):
             starter.start_asked.connect(self.start)
@@ -130,14 +118,14 @@ class MainWindow(QMainWindow):
         self.card.stop_asked.connect(self._stop)
         self.card.problem_chosen.connect(self.go_to)
         studio.trainer.ended.connect(self._ended)
-        QShortcut(QKeySequence.StandardKey.HelpContents, self).activated.connect(self._help)
+        QShortcut(QKeySequence.StandardKey.HelpContents, self).activated.connect(self.beside.open_help)
         QShortcut(QKeySequence("Ctrl+Return"), self).activated.connect(self._start_by_key)
 
     # ------------------------------------------------------------ what happens
 
     def _make_room(self) -> None:
         """A run gets the memory and the processor to itself."""
-        self.studio.workspace.cancel_check()
+        self.studio.workspace.watch.cancel()
         self.studio.tryout.make_room()
 
     def _start_by_key(self) -> None:
@@ -159,15 +147,6 @@ class MainWindow(QMainWindow):
         else:
             self.announcer.tell_end(event)
 
-    def _help(self) -> None:
-        self.help = self.help or HelpWindow()
-        self.help.open_at(self.pages.current)
-
-    def _settings(self) -> None:
-        """Beside the window, which goes on answering."""
-        self.settings = SettingsDialog(self, self.studio.settings.value, self.choose_setting)
-        self.settings.show()
-
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)
         is_narrow = self.width() < FOLD_BELOW
@@ -183,9 +162,7 @@ class MainWindow(QMainWindow):
             return
         self.studio.settings.change(width=self.width(), height=self.height())
         self.hide()  # ending what runs may take a second
-        for beside in (self.help, self.settings):
-            if beside is not None:
-                beside.close()
+        self.beside.close()
         self.studio.close()
         super().closeEvent(event)
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from PySide6.QtCore import QObject
 
+from app.presenters.run_numbers import numbers_of
 from app.presenters.runs import interrupted_run, loss_text
 from app.studio import Studio
 from app.widgets.banner import Banner
@@ -58,7 +59,7 @@ class Announcer(QObject):
     def _tell_finished(self) -> None:
         run = self._studio.trainer.run
         self._studio.history.choose(run.run_id)
-        numbers = run.numbers()
+        numbers = numbers_of(run)
         self._say(
             f"Finished. Held-out loss {numbers.held_out_text}: {numbers.held_out_note}.", "", "good",
             ("Try it", partial(self._leave, self._places.try_run, run.run_dir)),

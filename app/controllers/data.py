@@ -13,20 +13,20 @@ class DataController:
         self._workspace, self._screen = studio.workspace, screen
         work = studio.workspace
         work.data.changed.connect(self.paint)
-        work.draft_changed.connect(self.paint)
-        screen.path_chosen.connect(work.choose_data)
-        screen.edited.connect(work.edit)
-        screen.reset_asked.connect(work.reset_option)
-        screen.check_asked.connect(work.check_data)
-        screen.cancel_asked.connect(work.cancel_check)
+        work.job.changed.connect(self.paint)
+        screen.path_chosen.connect(work.job.choose_data)
+        screen.edited.connect(work.job.edit)
+        screen.reset_asked.connect(work.job.reset_option)
+        screen.check_asked.connect(work.watch.check)
+        screen.cancel_asked.connect(work.watch.cancel)
         self.paint()
 
     def paint(self) -> None:
         work = self._workspace
-        can_check = work.facts_error is None and not work.draft.issues
+        can_check = work.base.facts_error is None and not work.job.draft.issues
         self._screen.show_state(
             data_state(
-                work.config.data,
+                work.job.config.data,
                 work.data.report,
                 work.data.rows,
                 work.data.error,
@@ -34,4 +34,4 @@ class DataController:
                 can_check,
             )
         )
-        self._screen.render_options(*option_values(work.draft))
+        self._screen.render_options(*option_values(work.job.draft))

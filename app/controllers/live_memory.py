@@ -86,7 +86,7 @@ class LiveMemory(QObject):
         """Of the run while it goes on, else of the next one."""
         if run.is_live and run.plan is not None:
             return Prediction.of_plan(run.plan.predicted_peak_bytes, run.plan.estimate)
-        own = self._studio.workspace.own
+        own = self._studio.workspace.memory.own
         if own is None:
             return Prediction()
         variant = own.estimate.chosen(self._is_double)
@@ -94,7 +94,7 @@ class LiveMemory(QObject):
 
     @property
     def _is_double(self) -> bool:
-        return self._studio.workspace.config.quantization.double_quant
+        return self._studio.workspace.job.config.quantization.double_quant
 
     def _line(self, run: RunFold, predicted: Prediction) -> str:
         sample = self.feed.latest
@@ -115,7 +115,7 @@ class LiveMemory(QObject):
             return badge or f"{built.class_name}: {words.mib(built.state_bytes)} of state" + (
                 "" if built.paged_bytes else ", not paged"
             )
-        own, config = self._studio.workspace.own, self._studio.workspace.config
+        own, config = self._studio.workspace.memory.own, self._studio.workspace.job.config
         if own is None:
             return ""
         variant = own.estimate.chosen(self._is_double)
@@ -126,6 +126,6 @@ class LiveMemory(QObject):
             usable = gpu["total_bytes"] - (gpu.get("others_bytes") or 0)
         return words.paging_forecast(
             optimizer=config.training.optimizer, rank=config.lora.rank, state=state,
-            device=self._studio.workspace.device, peak_bytes=variant.device_likely, usable_bytes=usable,
+            device=self._studio.workspace.job.device, peak_bytes=variant.device_likely, usable_bytes=usable,
             why_never=never,
         )  # fmt: skip

@@ -32,13 +32,13 @@ class MemoryController:
         self._tick = QTimer(screen, interval=TICK_MS)
         self._tick.timeout.connect(self._paint_mark)
         work = studio.workspace
-        work.estimate_changed.connect(self.paint)
-        work.draft_changed.connect(self.paint_options)
+        work.memory.changed.connect(self.paint)
+        work.job.changed.connect(self.paint_options)
         studio.rehearser.changed.connect(self._paint_mark)
         studio.history.changed.connect(self.paint)
-        screen.edited.connect(work.edit)
-        screen.reset_asked.connect(work.reset_option)
-        screen.gpu_chosen.connect(lambda name: work.choose_gpu(name or None))
+        screen.edited.connect(work.job.edit)
+        screen.reset_asked.connect(work.job.reset_option)
+        screen.gpu_chosen.connect(lambda name: work.memory.choose_gpu(name or None))
         screen.seen.connect(self._seen)
         self.paint()
         self.paint_options()
@@ -52,27 +52,34 @@ class MemoryController:
         work = self._studio.workspace
         self._screen.show_state(
             memory_state(
-                work.shown, self._capacity, is_double=work.config.quantization.double_quant, gpu=work.gpu,
-                is_assumed=work.is_length_assumed,
+                work.memory.shown, self._capacity, is_double=work.job.config.quantization.double_quant, gpu=work.memory.gpu,
+                is_assumed=work.memory.is_length_assumed,
                 subject=self._subject, fitting=self._fitting, rehearsal=self._status,
                 runs=self._studio.history.summaries,
             )
         )  # fmt: skip
 
     def paint_options(self) -> None:
-        self._screen.render_options(*option_values(self._studio.workspace.draft))
+        self._screen.render_options(*option_values(self._studio.workspace.job.draft))
 
     @property
     def _capacity(self) -> Capacity | None:
-        return what_if_capacity(self._studio.workspace.gpu) or own_capacity(self._studio)
+        return what_if_capacity(self._studio.workspace.memory.gpu) or own_capacity(self._studio)
 
     @property
     def _subject(self) -> Subject | None:
         work = self._studio.workspace
-        if work.facts is None or work.draft.issues:
+        if work.base.facts is None or work.job.draft.issues:
             return None
-        device = "cuda" if work.gpu else work.device
-        return Subject(work.facts, work.config, work.seq_len, work.micro_batch, device, context_of(work.gpu))
+        device = "cuda" if work.memory.gpu else work.job.device
+        return Subject(
+            work.base.facts,
+            work.job.config,
+            work.memory.seq_len,
+            work.memory.micro_batch,
+            device,
+            context_of(work.memory.gpu),
+        )
 
     @property
     def _status(self) -> RehearsalStatus:
@@ -89,8 +96,12 @@ class MemoryController:
     def _formula_bytes(self) -> int | None:
         """The peak as the closed form has it, where a rehearsal has replaced it."""
         work, subject = self._studio.workspace, self._subject
-        side = "double_quant" if work.config.quantization.double_quant else "single_quant"
-        if work.shown is None or subject is None or work.shown.bar(side).variant.source != "rehearsal":
+        side = "double_quant" if work.job.config.quantization.double_quant else "single_quant"
+        if (
+            work.memory.shown is None
+            or subject is None
+            or work.memory.shown.bar(side).variant.source != "rehearsal"
+        ):
             return None
         return closed_form.variant_of(
             subject.facts, subject.config, seq_len=subject.seq_len, micro_batch=subject.micro_batch,
@@ -99,9 +110,9 @@ class MemoryController:
 
     def _paint_mark(self) -> None:
         work = self._studio.workspace
-        if work.shown is not None:
-            side = "double_quant" if work.config.quantization.double_quant else "single_quant"
-            self._screen.show_mark(mark_of(work.shown.bar(side), self._status))
+        if work.memory.shown is not None:
+            side = "double_quant" if work.job.config.quantization.double_quant else "single_quant"
+            self._screen.show_mark(mark_of(work.memory.shown.bar(side), self._status))
 
     def _seen(self, is_visible: bool) -> None:
         """Only what is looked at is rehearsed, and only a visible mark counts its seconds."""
@@ -128,10 +139,10 @@ class MemoryController:
 def own_state(studio: Studio) -> MemoryState:
     """The memory of the run on this machine in a few words, whatever the Memory page asks "what if" of."""
     work = studio.workspace
-    if work.own is None:
+    if work.memory.own is None:
         return MemoryState()
-    side = "double_quant" if work.config.quantization.double_quant else "single_quant"
-    return MemoryState(short_verdict=short_verdict(work.own.bar(side), own_capacity(studio)))
+    side = "double_quant" if work.job.config.quantization.double_quant else "single_quant"
+    return MemoryState(short_verdict=short_verdict(work.memory.own.bar(side), own_capacity(studio)))
 
 
 def what_if_capacity(name: str | None) -> Capacity | None:
@@ -147,7 +158,7 @@ def own_capacity(studio: Studio) -> Capacity | None:
     if sample is None:
         return None
     gpu = next(iter(sample.get("gpus") or ()), None)
-    if studio.workspace.device == "cuda" and gpu is not None and gpu.get("total_bytes"):
+    if studio.workspace.job.device == "cuda" and gpu is not None and gpu.get("total_bytes"):
         others = gpu.get("others_bytes") or 0
         return Capacity(str(gpu.get("name") or "this GPU"), gpu["total_bytes"], gpu["total_bytes"] - others)
     host = sample["host"]

@@ -13,12 +13,17 @@ class ModelController:
     def __init__(self, studio: Studio, screen: ModelScreen, go_to: Callable[[str], None]) -> None:
         self._workspace, self._screen = studio.workspace, screen
         work = studio.workspace
-        for signal in (work.models_changed, work.facts_changed, work.fetch.changed, work.draft_changed):
+        for signal in (
+            work.base.models_changed,
+            work.base.facts_changed,
+            work.base.fetch.changed,
+            work.job.changed,
+        ):
             signal.connect(self.paint)
-        screen.chosen.connect(work.choose_model)
-        screen.folder_added.connect(work.add_folder)
-        screen.prepare_asked.connect(work.fetch_model)
-        screen.cancel_asked.connect(work.fetch.forget)
+        screen.chosen.connect(work.job.choose_model)
+        screen.folder_added.connect(work.base.add_folder)
+        screen.prepare_asked.connect(work.base.fetch_now)
+        screen.cancel_asked.connect(work.base.fetch.forget)
         screen.next_asked.connect(lambda: go_to("data"))
         self.paint()
 
@@ -26,7 +31,7 @@ class ModelController:
         work = self._workspace
         self._screen.show_state(
             model_state(
-                work.config.model.name, work.models, work.facts, work.facts_error, work.fetch.text,
-                work.fetch.share, work.fetch.error,
+                work.job.config.model.name, work.base.models, work.base.facts, work.base.facts_error, work.base.fetch.text,
+                work.base.fetch.share, work.base.fetch.error,
             )
         )  # fmt: skip

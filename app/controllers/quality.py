@@ -13,8 +13,8 @@ class QualityController:
         self._workspace, self._quality, self._panel = studio.workspace, studio.quality, panel
         for signal in (
             studio.quality.changed,
-            studio.workspace.draft_changed,
-            studio.workspace.facts_changed,
+            studio.workspace.job.changed,
+            studio.workspace.base.facts_changed,
         ):
             signal.connect(self.paint)
         panel.measure_asked.connect(studio.quality.begin)
@@ -23,9 +23,9 @@ class QualityController:
 
     def paint(self) -> None:
         work = self._workspace
-        quantization = work.config.quantization
+        quantization = work.job.config.quantization
         own = Variant(quantization.quant_type, double_quant=quantization.double_quant)
-        has_model = work.facts is not None and not work.draft.issues
+        has_model = work.base.facts is not None and not work.job.draft.issues
         self._panel.show_state(
             quality_state(self._quality.report, own, self._quality.status, has_model=has_model)
         )

@@ -24,7 +24,7 @@ class RunCardController(QObject):
         self.can_start = False
         work, trainer = studio.workspace, studio.trainer
         for signal in (
-            work.draft_changed, work.facts_changed, work.data.changed, work.place.changed, work.estimate_changed,
+            work.job.changed, work.base.facts_changed, work.data.changed, work.watch.place.changed, work.memory.changed,
             trainer.state_changed, trainer.changed,
         ):  # fmt: skip
             signal.connect(self.paint)
@@ -35,9 +35,13 @@ class RunCardController(QObject):
 
     def paint(self) -> None:
         work, run = self._studio.workspace, self._studio.trainer.run
-        problems = problems_of(work.draft, work.facts_error, work.data.error or work.place.problem)
+        problems = problems_of(
+            work.job.draft, work.base.facts_error, work.data.error or work.watch.place.problem
+        )
         memory = own_state(self._studio)
-        state = run_card(work.draft, work.facts, work.data.report, memory.short_verdict, problems, run)
+        state = run_card(
+            work.job.draft, work.base.facts, work.data.report, memory.short_verdict, problems, run
+        )
         self.can_start = state.can_start and not state.is_live
         for view in (self._card, self._bar):
             view.show_state(state)
@@ -52,16 +56,18 @@ class RunCardController(QObject):
         work = self._studio.workspace
         run = self._studio.trainer.run
         predicted = run.plan.predicted_peak_bytes if run.plan else None
-        if predicted is None and work.own is not None:
-            side = "double_quant" if work.config.quantization.double_quant else "single_quant"
-            predicted = work.own.bar(side).device_likely
+        if predicted is None and work.memory.own is not None:
+            side = "double_quant" if work.job.config.quantization.double_quant else "single_quant"
+            predicted = work.memory.own.bar(side).device_likely
         self._strip.show_state(strip_state(self._studio.machine.latest, run, predicted))
 
     def _measure(self) -> None:
         capacity = own_capacity(self._studio)
-        is_gpu = self._studio.workspace.device == "cuda"
-        self._studio.workspace.set_usable_gpu_bytes(capacity.usable_bytes if capacity and is_gpu else None)
+        is_gpu = self._studio.workspace.job.device == "cuda"
+        self._studio.workspace.memory.set_usable_gpu_bytes(
+            capacity.usable_bytes if capacity and is_gpu else None
+        )
         if not self._had_sample:
             self._had_sample = True
             self.paint()
-            self._studio.workspace.estimate_changed.emit()
+            self._studio.workspace.memory.changed.emit()

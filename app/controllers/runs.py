@@ -106,7 +106,7 @@ class RunsController:
 
     def _reuse(self, summary: RunSummary) -> None:
         try:
-            self._studio.workspace.use_config(RunFolder(summary.path).job())
+            self._studio.workspace.job.use_config(RunFolder(summary.path).job())
         except EngineError as error:
             self._screen.notice.say(error.message, error.hint, "bad")
             return

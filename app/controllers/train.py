@@ -29,11 +29,11 @@ class TrainController:
         work, trainer = studio.workspace, studio.trainer
         self._presets = config_io.presets()
         screen.set_presets([(preset.name, preset.title) for preset in self._presets])
-        work.draft_changed.connect(self.paint_settings)
+        work.job.changed.connect(self.paint_settings)
         trainer.state_changed.connect(self._state_changed)
         trainer.changed.connect(self.paint_run)
-        screen.edited.connect(work.edit)
-        screen.reset_asked.connect(work.reset_option)
+        screen.edited.connect(work.job.edit)
+        screen.reset_asked.connect(work.job.reset_option)
         screen.preset_chosen.connect(work.choose_preset)
         screen.wish.connect(trainer.ask)
         screen.save_job_asked.connect(self._save_job)
@@ -51,7 +51,7 @@ class TrainController:
         self.paint_run()
 
     def paint_settings(self) -> None:
-        draft = self._studio.workspace.draft
+        draft = self._studio.workspace.job.draft
         preset = next((p for p in self._presets if p.name == draft.preset), None)
         note = preset.description if preset is not None else "Settings of your own, from a job file or a run."
         self._screen.render_settings(
@@ -89,7 +89,7 @@ class TrainController:
             "stopped": "The run was stopped",
             "failed": "The run failed",
         }
-        text = "" if run.is_pausing else sentences.get(run.state, "")
+        text = "" if run.status.is_pausing else sentences.get(run.state, "")
         self._screen.sentence.setText(text or run.phase_text)
 
     def _save_job(self) -> None:
@@ -97,7 +97,7 @@ class TrainController:
         if not name:
             return
         try:
-            config_io.save(self._studio.workspace.config, Path(name), is_commented=True)
+            config_io.save(self._studio.workspace.job.config, Path(name), is_commented=True)
         except OSError as error:
             self._screen.notice.say(f"The job file was not saved: {error.strerror or error}", "Choose another folder", "bad")  # fmt: skip
             return
@@ -112,5 +112,5 @@ class TrainController:
         except EngineError as error:
             self._screen.notice.say(str(error.message), error.hint, "bad")
             return
-        self._studio.workspace.use_config(config)
+        self._studio.workspace.job.use_config(config)
         self._screen.notice.say(f"Settings of {Path(name).name}", "", "good")

@@ -72,7 +72,7 @@ class ChatController(QObject):
 
     def runs_changed(self) -> None:
         runs = [(str(s.path), run_title(s)) for s in usable_runs(self._studio.history.summaries)]
-        model = self._studio.workspace.config.model.name
+        model = self._studio.workspace.job.config.model.name
         sources = [*runs, (model, f"{model} (untouched model)")]
         known = [value for value, _ in sources]
         is_free = not self._is_chosen and self._studio.tryout.owner != OWNER

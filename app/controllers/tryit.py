@@ -62,5 +62,5 @@ class TryController(QObject):
             part.runs_changed()
 
     def _keep_prompts(self) -> None:
-        if self.sets.write_new(self.chats.chat.prompts):
+        if self.sets.library.write_new(self.chats.chat.prompts):
             self._screen.show_tab(SETS)

@@ -77,10 +77,10 @@ def _live(
     draft: Draft, facts: ModelFacts | None, report: Mapping[str, Any] | None, memory_text: str, run: RunFold
 ) -> RunCardState:
     headlines = {"starting": "Starting", "running": "Training", "paused": "Paused", "stopping": "Stopping"}
-    headline = "Pausing" if run.is_pausing else headlines[run.state]
+    headline = "Pausing" if run.status.is_pausing else headlines[run.state]
     step = run.last_step
     status = f"step {step.step} of {step.total_steps}" if step else run.phase_text
-    if run.is_pausing:
+    if run.status.is_pausing:
         status += ". It pauses after this micro-batch"
     elif step is not None and step.eta_seconds is not None and run.state == "running":
         status += f", {duration_text(step.eta_seconds)} left"
@@ -95,9 +95,13 @@ def _live(
         start_text="Start training",
         can_start=False,
         can_pause=run.state in ("running", "paused"),
-        pause_text="Continue" if run.state == "paused" else "Keep going" if run.is_pausing else "Pause",
+        pause_text="Continue"
+        if run.state == "paused"
+        else "Keep going"
+        if run.status.is_pausing
+        else "Pause",
         can_stop=run.state != "stopping",
-        share=run.share if run.share is not None else run.progress,
+        share=run.share if run.share is not None else run.status.progress,
         status_text=status,
     )
 

@@ -13,7 +13,9 @@ from PySide6.QtWidgets import (
     QVBoxLayout,
 )
 
-from app.presenters.run_fold import LogLine, RunFold
+from app.presenters.run_fold import RunFold
+from app.presenters.run_numbers import numbers_of
+from app.presenters.run_words import LogLine
 from app.theme import GAP, GAP_WIDE
 from app.widgets.form import KnobForm, QuietCombo
 from app.widgets.kit import (
@@ -189,7 +191,7 @@ class TrainScreen(Page):
 
     def render_run(self, run: RunFold) -> None:
         """Numbers, progress and log; the charts are painted by their own call."""
-        n = run.numbers()
+        n = numbers_of(run)
         for name, text, note in (
             ("Step", n.step_text, run.run_id or ""),
             ("Loss", n.loss_text, ""),
@@ -200,9 +202,9 @@ class TrainScreen(Page):
         ):
             self.numbers[name].show_value(text, note if name != "Step" else "")
         self.figures.fit()
-        is_busy = run.is_live and run.share is None and run.progress is None
+        is_busy = run.is_live and run.share is None and run.status.progress is None
         self.progress.setRange(0, 0 if is_busy else 1000)
-        share = run.share if run.share is not None else run.progress
+        share = run.share if run.share is not None else run.status.progress
         self.progress.setValue(1000 if run.state == "finished" else int(1000 * (share or 0)))
         self.phase.setText(run.phase_text or "Nothing is training in this window")
         self.evaluate.setEnabled(run.state == "running" and run.last_step is not None)

@@ -10,7 +10,8 @@ from PySide6.QtWidgets import QButtonGroup, QWidget
 from app import theme
 from app.presenters import memory_series as memory
 from app.presenters.memory_series import MemoryFeed, Prediction
-from app.presenters.run_fold import Mark, RunFold
+from app.presenters.run_fold import RunFold
+from app.presenters.run_marks import Mark
 from app.presenters.small_charts import (
     HOST_CHARTS,
     MOVES_CHART,

@@ -38,15 +38,15 @@ class QualityCheck(QObject):
         self._workspace, self._background, self._training = workspace, background, training
         self._job = NewestJob(runner)
         self._job.event_arrived.connect(self._take)
-        self._key = question_of(workspace.config)
+        self._key = question_of(workspace.job.config)
         self._text, self._note = "", ""
         self._share: float | None = None
         self._error: Any = None
         self.report: QualityReport | None = None
         self._timer = QTimer(self, singleShot=True, interval=LOOK_DELAY_MS)
         self._timer.timeout.connect(self._look)
-        workspace.draft_changed.connect(self._follow)
-        workspace.facts_changed.connect(self._timer.start)
+        workspace.job.changed.connect(self._follow)
+        workspace.base.facts_changed.connect(self._timer.start)
         training.started.connect(self._make_room)
         training.ended.connect(self.changed)
 
@@ -60,7 +60,7 @@ class QualityCheck(QObject):
             return
         self._begin_with("Starting the engine")
         options = Options(is_again=self.report is not None)
-        self._job.ask(QualityJob(config_io.to_dict(self._workspace.config), options.to_json()))
+        self._job.ask(QualityJob(config_io.to_dict(self._workspace.job.config), options.to_json()))
         self.changed.emit()
 
     def stop(self, note: str = STOPPED) -> None:
@@ -82,7 +82,7 @@ class QualityCheck(QObject):
 
     def _follow(self) -> None:
         """Another model or other data are another question: nothing of the old one is shown or measured."""
-        key = question_of(self._workspace.config)
+        key = question_of(self._workspace.job.config)
         if key != self._key:
             self._key = key
             self.stop("")
@@ -93,7 +93,7 @@ class QualityCheck(QObject):
     def _look(self) -> None:
         if self._text or self.report is not None:
             return
-        config = self._workspace.config
+        config = self._workspace.job.config
         key = self._key
         self._background.submit(
             "quality", lambda: store.kept(config, Options()), lambda found: self._found(key, found), lambda _: None

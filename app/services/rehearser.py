@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from PySide6.QtCore import QObject, QTimer, Signal
 
 from app.services.engine_thread import JobRunner
-from app.services.workspace import MemoryQuestion, Workspace
+from app.services.memory_answers import MemoryQuestion
+from app.services.workspace import Workspace
 from qlora_engine.events import TERMINAL, Event, Progressed, RunFailed, RunFinished
 
 DELAY_MS = 2000
@@ -35,8 +36,8 @@ class Rehearser(QObject):
         self.share: float | None = None
         self._timer = QTimer(self, singleShot=True, interval=DELAY_MS)
         self._timer.timeout.connect(self._begin)
-        workspace.draft_changed.connect(self._look)
-        workspace.estimate_changed.connect(self._look)
+        workspace.job.changed.connect(self._look)
+        workspace.memory.changed.connect(self._look)
         runner.event_arrived.connect(self._take)
         runner.ended.connect(self._again)
         for other in self._others:
@@ -85,7 +86,7 @@ class Rehearser(QObject):
 
     def _look(self) -> None:
         """Follow the settings: another question ends the rehearsal of the old one."""
-        question = self._workspace.question
+        question = self._workspace.memory.question
         before, self._question = self._key, question
         if self._key == before:
             return
@@ -132,7 +133,7 @@ class Rehearser(QObject):
             self._running = None
             if isinstance(event, RunFinished):
                 self._answered[question.key] = time.monotonic()
-                self._workspace.take_rehearsal(question, event.result)
+                self._workspace.memory.take_rehearsal(question, event.result)
             else:
                 self._problems[question.key] = event.message if isinstance(event, RunFailed) else "stopped"
         self.changed.emit()

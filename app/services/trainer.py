@@ -50,7 +50,7 @@ class Trainer(QObject):
 
     def pause_or_continue(self) -> None:
         """Takes effect after the micro-batch that is being computed; until then it can be taken back."""
-        is_pause = self.run.state == "running" and not self.run.is_pausing
+        is_pause = self.run.state == "running" and not self.run.status.is_pausing
         self._runner.send({"command": "pause" if is_pause else "continue"})
         if self.run.state == "running":
             self.run.asked_to_pause(is_pause)

@@ -23,7 +23,7 @@ from PySide6.QtGui import (
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
 from app import theme
-from app.presenters.run_fold import Mark
+from app.presenters.run_marks import Mark
 from app.widgets.kit import set_tip
 from app.widgets.time_axis import TimeAxis
 

@@ -11,7 +11,7 @@ from PySide6.QtWidgets import QGridLayout, QLabel, QSizePolicy, QWidget
 
 from app import theme
 from app.presenters.memory_series import TITLES, MemoryFeed, Picture
-from app.presenters.run_fold import Mark
+from app.presenters.run_marks import Mark
 from app.presenters.small_charts import SmallChart, SmallReading
 from app.widgets.kit import Card, Elided, column, label, markup, row, set_tip
 from app.widgets.time_axis import TimeAxis

@@ -104,7 +104,7 @@ def make_window(qtbot: QtBot) -> Iterator[MakeWindow]:
             window.load()
         else:
             studio.workspace.load()
-            qtbot.waitUntil(lambda: studio.workspace.own is not None, timeout=20_000)
+            qtbot.waitUntil(lambda: studio.workspace.memory.own is not None, timeout=20_000)
         return window
 
     yield make

@@ -147,20 +147,20 @@ def test_nothing_is_lost_by_pressing_enter_or_escape(
 def test_help_and_settings_are_beside_the_window_not_in_its_way(qtbot: QtBot, make_window: MakeWindow) -> None:  # fmt: skip
     window = make_window()
     window.go_to("memory")
-    window._help()
-    window._settings()
-    assert window.help is not None
-    assert window.settings is not None
-    for beside in (window.help, window.settings):
+    window.beside.open_help()
+    window.beside.open_settings()
+    assert window.beside.help is not None
+    assert window.beside.settings is not None
+    for beside in (window.beside.help, window.beside.settings):
         qtbot.addWidget(beside)
         assert beside.isVisible()
         assert not beside.isModal()
     assert QApplication.activeModalWidget() is None
     qtbot.mouseClick(window.rail.items["data"], LEFT)
     assert window.pages.current == "data"
-    first = window.help
-    window._help()
-    assert window.help is first, "one help window, however often it is asked for"
+    first = window.beside.help
+    window.beside.open_help()
+    assert window.beside.help is first, "one help window, however often it is asked for"
     window.close()
     assert not first.isVisible()
 
@@ -247,12 +247,12 @@ def test_a_missing_data_file_is_no_run_to_start(
     window = make_window()
     assert window.card.headline.text() == "Ready to train"
     file = tmp_path / "rows.jsonl"
-    window.studio.workspace.choose_data(str(file))
+    window.studio.workspace.job.choose_data(str(file))
     qtbot.waitUntil(lambda: window.card.headline.text() == "1 to fix", timeout=10_000)
     assert not window.card.start.isEnabled()
     assert not window.start_bar.start.isEnabled()
     file.write_text('{"text": "hello"}\n', encoding="utf-8")
-    window.studio.workspace.look_at_place()
+    window.studio.workspace.watch.look_at_place()
     qtbot.waitUntil(lambda: window.card.headline.text() == "Ready to train", timeout=10_000)
     assert window.card.start.isEnabled()
 
@@ -267,7 +267,7 @@ def test_memory_that_is_a_guess_is_marked_as_one(qtbot: QtBot, make_window: Make
     screen = window.pages.screens["memory"]
     assert "Memory, before data is read" in names_on_the_card(window)
     assert screen.verdict.text().startswith("Before data is read: ")
-    window.studio.workspace.edit("data.seq_len", 256)
+    window.studio.workspace.job.edit("data.seq_len", 256)
     assert "Memory" in names_on_the_card(window)
     assert not screen.verdict.text().startswith("Before data is read")
 

@@ -385,9 +385,9 @@ def window(qtbot: QtBot, make_window: MakeWindow) -> MainWindow:
     """The page on a what-if GPU, with a known model, before anything is rehearsed."""
     made = make_window(gpu="RTX 4090")
     made.resize(1380, 880)
-    with qtbot.waitSignal(made.studio.workspace.facts_changed, timeout=10_000):
-        made.studio.workspace.choose_model("llama-3-8b")
-    made.studio.workspace.edit("training.gradient_checkpointing", True)
+    with qtbot.waitSignal(made.studio.workspace.base.facts_changed, timeout=10_000):
+        made.studio.workspace.job.choose_model("llama-3-8b")
+    made.studio.workspace.job.edit("training.gradient_checkpointing", True)
     made.go_to("memory")
     return made
 
@@ -424,8 +424,8 @@ def test_the_bars_follow_a_dragged_slider_within_50_ms(
     paints = Paints(monkeypatch)
     made = make_window(gpu="RTX 4090")
     made.resize(1380, 880)
-    with qtbot.waitSignal(made.studio.workspace.facts_changed, timeout=10_000):
-        made.studio.workspace.choose_model("llama-3-8b")
+    with qtbot.waitSignal(made.studio.workspace.base.facts_changed, timeout=10_000):
+        made.studio.workspace.job.choose_model("llama-3-8b")
     made.go_to("memory")
     qtbot.waitUntil(lambda: bool(paints.seen), timeout=5000)
     wait_for_largest(qtbot, made)
@@ -451,46 +451,46 @@ def test_the_bars_follow_a_dragged_slider_within_50_ms(
 
 def test_a_slider_moves_by_mouse_and_key_but_never_by_the_wheel(qtbot: QtBot, window: MainWindow) -> None:
     work, slider = window.studio.workspace, page(window).sizes[0].slider
-    before = work.seq_len
+    before = work.memory.seq_len
     qtbot.keyClick(slider, Qt.Key.Key_Right)
-    assert work.config.data.seq_len is not None
-    assert work.seq_len > before
-    assert page(window).sizes[0].value.text() == f"{work.seq_len:,} tokens"
-    after = work.seq_len
+    assert work.job.config.data.seq_len is not None
+    assert work.memory.seq_len > before
+    assert page(window).sizes[0].value.text() == f"{work.memory.seq_len:,} tokens"
+    after = work.memory.seq_len
     wheel = QWheelEvent(
         QPointF(5, 5), slider.mapToGlobal(QPointF(5, 5)), QPoint(0, 0), QPoint(0, 120), Qt.MouseButton.NoButton,
         Qt.KeyboardModifier.NoModifier, Qt.ScrollPhase.NoScrollPhase, False,
     )  # fmt: skip
     QApplication.sendEvent(slider, wheel)
-    assert work.seq_len == after
+    assert work.memory.seq_len == after
 
 
 def test_painting_a_slider_changes_no_setting(qtbot: QtBot, window: MainWindow) -> None:
     work = window.studio.workspace
-    work.edit("data.seq_len", 777)  # between two stops
-    assert work.config.data.seq_len == 777
+    work.job.edit("data.seq_len", 777)  # between two stops
+    assert work.job.config.data.seq_len == 777
     assert page(window).sizes[0].value.text() == "777 tokens"
-    work.edit("lora.rank", 7)
-    assert work.config.lora.rank == 7
+    work.job.edit("lora.rank", 7)
+    assert work.job.config.lora.rank == 7
 
 
 def test_a_wrong_setting_leaves_the_sliders_where_they_are(qtbot: QtBot, window: MainWindow) -> None:
     before = [size.value.text() for size in page(window).sizes]
-    window.studio.workspace.edit("lora.rank", 0)
+    window.studio.workspace.job.edit("lora.rank", 0)
     assert [size.value.text() for size in page(window).sizes] == before
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_the_largest_that_fits_is_applied_by_its_button(qtbot: QtBot, window: MainWindow, index: int) -> None:
     screen, work = page(window), window.studio.workspace
-    work.edit("training.micro_batch", 1)
+    work.job.edit("training.micro_batch", 1)
     size = screen.sizes[index]
     qtbot.waitUntil(size.use.isEnabled, timeout=10_000)
     wanted = int(re.sub(r"\D", "", size.use.text()))
     qtbot.mouseClick(size.use, LEFT)
-    assert (work.seq_len, work.micro_batch, work.config.lora.rank)[index] == wanted
+    assert (work.memory.seq_len, work.memory.micro_batch, work.job.config.lora.rank)[index] == wanted
     assert " it fits with " in screen.verdict.text()
-    assert not work.draft.issues
+    assert not work.job.draft.issues
 
 
 def test_the_largest_known_model_is_chosen_by_its_button(qtbot: QtBot, window: MainWindow) -> None:
@@ -498,10 +498,10 @@ def test_the_largest_known_model_is_chosen_by_its_button(qtbot: QtBot, window: M
     wait_for_largest(qtbot, window)
     name = page(window).sizes[3].use.text().removeprefix("Use ")
     qtbot.mouseClick(page(window).sizes[3].use, LEFT)
-    qtbot.waitUntil(lambda: work.facts is not None, timeout=10_000)
-    assert work.facts is not None
-    assert work.facts.name == name
-    assert work.facts.parameters > 8e9
+    qtbot.waitUntil(lambda: work.base.facts is not None, timeout=10_000)
+    assert work.base.facts is not None
+    assert work.base.facts.name == name
+    assert work.base.facts.parameters > 8e9
 
 
 def test_the_largest_is_looked_for_outside_the_window_s_thread(
@@ -514,17 +514,17 @@ def test_the_largest_is_looked_for_outside_the_window_s_thread(
         return fitting(*args)
 
     monkeypatch.setattr("app.controllers.memory.fitting", noted)
-    window.studio.workspace.edit("lora.rank", 32)
+    window.studio.workspace.job.edit("lora.rank", 32)
     qtbot.waitUntil(lambda: bool(threads), timeout=5000)
     assert threading.main_thread() not in threads
 
 
 def test_one_button_makes_it_fit(qtbot: QtBot, window: MainWindow) -> None:
     screen, work = page(window), window.studio.workspace
-    work.edit("training.gradient_checkpointing", False)
-    work.edit("training.effective_batch", 16)
-    work.edit("training.micro_batch", 8)
-    work.edit("data.seq_len", 2048)
+    work.job.edit("training.gradient_checkpointing", False)
+    work.job.edit("training.effective_batch", 16)
+    work.job.edit("training.micro_batch", 8)
+    work.job.edit("data.seq_len", 2048)
     assert "does not fit" in screen.verdict.text()
     qtbot.waitUntil(screen.fix.isVisible, timeout=10_000)
     qtbot.mouseClick(screen.fix, LEFT)
@@ -534,11 +534,11 @@ def test_one_button_makes_it_fit(qtbot: QtBot, window: MainWindow) -> None:
 
 def test_advice_is_applied_by_its_button(qtbot: QtBot, window: MainWindow) -> None:
     work = window.studio.workspace
-    work.edit("training.gradient_checkpointing", False)
+    work.job.edit("training.gradient_checkpointing", False)
     first = page(window).advice.rows[0]
     assert first.text.text() == "Turn gradient checkpointing on"
     qtbot.mouseClick(first.apply, LEFT)
-    assert work.config.training.gradient_checkpointing
+    assert work.job.config.training.gradient_checkpointing
 
 
 def test_a_part_opens_to_its_formula_by_its_name_and_by_its_bar(qtbot: QtBot, window: MainWindow) -> None:
@@ -582,7 +582,7 @@ def rehearsals() -> list[ScriptedEngine]:
 
 
 def finish(window: MainWindow, engine: ScriptedEngine) -> None:
-    shown = window.studio.workspace.shown
+    shown = window.studio.workspace.memory.shown
     assert shown is not None
     engine.tell(ev.RunFinished(counted(shown)))
 
@@ -594,19 +594,23 @@ def mark(window: MainWindow) -> str:
 @pytest.mark.usefixtures("quick")
 def test_a_rehearsal_replaces_the_formula_and_says_so(qtbot: QtBot, window: MainWindow) -> None:
     work = window.studio.workspace
-    before = work.shown
+    before = work.memory.shown
     assert before is not None
     assert mark(window).startswith("Computed by formula. The peak is in the ")
     engine = engine_of(qtbot, RehearseJob)
     assert isinstance(engine.job, RehearseJob)
     assert engine.job.config["model"]["name"] == "llama-3-8b"
-    assert engine.job.options == {"seq_len": work.seq_len, "micro_batch": work.micro_batch, "device": "cuda"}
+    assert engine.job.options == {
+        "seq_len": work.memory.seq_len,
+        "micro_batch": work.memory.micro_batch,
+        "device": "cuda",
+    }
     engine.tell(ev.Progressed("preparing", 1, 2, "steps"))
     qtbot.waitUntil(lambda: "50 % done" in mark(window), timeout=5000)
     finish(window, engine)
     qtbot.waitUntil(lambda: mark(window).startswith("Rehearsed "), timeout=5000)
     assert "The peak is in the loss, at the operation mm. The formula said" in mark(window)
-    after = work.shown
+    after = work.memory.shown
     assert after is not None
     assert after.bar("double_quant").device_likely > before.bar("double_quant").device_likely
     total = f"{after.bar('double_quant').device_likely / GIB:.2f} GiB"
@@ -618,7 +622,7 @@ def test_a_rehearsal_replaces_the_formula_and_says_so(qtbot: QtBot, window: Main
 def test_a_changed_setting_ends_the_rehearsal_and_asks_anew(qtbot: QtBot, window: MainWindow) -> None:
     work = window.studio.workspace
     first = engine_of(qtbot, RehearseJob)
-    work.edit("lora.rank", 64)
+    work.job.edit("lora.rank", 64)
     assert first.stops
     assert mark(window).startswith("Computed by formula.")
     qtbot.waitUntil(lambda: len(rehearsals()) == 2, timeout=5000)
@@ -634,14 +638,14 @@ def test_an_answer_is_kept_and_counts_both_quantizations(qtbot: QtBot, window: M
     work = window.studio.workspace
     finish(window, engine_of(qtbot, RehearseJob))
     qtbot.waitUntil(lambda: mark(window).startswith("Rehearsed "), timeout=5000)
-    work.edit("quantization.double_quant", False)
+    work.job.edit("quantization.double_quant", False)
     assert mark(window).startswith("Rehearsed ")
-    work.edit("training.learning_rate", 1e-3)
+    work.job.edit("training.learning_rate", 1e-3)
     assert mark(window).startswith("Rehearsed ")
-    rank = work.config.lora.rank
-    work.edit("lora.rank", rank * 2)
+    rank = work.job.config.lora.rank
+    work.job.edit("lora.rank", rank * 2)
     assert mark(window).startswith("Computed by formula.")
-    work.edit("lora.rank", rank)
+    work.job.edit("lora.rank", rank)
     assert mark(window).startswith("Rehearsed ")
     assert len(rehearsals()) == 1
 
@@ -649,11 +653,11 @@ def test_an_answer_is_kept_and_counts_both_quantizations(qtbot: QtBot, window: M
 @pytest.mark.usefixtures("quick")
 def test_nothing_is_rehearsed_while_a_run_is_live(qtbot: QtBot, window: MainWindow) -> None:
     first, rehearser = engine_of(qtbot, RehearseJob), window.studio.rehearser
-    window.studio.trainer.start(window.studio.workspace.config)
+    window.studio.trainer.start(window.studio.workspace.job.config)
     training = engine_of(qtbot, TrainJob)
     try:
         assert first.stops
-        window.studio.workspace.edit("lora.rank", 64)
+        window.studio.workspace.job.edit("lora.rank", 64)
         assert "when the running job is over" in mark(window)
         assert not rehearser._timer.isActive()
         rehearser._begin()
@@ -699,11 +703,11 @@ def test_a_rehearsal_of_this_computer_reaches_the_run_card(qtbot: QtBot, make_wi
     window = make_window()
     window.go_to("memory")
     work = window.studio.workspace
-    before = work.own
+    before = work.memory.own
     assert before is not None
     finish(window, engine_of(qtbot, RehearseJob))
     qtbot.waitUntil(lambda: mark(window).startswith("Rehearsed "), timeout=5000)
-    after = work.own
+    after = work.memory.own
     assert after is not None
     assert after.bar("double_quant").device_likely == before.bar("double_quant").device_likely + 10 * 1024**2
 
@@ -715,5 +719,5 @@ def test_the_process_of_an_unwanted_rehearsal_is_killed(
     engine = engine_of(qtbot, RehearseJob)
     killed = itertools.count()
     monkeypatch.setattr(engine, "kill", lambda: next(killed), raising=False)
-    window.studio.workspace.edit("lora.rank", 64)
+    window.studio.workspace.job.edit("lora.rank", 64)
     assert next(killed) == 1

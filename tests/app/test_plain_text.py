@@ -74,8 +74,8 @@ def evil_everywhere(window: MainWindow) -> None:
     for name in (EVIL, f"{EVIL} 2"):
         run = try_states.make_run(name)
     work, trainer = window.studio.workspace, window.studio.trainer
-    work.edit("data.path", f"/data/{EVIL}.jsonl")
-    work.edit("output.name", EVIL)
+    work.job.edit("data.path", f"/data/{EVIL}.jsonl")
+    work.job.edit("output.name", EVIL)
     trainer.run.begin()
     for event in (ev.RunStarted(EVIL, f"/runs/{EVIL}", 1, False, told.BEGAN, 0), told.plan(), told.step(1),
                   ev.Noticed("warning", "data.odd", f"{EVIL} is odd", f"look at {EVIL}"),
@@ -98,7 +98,7 @@ def evil_everywhere(window: MainWindow) -> None:
 def test_no_name_is_taken_for_markup(qtbot: QtBot, make_window: MakeWindow) -> None:
     window = make_window()
     evil_everywhere(window)
-    window.studio.workspace.edit("model.name", f"org/{EVIL}")
+    window.studio.workspace.job.edit("model.name", f"org/{EVIL}")
     found: list[str] = []
     for page in PAGES:
         window.go_to(page)

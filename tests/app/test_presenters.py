@@ -18,6 +18,7 @@ from app.presenters.memory_words import Capacity
 from app.presenters.model import model_state
 from app.presenters.problems import marks, problems_of
 from app.presenters.run_fold import RunFold
+from app.presenters.run_numbers import numbers_of
 from app.presenters.runcard import planned_steps, run_card
 from app.presenters.runs import interrupted_run, runs_state
 from app.presenters.strip import strip_state
@@ -46,7 +47,7 @@ def folded(*events: ev.Event) -> RunFold:
 
 
 def test_a_run_is_folded_into_numbers_a_person_reads() -> None:
-    numbers = folded(*told.whole_run(40)).numbers()
+    numbers = numbers_of(folded(*told.whole_run(40)))
     assert numbers.step_text == "40 / 40"
     assert numbers.held_out_text == "0.9396"
     assert numbers.held_out_note == "-70 % since the start (3.168)"
@@ -56,7 +57,7 @@ def test_a_run_is_folded_into_numbers_a_person_reads() -> None:
 
 
 def test_before_the_first_step_numbers_are_unknown_not_zero() -> None:
-    numbers = folded(told.started(), told.plan(60)).numbers()
+    numbers = numbers_of(folded(told.started(), told.plan(60)))
     assert (numbers.step_text, numbers.loss_text, numbers.speed_text) == ("0 / 60", "n/a", "n/a")
 
 
@@ -83,7 +84,7 @@ def test_what_a_crash_threw_away_is_not_drawn_twice() -> None:
     broken = folded(*started_then(*range(1, 6)))
     broken.begin()
     broken.fold(told.started(is_resumed=True, from_step=4))
-    assert broken.numbers().step_text == "4 / 60"
+    assert numbers_of(broken).step_text == "4 / 60"
     assert broken.share == pytest.approx(4 / 60)
     for number in range(5, 9):
         broken.fold(told.step(number))

@@ -139,7 +139,7 @@ def test_a_run_has_the_right_of_way(qtbot: QtBot, make_window: MakeWindow) -> No
     panel = panel_of(window)
     panel.measure.click()
     engine = engine_of(qtbot, QualityJob)
-    window.studio.trainer.start(window.studio.workspace.config)
+    window.studio.trainer.start(window.studio.workspace.job.config)
     training = engine_of(qtbot, TrainJob)
     assert engine.stops
     assert panel.hint.text() == HELD
@@ -156,9 +156,9 @@ def test_another_model_is_another_question(qtbot: QtBot, make_window: MakeWindow
     engine = engine_of(qtbot, QualityJob)
     engine.tell(ev.RunFinished(quality_report().to_json()))
     qtbot.waitUntil(lambda: panel.found.isVisible())
-    window.studio.workspace.edit("lora.rank", 4)
+    window.studio.workspace.job.edit("lora.rank", 4)
     assert panel.found.isVisible()
-    window.studio.workspace.edit("model.name", "llama-7b")
+    window.studio.workspace.job.edit("model.name", "llama-7b")
     assert not panel.found.isVisible()
 
 

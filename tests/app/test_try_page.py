@@ -208,11 +208,11 @@ def test_sets_are_written_edited_imported_and_deleted(
     assert [s.name for s in prompt_sets.all_sets()] == ["starter", "yours"]
     file = tmp_path / "more.jsonl"
     file.write_text('{"label": 1}\n')
-    controller.import_file(file)
+    controller.library.import_file(file)
     assert "line 1 of more.jsonl has no prompt" in panel.notice.text
     file.write_text('{"prompt": "three"}\n')
     imported = Filled("more")
-    controller.import_file(file)
+    controller.library.import_file(file)
     assert imported.seen == "three"
     assert prompt_sets.find("more").prompts == ("three",)
     press("Delete set")

@@ -190,16 +190,16 @@ def test_every_editor_gives_back_what_it_is_given() -> None:
 
 def test_settings_are_kept_for_the_next_start(qtbot: QtBot, make_window: MakeWindow) -> None:
     first = make_window()
-    first.studio.workspace.edit("lora.rank", 24)
+    first.studio.workspace.job.edit("lora.rank", 24)
     first.studio.close()
     second = make_window()
-    assert second.studio.workspace.config.lora.rank == 24
+    assert second.studio.workspace.job.config.lora.rank == 24
 
 
 def test_a_broken_settings_file_is_no_reason_not_to_start(home: Path, make_window: MakeWindow) -> None:
     home.mkdir(parents=True)
     (home / "window.json").write_text("{ this is no JSON", encoding="utf-8")
-    assert make_window().studio.workspace.config.model.name == "starter"
+    assert make_window().studio.workspace.job.config.model.name == "starter"
 
 
 def interrupted(home: Path, step: int = 40) -> RunFolder:
@@ -273,21 +273,21 @@ def test_nothing_of_another_model_is_shown_while_the_chosen_one_is_looked_at(
     qtbot: QtBot, make_window: MakeWindow
 ) -> None:
     work = make_window().studio.workspace
-    assert work.facts is not None
-    work.choose_model("llama-65b")
-    assert (work.facts, work.own) == (None, None)
-    qtbot.waitUntil(lambda: work.own is not None, timeout=10_000)
-    assert work.own is not None
-    assert work.own.estimate.model == "llama-65b"
+    assert work.base.facts is not None
+    work.job.choose_model("llama-65b")
+    assert (work.base.facts, work.memory.own) == (None, None)
+    qtbot.waitUntil(lambda: work.memory.own is not None, timeout=10_000)
+    assert work.memory.own is not None
+    assert work.memory.own.estimate.model == "llama-65b"
 
 
 def test_the_failure_to_get_one_model_is_not_told_of_another(qtbot: QtBot, make_window: MakeWindow) -> None:
     work = make_window().studio.workspace
-    work.fetch_model()
+    work.base.fetch_now()
     engine_of(qtbot, PrepareModelJob).tell(ev.RunFailed("hub.gated", "org/a needs an agreement", "accept it"))
-    qtbot.waitUntil(lambda: work.fetch.error is not None)
-    work.choose_model("llama-7b")
-    assert work.fetch.error is None
+    qtbot.waitUntil(lambda: work.base.fetch.error is not None)
+    work.job.choose_model("llama-7b")
+    assert work.base.fetch.error is None
 
 
 def test_an_export_shows_each_step_of_its_proof(qtbot: QtBot, home: Path, make_window: MakeWindow) -> None:
@@ -317,7 +317,7 @@ def test_an_export_shows_each_step_of_its_proof(qtbot: QtBot, home: Path, make_w
 def test_the_data_report_is_forgotten_when_the_data_changes(qtbot: QtBot, make_window: MakeWindow) -> None:
     window = make_window()
     work = window.studio.workspace
-    work.check_data()
+    work.watch.check()
     engine = engine_of(qtbot, DataReportJob)
     report = {"seq_len": 80, "train_rows": 360, "held_out_rows": 40, "rows_dropped": 0, "drops": [], "notices": [],
               "train_tokens": 22719, "trained_tokens": 7948, "truncated_rows": 0, "is_automatic_length": True,
@@ -325,23 +325,23 @@ def test_the_data_report_is_forgotten_when_the_data_changes(qtbot: QtBot, make_w
               "columns": {}, "template": "own", "template_reason": "it has one", "origin": "starter", "sha256": "ab" * 32}  # fmt: skip
     engine.tell(ev.RunFinished({"report": report, "rows": []}))
     qtbot.waitUntil(lambda: work.data.report is not None)
-    assert work.seq_len == 80
-    work.choose_data("/somewhere/else.jsonl")
+    assert work.memory.seq_len == 80
+    work.job.choose_data("/somewhere/else.jsonl")
     assert work.data.report is None
-    assert work.seq_len == 512
+    assert work.memory.seq_len == 512
 
 
 def test_the_memory_follows_every_setting_at_once(qtbot: QtBot, make_window: MakeWindow) -> None:
     window = make_window()
     work = window.studio.workspace
     window.go_to("memory")
-    before = work.own.bar("double_quant").device_likely if work.own else 0
-    with qtbot.waitSignal(work.estimate_changed, timeout=5000):
-        work.edit("data.seq_len", 2048)
-    assert work.own is not None
-    assert work.own.bar("double_quant").device_likely > 2 * before
-    with qtbot.waitSignal(work.estimate_changed, timeout=5000):
-        work.choose_gpu("RTX 4090")
+    before = work.memory.own.bar("double_quant").device_likely if work.memory.own else 0
+    with qtbot.waitSignal(work.memory.changed, timeout=5000):
+        work.job.edit("data.seq_len", 2048)
+    assert work.memory.own is not None
+    assert work.memory.own.bar("double_quant").device_likely > 2 * before
+    with qtbot.waitSignal(work.memory.changed, timeout=5000):
+        work.memory.choose_gpu("RTX 4090")
     assert "RTX 4090" in window.pages.screens["memory"].verdict.text()
 
 
@@ -349,18 +349,18 @@ def test_rows_at_once_are_those_the_run_will_choose(make_window: MakeWindow) -> 
     from qlora_engine.memory import estimate, gpus
 
     work = make_window().studio.workspace
-    work.edit("training.effective_batch", 6)
-    assert (work.device, work.micro_batch) == ("cpu", 2)
-    work.edit("training.effective_batch", 16)
-    work.choose_gpu("RTX 4090")
-    assert work.facts is not None
+    work.job.edit("training.effective_batch", 6)
+    assert (work.job.device, work.memory.micro_batch) == ("cpu", 2)
+    work.job.edit("training.effective_batch", 16)
+    work.memory.choose_gpu("RTX 4090")
+    assert work.base.facts is not None
     usable = gpus.find("RTX 4090").usable_bytes
     wanted = estimate.recommend_micro_batch(
-        work.facts, work.config, seq_len=work.seq_len, usable_bytes=usable
+        work.base.facts, work.job.config, seq_len=work.memory.seq_len, usable_bytes=usable
     )
-    assert work.micro_batch == wanted > 1
-    work.edit("training.micro_batch", 1)
-    assert work.micro_batch == 1
+    assert work.memory.micro_batch == wanted > 1
+    work.job.edit("training.micro_batch", 1)
+    assert work.memory.micro_batch == 1
 
 
 def test_a_narrow_window_folds_the_run_card_into_a_button(qtbot: QtBot, make_window: MakeWindow) -> None:
@@ -379,7 +379,7 @@ def test_the_theme_and_the_engine_are_chosen_in_settings_and_kept(make_window: M
     from qlora_engine.client import InlineEngine
 
     window = make_window(theme="dark")
-    dialog = dialogs.SettingsDialog(window, window.studio.settings.value, window.choose_setting)
+    dialog = dialogs.SettingsDialog(window, window.studio.settings.value, window.beside.choose_setting)
     try:
         dialog.theme._buttons["light"].click()
         assert not theme.tokens().is_dark

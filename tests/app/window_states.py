@@ -60,15 +60,15 @@ def failed(window: MainWindow) -> None:
 
 def wrong(window: MainWindow) -> None:
     work = window.studio.workspace
-    work.edit("lora.rank", 0)
-    work.edit("training.learning_rate", float("nan"))
-    work.edit("data.seq_len", 3)
+    work.job.edit("lora.rank", 0)
+    work.job.edit("training.learning_rate", float("nan"))
+    work.job.edit("data.seq_len", 3)
 
 
 def long_names(window: MainWindow) -> None:
     work = window.studio.workspace
-    work.edit("model.name", LONG)
-    work.edit("data.path", f"/a/very/deep/folder/{'sub/' * 12}{LONG.replace('/', '-')}.jsonl")
+    work.job.edit("model.name", LONG)
+    work.job.edit("data.path", f"/a/very/deep/folder/{'sub/' * 12}{LONG.replace('/', '-')}.jsonl")
 
 
 def with_runs(window: MainWindow) -> None:

@@ -235,7 +235,7 @@ def _measured(window: MainWindow, seconds: float) -> Report:
         ),
         "the window was not ready to train",
     )
-    studio.workspace.edit("training.max_steps", 100_000)
+    studio.workspace.job.edit("training.max_steps", 100_000)
     window.go_to("train", "live")
     _expect(wait(30, lambda: window.pages.screens["train"].charts is not None), "the charts did not appear")
     charts = window.pages.screens["train"].charts

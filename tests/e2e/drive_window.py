@@ -17,6 +17,7 @@ from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QLineEdit, QMessageBox, QPushButton, QWidget
 
 from app.main import make_application, make_window
+from app.presenters.run_numbers import numbers_of
 from app.services.collector import Collector
 from app.window import MainWindow
 
@@ -82,10 +83,10 @@ class Person:
     def choose(self) -> None:
         """The starter model and its data, and a short recipe."""
         screen = self.go_to("model")
-        self.wait("the list of models", lambda: bool(self.window.studio.workspace.models))
+        self.wait("the list of models", lambda: bool(self.window.studio.workspace.base.models))
         rectangle = screen.list.visualItemRect(screen.list.item(0))
         QTest.mouseClick(screen.list.viewport(), Qt.MouseButton.LeftButton, pos=rectangle.center())
-        self.wait("the facts", lambda: self.window.studio.workspace.facts is not None)
+        self.wait("the facts", lambda: self.window.studio.workspace.base.facts is not None)
         train = self.go_to("train")
         for path, text in SHORT.items():
             form = next(f for f in train.forms if path in f.rows)
@@ -137,7 +138,7 @@ def whole(person: Person) -> None:
     person.resume()
     person.wait("the end", person.is_over)
     run = person.window.studio.trainer.run
-    numbers = run.numbers()
+    numbers = numbers_of(run)
     person.seen |= {
         "run_dir": run.run_dir,
         "state": run.state,
