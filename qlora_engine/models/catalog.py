@@ -79,11 +79,14 @@ def resolve(name: str, revision: str | None = None, offline: bool = False) -> Re
     """
     name = name.strip()
     if name == STARTER:
+        _require_no_revision(name, revision)
         return _starter()
     local = Path(name).expanduser()
     if local.suffix.lower() == ".gguf":
+        _require_no_revision(name, revision)
         return _gguf(name, local)
     if local.exists() or _looks_like_path(name):
+        _require_no_revision(name, revision)
         spec.read_config(local)  # says what is wrong with it
         return ResolvedModel(name, "folder", local.resolve())
     return _hub(name, revision, offline)
@@ -141,6 +144,16 @@ def converted_dir(source: Path) -> Path:
     stat = source.stat()
     key = hashlib.sha256(f"{source.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:10]
     return paths.models_dir() / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', source.stem)}-{key}"
+
+
+def _require_no_revision(name: str, revision: str | None) -> None:
+    """What lies on the disk is as it is: a revision would change nothing, and who gave one believes otherwise."""
+    if revision:
+        raise EngineError(
+            "model.revision",
+            f"model.revision is {revision!r}, and {name} is no hub model: what lies on this disk has no other revisions",
+            "leave model.revision empty, or give the model's hub id",
+        )
 
 
 def _starter() -> ResolvedModel:

@@ -35,7 +35,7 @@ from qlora_engine.memory import context
 from qlora_engine.memory import estimate as memory_estimate
 from qlora_engine.models import catalog, loading, prepare
 from qlora_engine.runs.record import RunFolder
-from qlora_engine.training import checkpoint, loss, optim, schedule
+from qlora_engine.training import checkpoint, loss, optim, schedule, vocabulary
 
 VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "safetensors", "accelerate")
 
@@ -82,6 +82,8 @@ def prepare_parts(
     facts = catalog.facts(config.model.name, config.model.revision, config.model.offline)
     tokenizer = loading.load_tokenizer(base_path, trust_remote_code=config.model.trust_remote_code)
     prepared = yield from _ready_data(config, tokenizer, facts, control)
+    every_row = (row.input_ids for row in (*prepared.train, *prepared.held_out))
+    yield from vocabulary.compare(tokenizer, facts.vocab_size, every_row)
     control.check()
     micro_batch, estimate = choose_micro_batch(config, facts, prepared.seq_len, plan)
     checkpoint.require_disk(folder.path, _disk_bytes(estimate), "a run with these settings")

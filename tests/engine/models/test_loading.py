@@ -15,6 +15,7 @@ from qlora_engine.config import QuantizationSettings
 from qlora_engine.device import DevicePlan
 from qlora_engine.errors import Cancelled, EngineError
 from qlora_engine.models import loading, spec
+from qlora_engine.models.four_bit import dequantized
 from tests.support.tiny import CHATML, make_tiny, tiny_tokenizer
 
 NF4 = QuantizationSettings()
@@ -175,3 +176,18 @@ def test_a_file_that_changed_gets_a_new_hash(llama: Path, home: Path) -> None:
     change_tensors(llama, **{"model.norm.weight": torch.zeros(64, dtype=torch.bfloat16)})
     after = loading.fingerprint(llama)
     assert {name for name in before if before[name] != after[name]} == {"model.safetensors"}
+
+
+def test_rows_that_are_no_whole_blocks_are_read_right_on_the_cpu(
+    llama: Path, home: Path, cpu: DevicePlan
+) -> None:
+    """96 inputs: bitsandbytes' own product takes the constants of other rows, and passes wrong gradients on."""
+    layer = loading.load_quantized(llama, NF4, cpu).model.model.layers[0].mlp.down_proj
+    assert layer.in_features % 64
+    weight = dequantized(layer.weight.data, layer.weight.quant_state)
+    original = load_file(llama / "model.safetensors")["model.layers.0.mlp.down_proj.weight"].float()
+    assert float((weight - original).abs().max() / original.abs().max()) < 0.15
+    x = torch.randn(3, 96, requires_grad=True)
+    layer(x).sum().backward()
+    torch.testing.assert_close(layer(x), x @ weight.T)
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(3, -1))

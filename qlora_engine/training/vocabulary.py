@@ -1,0 +1,39 @@
+"""Whether a tokenizer and a model agree on how many tokens there are, before anything is loaded. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from qlora_engine.errors import EngineError
+from qlora_engine.events import Event, Noticed
+
+
+def compare(tokenizer: Any, embedding_rows: int, rows: Iterable[Sequence[int]]) -> Iterator[Event]:
+    """Say where they differ; `rows` are the token ids that will be trained and measured.
+
+    Raises:
+        EngineError: a row has a token that the model has no embedding for.
+    """
+    entries = len(tokenizer)
+    largest = max((max(row, default=0) for row in rows), default=0)
+    if largest >= embedding_rows:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise EngineError(
+            "model.vocabulary",
+            f"the tokenizer has {entries:,} entries and the model has embeddings for {embedding_rows:,}: the data uses token "
+            f"{largest:,} ({token!r}), which the model does not know",
+            "use the tokenizer that belongs to these weights, or a chat template without that token",
+        )
+    if entries > embedding_rows:
+        yield Noticed(
+            "warning", "model.vocabulary",
+            f"The tokenizer has {entries:,} entries and the model has embeddings for {embedding_rows:,}; the data uses none of "
+            f"the {entries - embedding_rows:,} others",
+            "a prompt that uses one of them cannot be answered",
+        )  # fmt: skip
+    if tokenizer.pad_token_id is None:
+        yield Noticed(
+            "info", "model.no_pad",
+            "The tokenizer has no padding token; short rows are filled with the end token, which is masked by length",
+        )  # fmt: skip
