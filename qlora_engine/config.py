@@ -461,6 +461,38 @@ class TrainingSettings:
         help="Recomputes activations instead of keeping them: far less memory, about a third slower.",
         resume="safe",
     )
+    join_rows: bool = knob(
+        True,
+        label="Rows end to end",
+        help="Computes rows one after the other without padding, each seeing only itself. Where a model mixes them up, rows "
+        "of similar length are padded instead.",
+        is_expert=True,
+        resume="safe",
+    )
+    fused_adapters: bool = knob(
+        True,
+        label="Fused adapters",
+        help="Computes base and adapter of a layer, and layers of one input, in one go. The same numbers, faster.",
+        is_expert=True,
+        resume="safe",
+    )
+    fused_elementwise: bool = knob(
+        True,
+        label="Fused norms and positions",
+        help="On a CPU: norms and rotary positions in fewer passes over memory. The same numbers, faster.",
+        is_expert=True,
+        resume="safe",
+    )
+    kept_weights_gib: float = knob(
+        4.0,
+        label="Keep dequantized weights",
+        help="On a CPU: weights are dequantized once and kept if they take at most this much. 0: in every pass anew.",
+        unit="GiB",
+        lo=0,
+        hi=1024,
+        is_expert=True,
+        resume="safe",
+    )
     loss: str = knob(
         "chunked",
         label="Loss",

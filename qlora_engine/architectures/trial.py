@@ -25,6 +25,7 @@ from qlora_engine.models import class_child, loading, spec
 from qlora_engine.models.quiet import quiet
 from qlora_engine.training import loss as losses
 from qlora_engine.training import optim, schedule, steps
+from qlora_engine.training.fast.install import FastPaths
 
 STEPS = 3
 TOKENS = 24
@@ -146,6 +147,7 @@ def equip(
         model=model, plan=plan, optimizer=optimizer, attached=attached, loaded=loaded, pad_token_id=0,
         scheduler=schedule.learning_rates(settings, optimizer, planned), loss_kind="chunked",
         scaler=torch.amp.GradScaler("cpu", enabled=False), config=SimpleNamespace(training=settings), folder=folder,
+        fast=FastPaths(),
     )  # fmt: skip
     try:
         if not losses.is_chunkable(model, batches.collate([memorised()], 0)):

@@ -17,7 +17,8 @@ class Batch:
     """A micro-batch. `input_ids` and `labels` are (batch, seq) int64, labels not shifted, -100 where untrained.
 
     `attention_mask` (batch, seq) is None when nothing is padded or rows are packed; packed rows carry
-    `position_ids` (batch, seq) that restart at each boundary, from which transformers separates them.
+    `position_ids` (batch, seq) that restart at each boundary, from which transformers separates them. `lengths` are those
+    of rows laid end to end (`join`), which only an attention that knows of them may compute.
     """
 
     input_ids: torch.Tensor
@@ -25,6 +26,7 @@ class Batch:
     attention_mask: torch.Tensor | None
     position_ids: torch.Tensor | None
     tokens: int
+    lengths: tuple[int, ...] = ()
 
     def to(self, device: str) -> Batch:
         def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -68,10 +70,27 @@ def collate(rows: Sequence[TokenRow], pad_token_id: int) -> Batch:
     return Batch(input_ids, labels, None if tokens == mask.numel() else mask, None, tokens)
 
 
+def join(rows: Sequence[TokenRow]) -> Batch:
+    """`rows`, and the rows packed into them, end to end in one long row (1, tokens): nothing is padded. The first token of
+    each is never trained, since it would be predicted from its neighbour."""
+    lengths = tuple(length for row in rows for length in row.lengths)
+    ids = torch.tensor([[token for row in rows for token in row.input_ids]], dtype=torch.int64)
+    trained = torch.tensor([[is_trained for row in rows for is_trained in row.trained]])
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    trained[0, positions == 0] = False
+    labels = torch.where(trained, ids, IGNORED)
+    return Batch(ids, labels, None, positions.unsqueeze(0), ids.numel(), lengths)
+
+
 def order(rows: int, seed: int, epoch: int) -> list[int]:
     """The order of an epoch: a permutation that depends on seed and epoch alone."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return list(torch.randperm(rows, generator=generator).tolist())
+
+
+def by_length(rows: Sequence[TokenRow]) -> list[TokenRow]:
+    """The same rows, those of similar length beside each other, so that little is padded."""
+    return sorted(rows, key=lambda row: len(row.input_ids))
 
 
 def longest_first(rows: Sequence[TokenRow]) -> list[TokenRow]:

@@ -89,7 +89,7 @@ def summed_loss(
     """
     causal = causal_of(model)
     if kind == "full":
-        return full_cross_entropy(causal(**_inputs(batch)).logits, batch.labels)
+        return full_cross_entropy(causal(**model_inputs(batch)).logits, batch.labels)
     flat_hidden, flat_labels = predicting_states(causal, batch)
     head = causal.get_output_embeddings()
     softcap, scale = logit_shape(causal.config)
@@ -106,7 +106,7 @@ def summed_loss(
 
 def predicting_states(causal: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """What the head sees where a trained token is predicted (T, H), and those tokens (T,)."""
-    hidden = _backbone(causal)(**_inputs(batch)).last_hidden_state
+    hidden = _backbone(causal)(**model_inputs(batch)).last_hidden_state
     return gather_trained(hidden, batch.labels)
 
 
@@ -177,7 +177,8 @@ def _backbone(causal: Any) -> Any:
     return backbone
 
 
-def _inputs(batch: Any) -> dict[str, Any]:
+def model_inputs(batch: Any) -> dict[str, Any]:
+    """What a causal language model is called with."""
     return {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,

@@ -80,7 +80,7 @@ class MemoryTrace:
             return int(torch.cuda.max_memory_allocated(self._parts.plan.index)) + paging.managed_bytes()
         if self._parts.transient_peak_bytes is None:
             return None
-        model = sum(self._model_parts.values())
+        model = sum(self._model_parts.values()) + self._parts.fast.kept_bytes
         return model + self._parts.transient_peak_bytes + self._optimizer().state_bytes
 
     def optimizer_built(self) -> OptimizerBuilt:

@@ -8,7 +8,7 @@ import platform
 import random
 import sys
 from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ from qlora_engine.memory import estimate as memory_estimate
 from qlora_engine.models import catalog, loading, prepare
 from qlora_engine.runs.record import RunFolder
 from qlora_engine.training import checkpoint, loss, optim, schedule, vocabulary
+from qlora_engine.training.fast import install
+from qlora_engine.training.fast.install import FastPaths
 
 VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "safetensors", "accelerate")
 
@@ -59,6 +61,7 @@ class Parts:
     pad_token_id: int
     micro_batch: int
     predicted_peak_bytes: int | None
+    fast: FastPaths = field(default_factory=FastPaths)
     transient_peak_bytes: int | None = None
     """On the CPU: the most that was alive during the dry step beyond the model itself."""
     saved_step: int | None = None
@@ -119,6 +122,7 @@ def prepare_parts(
         predicted_peak_bytes=estimate.chosen(config.quantization.double_quant).peak_bytes,
     )
     yield from _choose_loss(parts)
+    yield from _choose_fast_paths(parts)
     planned = _plan_event(parts, estimate)
     _record(parts, loaded, planned, attached)
     yield planned
@@ -267,6 +271,25 @@ def _choose_loss(parts: Parts) -> Generator[Event, None, None]:
         )
 
 
+def _choose_fast_paths(parts: Parts) -> Generator[Event, None, None]:
+    """After the choice of the loss, which looks at the plain model."""
+    predicted = parts.predicted_peak_bytes or 0
+    spare = usable_bytes(parts.plan) - predicted
+    parts.fast = install.install(
+        parts.model, parts.config.training, parts.data.train, device=parts.plan.kind, spare_bytes=spare
+    )
+    parts.predicted_peak_bytes = predicted + parts.fast.kept_bytes
+    reason = parts.fast.why_not.get("join_rows")
+    if reason is not None:
+        packed = parts.config.data.packing
+        yield Noticed(
+            "info",
+            "speed.padded",
+            f"Rows are {'packed under one mask' if packed else 'padded, those of similar length together'}: "
+            f"laid end to end this model computes them differently ({reason})",
+        )
+
+
 def _plan_event(parts: Parts, estimate: Any) -> PlanMade:
     return PlanMade(
         total_steps=parts.schedule.total_steps,
@@ -304,6 +327,7 @@ def _record(parts: Parts, loaded: Any, planned: PlanMade, attached: adapters.Ada
         estimate=estimate,
         predicted_peak_bytes=planned.predicted_peak_bytes,
         loss_kind=parts.loss_kind,
+        fast_paths=parts.fast.to_json(),
     )
 
 

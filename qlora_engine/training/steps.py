@@ -17,6 +17,7 @@ from qlora_engine.errors import EngineError
 from qlora_engine.memory.tracker import LiveBytes
 from qlora_engine.training import loss as losses
 from qlora_engine.training import optim
+from qlora_engine.training.fast import segments
 
 BAD_STEPS_IN_A_ROW = 3
 
@@ -67,7 +68,8 @@ def optimizer_step(parts: Any, rows: Sequence[Any], micro_batch: int, control: C
     """
     began = time.perf_counter()
     before = _rng_state()
-    collated = [batches.collate(group, parts.pad_token_id) for group in in_groups(rows, micro_batch)]
+    arranged = parts.fast.arranged(rows)
+    collated = [parts.fast.batch(group, parts.pad_token_id) for group in in_groups(arranged, micro_batch)]
     trained = sum(losses.trained_count(b.labels) for b in collated)
     scale = float(parts.scaler.get_scale())
     rate = float(parts.optimizer.param_groups[0]["lr"])
@@ -76,6 +78,7 @@ def optimizer_step(parts: Any, rows: Sequence[Any], micro_batch: int, control: C
         norm, is_applied = _update(parts, total)
     except (Interrupted, torch.OutOfMemoryError):
         parts.optimizer.zero_grad(set_to_none=True)
+        parts.fast.forget()
         _restore_rng_state(before)
         raise
     return StepResult(
@@ -92,14 +95,16 @@ def optimizer_step(parts: Any, rows: Sequence[Any], micro_batch: int, control: C
 
 def _backward(parts: Any, collated: Sequence[batches.Batch], trained: int, control: Control) -> float:
     """Gradients of the mean loss over `trained` tokens; the summed loss."""
-    total = 0.0
+    total = torch.zeros((), device=parts.plan.name)
     for batch in collated:
         if control.is_stop_requested:
             raise Interrupted
-        summed = losses.summed_loss(parts.model, batch.to(parts.plan.name), kind=parts.loss_kind)
-        parts.scaler.scale(summed / trained).backward()
-        total += float(summed.detach())
-    return total
+        moved = batch.to(parts.plan.name)
+        with segments.running(moved):
+            summed = losses.summed_loss(parts.model, moved, kind=parts.loss_kind)
+            parts.scaler.scale(summed / trained).backward()
+        total += summed.detach()
+    return float(total)
 
 
 def _update(parts: Any, total: float) -> tuple[float, bool]:
@@ -158,8 +163,9 @@ def score(
         for group in in_groups(rows, micro_batch):
             if control.is_stop_requested:
                 raise Interrupted
-            batch = batches.collate(group, parts.pad_token_id).to(parts.plan.name)
-            summed, count = losses.token_losses(parts.model, batch, kind=parts.loss_kind)
+            batch = parts.fast.batch(group, parts.pad_token_id).to(parts.plan.name)
+            with segments.running(batch):
+                summed, count = losses.token_losses(parts.model, batch, kind=parts.loss_kind)
             total, trained, done = total + summed, trained + count, done + len(group)
             if on_rows is not None:
                 on_rows(done)
@@ -177,11 +183,12 @@ def dry_step(parts: Any, rows: Sequence[Any], micro_batch: int) -> None:
     longest = batches.longest_first(rows)[:micro_batch]
     before = _rng_state()
     try:
-        batch = batches.collate(longest, parts.pad_token_id).to(parts.plan.name)
-        with _counting(parts):
+        batch = parts.fast.batch(longest, parts.pad_token_id).to(parts.plan.name)
+        with _counting(parts), segments.running(batch):
             losses.summed_loss(parts.model, batch, kind=parts.loss_kind).backward()
     finally:
         parts.optimizer.zero_grad(set_to_none=True)
+        parts.fast.forget()
         _restore_rng_state(before)
 
 

@@ -22,6 +22,7 @@ from qlora_engine.monitor import trace
 from qlora_engine.monitor.page_moves import PageMoves
 from qlora_engine.runs.record import RunFolder
 from qlora_engine.training import memory_trace, optim, recipe
+from qlora_engine.training.fast.install import FastPaths
 from qlora_engine.training.memory_trace import MemoryTrace
 from tests.engine.monitor.conftest import until
 from tests.engine.monitor.managed import managed_memory
@@ -172,7 +173,7 @@ def gpu_parts(folder: Path) -> Any:
     run = RunFolder(folder)
     run.write_record({"run_id": "x", "state": "running"})
     return SimpleNamespace(
-        plan=SimpleNamespace(kind="cuda", index=0), model=model, folder=run, transient_peak_bytes=None,
+        plan=SimpleNamespace(kind="cuda", index=0), model=model, folder=run, transient_peak_bytes=None, fast=FastPaths(),
         optimizer=optim.build(TrainingSettings(optimizer="paged_adamw_32bit"), model.parameters()),
         config=SimpleNamespace(training=SimpleNamespace(optimizer="paged_adamw_32bit")),
     )  # fmt: skip

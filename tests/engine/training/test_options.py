@@ -114,6 +114,11 @@ class Outcome:
         return [path.name for path in self.folder.checkpoints()]
 
     @property
+    def fast(self) -> dict[str, Any]:
+        """What the fast paths were found to be on the loaded model; test_fast_paths.py counts what each does."""
+        return dict(self.folder.record()["fast_paths"])
+
+    @property
     def peak(self) -> int:
         return int(self.folder.record()["measured_peak_bytes"])
 
@@ -175,6 +180,10 @@ CASES = [
     Case("training.max_grad_norm", 0.001, losses, {"training.optimizer": "adamw_torch_fused"}),
     Case("training.gradient_checkpointing", False, lambda o: o.peak),
     Case("training.loss", "full", lambda o: o.folder.record()["loss_kind"]),
+    Case("training.join_rows", False, lambda o: o.fast["join_rows"]),
+    Case("training.fused_adapters", False, lambda o: o.fast["fused_adapters"]),
+    Case("training.fused_elementwise", False, lambda o: o.fast["fused_elementwise"]),
+    Case("training.kept_weights_gib", 0.0, lambda o: (o.fast["kept_bytes"], o.peak)),
     Case("training.seed", 7, losses),
     Case("training.eval_every_steps", 1, lambda o: [e.step for e in o.evaluations]),
     Case("training.eval_rows", 2, lambda o: o.evaluations[0].trained_tokens),

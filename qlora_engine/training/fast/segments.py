@@ -1,0 +1,259 @@
+"""Attention over rows laid end to end: each row attends to itself alone, and nothing between rows is computed. Imports torch.
+
+transformers would build a mask of all tokens by all tokens and compute every pair of it. Here rows of similar length
+are gathered into small batches for torch's own causal kernel; on CUDA its kernel for rows of different lengths is used.
+Registered with transformers beside `sdpa`; outside of `running` it is `sdpa`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "qlora_segments"
+PLAIN = "sdpa"
+CLOSE = 0.5
+"""Rows are computed together while the shortest has this share of the longest's length."""
+UNKNOWN_TO_US = ("softcap", "s_aux", "position_bias")
+KNOWN_LAYOUTS = 64
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True, eq=False)
+class Bucket:
+    """Rows computed together: `rows` of `width` tokens. `read` (rows * width,) says where each token lies, 0 where there
+    is none; `read_or_zero` says one past the end there."""
+
+    rows: int
+    width: int
+    read: torch.Tensor
+    read_or_zero: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How `tokens` tokens of several rows lie. `back` (tokens,) finds them in the buckets' outputs one after the other;
+    `starts` (rows + 1,) int32 is where each row begins."""
+
+    tokens: int
+    longest: int
+    buckets: tuple[Bucket, ...]
+    back: torch.Tensor
+    starts: torch.Tensor
+
+
+class _Now:
+    layout: Layout | None = None
+
+
+@contextlib.contextmanager
+def running(batch: Any) -> Iterator[None]:
+    """While inside, attention follows the rows of `batch`, the recomputation of a backward pass included. The state is the
+    process's: on CUDA, backward runs on a thread of its own."""
+    lengths = getattr(batch, "lengths", ())
+    _Now.layout = layout(tuple(lengths), str(batch.input_ids.device)) if lengths else None
+    try:
+        yield
+    finally:
+        _Now.layout = None
+
+
+@lru_cache(maxsize=KNOWN_LAYOUTS)
+def layout(lengths: tuple[int, ...], device: str) -> Layout:
+    """The layout of rows of these lengths, one after the other."""
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    total = starts[-1]
+    back = torch.empty(total, dtype=torch.int64)
+    found, used = [], 0
+    for members in _alike(lengths):
+        width = lengths[members[0]]
+        places = torch.full((len(members), width), total, dtype=torch.int64)
+        for index, row in enumerate(members):
+            inside = torch.arange(lengths[row])
+            places[index, : lengths[row]] = inside + starts[row]
+            back[starts[row] : starts[row + 1]] = inside + used + index * width
+        used += places.numel()
+        flat = places.flatten()
+        read = torch.where(flat < total, flat, 0)
+        found.append(Bucket(len(members), width, read.to(device), flat.to(device)))
+    offsets = torch.tensor(starts, dtype=torch.int32)
+    return Layout(total, max(lengths), tuple(found), back.to(device), offsets.to(device))
+
+
+def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of rows of similar length, the longest first."""
+    group: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if group and lengths[row] < CLOSE * lengths[group[0]]:
+            yield group
+            group = []
+        group.append(row)
+    yield group
+
+
+class _SegmentAttention(torch.autograd.Function):
+    """Causal attention within each row, on the CPU: (1, H, T, D), (1, K, T, D) twice -> (1, T, H, D)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+        place: Layout, scale: float | None, window: int | None,
+    ) -> torch.Tensor:  # fmt: skip
+        heads, kept, outs = (query.shape[1], key.shape[1]), [], []
+        flat = [_by_token(t) for t in (query, key, value)]
+        for bucket in place.buckets:
+            q, k, v = (_gathered(t, bucket, h) for t, h in zip(flat, (*heads, heads[1]), strict=True))
+            mask = _window_mask(bucket.width, window, q)
+            out, log_sum = _flash(q, k, v, 0.0, mask is None, attn_mask=mask, scale=scale)
+            kept += [q, k, v, out, log_sum]
+            outs.append(out.transpose(1, 2).reshape(bucket.rows * bucket.width, -1))
+        ctx.save_for_backward(*kept)
+        ctx.place, ctx.scale, ctx.window = place, scale, window
+        whole = outs[0] if len(outs) == 1 else torch.cat(outs)
+        return _in_order(whole, place).view(1, place.tokens, heads[0], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:
+        place, kept = ctx.place, ctx.saved_tensors
+        flat = grad_output.reshape(place.tokens, -1)
+        if not _is_whole(place):
+            flat = torch.cat(
+                [flat, flat.new_zeros(1, flat.shape[1])]
+            )  # nothing comes from where there is no token
+        found: list[list[torch.Tensor]] = [[], [], []]
+        for index, bucket in enumerate(place.buckets):
+            q, k, v, out, log_sum = kept[5 * index : 5 * index + 5]
+            taken = flat if _is_whole(place) else flat.index_select(0, bucket.read_or_zero)
+            grad = taken.view(bucket.rows, bucket.width, q.shape[1], -1).transpose(1, 2)
+            mask = _window_mask(bucket.width, ctx.window, q)
+            three = _flash_backward(
+                grad, q, k, v, out, log_sum, 0.0, mask is None, attn_mask=mask, scale=ctx.scale
+            )
+            for parts, one in zip(found, three, strict=True):
+                parts.append(one.transpose(1, 2).reshape(bucket.rows * bucket.width, -1))
+        q, k = kept[0], kept[1]
+        wholes = [_in_order(p[0] if len(p) == 1 else torch.cat(p), place) for p in found]
+        shaped = [
+            whole.view(1, place.tokens, heads, -1).transpose(1, 2)
+            for whole, heads in zip(wholes, (q.shape[1], k.shape[1], k.shape[1]), strict=True)
+        ]
+        return (*shaped, None, None, None)
+
+
+def _by_token(states: torch.Tensor) -> torch.Tensor:
+    """(1, H, T, D) -> (T, H * D), without a copy where the projection's own order was kept."""
+    return states.transpose(1, 2).reshape(states.shape[2], -1)
+
+
+def _is_whole(place: Layout) -> bool:
+    return len(place.buckets) == 1 and place.buckets[0].rows == 1
+
+
+def _gathered(flat: torch.Tensor, bucket: Bucket, heads: int) -> torch.Tensor:
+    """(T, H * D) -> (rows, H, width, D)."""
+    taken = (
+        flat
+        if bucket.rows * bucket.width == len(flat) and bucket.rows == 1
+        else flat.index_select(0, bucket.read)
+    )
+    return taken.view(bucket.rows, bucket.width, heads, -1).transpose(1, 2)
+
+
+def _in_order(whole: torch.Tensor, place: Layout) -> torch.Tensor:
+    return whole if _is_whole(place) else whole.index_select(0, place.back)
+
+
+def _window_mask(width: int, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
+    """What a sliding window hides beside the future; None where the whole row is inside of it."""
+    if window is None or width <= window:
+        return None
+    distance = torch.arange(width, device=like.device)
+    distance = distance[:, None] - distance[None, :]
+    is_seen = (distance >= 0) & (distance < window)
+    return torch.zeros(width, width, dtype=like.dtype, device=like.device).masked_fill_(~is_seen, -torch.inf)
+
+
+def attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **more: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface."""
+    place = _Now.layout
+    if place is None:
+        plain = ALL_ATTENTION_FUNCTIONS[PLAIN]
+        return plain(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more)
+    unknown = [name for name in UNKNOWN_TO_US if more.get(name) is not None]
+    is_causal = more.get("is_causal")
+    if (
+        unknown
+        or dropout
+        or attention_mask is not None
+        or query.shape[2] != place.tokens
+        or is_causal is False
+    ):
+        raise ValueError(f"this attention cannot follow rows laid end to end: {unknown or query.shape}")
+    window = more.get("sliding_window")
+    if query.device.type == "cuda":
+        return _on_cuda(query, key, value, place, scaling, window), None
+    return _SegmentAttention.apply(query, key, value, place, scaling, window), None
+
+
+def _on_cuda(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, place: Layout, scale: float | None, window: int | None
+) -> torch.Tensor:  # fmt: skip
+    """torch's flash attention for rows of different lengths; 16-bit types only (torch 2.10 and newer)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+    left = -1 if window is None or window > place.longest else window - 1
+    out = varlen_attn(
+        q, k, v, place.starts, place.starts, place.longest, place.longest,
+        scale=scale, window_size=(left, 0), enable_gqa=q.shape[1] != k.shape[1],
+    )  # fmt: skip
+    return out.unsqueeze(0)
+
+
+def _mask(*arguments: Any, **more: Any) -> Any:
+    """No mask where the rows are known, else that of `sdpa`."""
+    return None if _Now.layout is not None else ALL_MASK_ATTENTION_FUNCTIONS[PLAIN](*arguments, **more)
+
+
+def install(model: Any) -> None:
+    """Have every part of `model` that uses `sdpa` use this.
+
+    Raises:
+        ValueError: no part of it does.
+    """
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    using = [c for c in configs.values() if getattr(c, "_attn_implementation", None) == PLAIN]
+    if not using:
+        raise ValueError(f"its attention is not {PLAIN}")
+    ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _mask)
+    for config in using:
+        config._attn_implementation_internal = NAME
+
+
+def remove(model: Any) -> None:
+    """Back to `sdpa`."""
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "_attn_implementation", None) == NAME:
+            config._attn_implementation_internal = PLAIN

@@ -1,0 +1,291 @@
+"""Every faster way computes what the plain modules compute: losses and gradients, alone and together, on six architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from qlora_engine import adapters
+from qlora_engine.config import LoraSettings, ModelSettings, QuantizationSettings, TrainingSettings
+from qlora_engine.data import batches
+from qlora_engine.data.tokenize import TokenRow
+from qlora_engine.device import plan_device
+from qlora_engine.models import loading
+from qlora_engine.training import loss
+from qlora_engine.training.fast import elementwise, install, kept_weights, linears, segments
+from tests.support.tiny import VOCAB, make_tiny
+
+ARCHITECTURES = ("llama", "qwen3", "mistral", "gpt_neox", "gemma3_text", "olmo2")
+SWITCHES = {"join_rows": True, "fused_adapters": True, "fused_elementwise": True, "kept_weights_gib": 4.0}
+OFF = TrainingSettings(join_rows=False, fused_adapters=False, fused_elementwise=False, kept_weights_gib=0.0)
+ON = replace(OFF, **SWITCHES)
+LENGTHS = (37, 5, 21, 20, 9, 33)
+ALLOWED = 1e-4
+
+
+@pytest.fixture(autouse=True)
+def rotary_functions_stay() -> Iterator[None]:
+    """The function of a model's source file is replaced for the process; a test leaves it as it was."""
+    made: list[elementwise.Installed] = []
+    original = elementwise.Installed.__init__
+
+    def noting(self: elementwise.Installed, model: Any) -> None:
+        made.append(self)
+        original(self, model)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(elementwise.Installed, "__init__", noting)
+        yield
+    for one in made:
+        for module, own in one.rotary_modules:
+            setattr(module, elementwise.ROTARY, own)
+
+
+def rows(lengths: tuple[int, ...] = LENGTHS) -> list[TokenRow]:
+    generator = torch.Generator().manual_seed(3)
+    made = []
+    for length in lengths:
+        ids = torch.randint(4, VOCAB, (length,), generator=generator).tolist()
+        made.append(TokenRow(ids, [index > 2 for index in range(length)], 0, lengths=(length,)))
+    return made
+
+
+def load(folder: Path, lora: LoraSettings | None = None, *, is_checkpointed: bool = False) -> Any:
+    """A 4-bit model with adapters whose B is not zero, so that every gradient is."""
+    plan = plan_device(ModelSettings(device="cpu"))
+    base = loading.load_quantized(folder, QuantizationSettings(), plan).model
+    model, _ = adapters.attach(base, lora or LoraSettings(rank=4), seed=1)
+    torch.manual_seed(5)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.train()
+    if is_checkpointed:
+        model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+        model.get_base_model().enable_input_require_grads()
+    return model
+
+
+def step(model: Any, fast: install.FastPaths, micro_batch: int = 3) -> tuple[float, dict[str, torch.Tensor]]:
+    """The summed loss of all rows and the gradient of every adapter."""
+    total, made = 0.0, list(fast.arranged(rows()))
+    for start in range(0, len(made), micro_batch):
+        batch = fast.batch(made[start : start + micro_batch], 0)
+        with segments.running(batch):
+            summed = loss.summed_loss(model, batch)
+            summed.backward()
+        total += float(summed.detach())
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return total, gradients
+
+
+def furthest(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
+    assert found.keys() == wanted.keys()
+    assert all(one.abs().max() > 0 for one in wanted.values())
+    return max(float((found[n] - wanted[n]).norm() / wanted[n].norm()) for n in wanted)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_each_switch_and_all_of_them_leave_losses_and_gradients_alone(
+    tmp_path: Path, architecture: str
+) -> None:
+    folder = make_tiny(architecture, tmp_path / "model")
+    wanted_loss, wanted = step(load(folder), install.FastPaths())
+    choices = [replace(OFF, **{name: value}) for name, value in SWITCHES.items()]
+    for settings in (*choices, ON):
+        model = load(folder, is_checkpointed=settings is ON)
+        fast = install.install(model, settings, rows(), device="cpu", spare_bytes=1 << 40)
+        assert fast.why_not == {}
+        assert fast.joins_rows == settings.join_rows
+        assert fast.fuses_adapters == settings.fused_adapters
+        assert bool(fast.kept_bytes) == bool(settings.kept_weights_gib)
+        found_loss, found = step(model, fast)
+        assert found_loss == pytest.approx(wanted_loss, rel=ALLOWED)
+        assert furthest(found, wanted) < ALLOWED
+
+
+def test_what_is_kept_has_the_bits_that_would_be_computed_again(two_layers: Path) -> None:
+    results = []
+    for budget in (0.0, 4.0):
+        model = load(two_layers)
+        settings = replace(ON, kept_weights_gib=budget)
+        results.append(
+            step(model, install.install(model, settings, rows(), device="cpu", spare_bytes=1 << 40))
+        )
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(results[0][1][name], results[1][1][name]) for name in results[0][1])
+
+
+def test_kept_weights_stay_within_what_is_allowed_and_free(two_layers: Path) -> None:
+    model = load(two_layers)
+    needed = kept_weights.needed_bytes(model)
+    assert needed == sum(
+        m.in_features * m.out_features * 4 for m in model.modules() if isinstance(m, Linear4bit)
+    )
+    for spare, kept in ((needed - 1, 0), (needed, needed)):
+        fast = install.install(load(two_layers), ON, rows(), device="cpu", spare_bytes=spare)
+        assert fast.kept_bytes == kept
+        assert ("kept_weights_gib" in fast.why_not) == (kept == 0)
+
+
+@pytest.mark.parametrize("lora", [LoraSettings(rank=4, dropout=0.3), LoraSettings(rank=4, dora=True)])
+def test_what_is_not_plain_lora_keeps_its_own_forward(two_layers: Path, lora: LoraSettings) -> None:
+    model = load(two_layers, lora)
+    fast = install.install(model, replace(OFF, fused_adapters=True), rows(), device="cpu", spare_bytes=0)
+    assert not fast.fuses_adapters
+    assert "fused_adapters" in fast.why_not
+
+
+def test_layers_of_one_input_are_computed_together(two_layers: Path) -> None:
+    model = load(two_layers)
+    fast = install.install(model, ON, rows(), device="cpu", spare_bytes=0)
+    assert [len(site.group.sites) for site in fast.sites] == [3, 3, 3, 1, 2, 2, 1] * 2
+
+
+def test_switching_the_adapters_off_shows_the_base_again(two_layers: Path) -> None:
+    plain, model = load(two_layers), load(two_layers)
+    install.install(model, ON, rows(), device="cpu", spare_bytes=1 << 40)
+    ids = torch.tensor([rows()[0].input_ids])
+    for one in (plain, model):
+        one.eval()
+    with torch.no_grad(), plain.disable_adapter(), model.disable_adapter():
+        torch.testing.assert_close(model(ids).logits, plain(ids).logits, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert not torch.allclose(model(ids).logits, _base_logits(plain, ids), atol=1e-3)
+
+
+def _base_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with model.disable_adapter():
+        return model(ids).logits
+
+
+def test_generation_with_padding_is_untouched(two_layers: Path) -> None:
+    """Outside of a step attention is the plain one, with its mask."""
+    plain, model = load(two_layers), load(two_layers)
+    install.install(model, ON, rows(), device="cpu", spare_bytes=1 << 40)
+    ids = torch.tensor([rows()[0].input_ids[:12], [0] * 5 + rows()[2].input_ids[:7]])
+    mask = (torch.arange(12) >= torch.tensor([[0], [5]])).long()
+    found = [
+        one.eval().generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0)
+        for one in (model, plain)
+    ]  # fmt: skip
+    assert torch.equal(found[0], found[1])
+
+
+def test_a_model_that_lets_rows_see_each_other_gets_padded_ones(
+    two_layers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that carries a state along would: here every token also gets what came before it."""
+    model = load(two_layers)
+    embedding = model.get_base_model().get_input_embeddings()
+    embedding.register_forward_hook(lambda module, inputs, output: output + output.cumsum(1).roll(1, 1) * 0.1)
+    fast = install.install(model, ON, rows(), device="cpu", spare_bytes=0)
+    assert not fast.joins_rows
+    assert "logits differ" in fast.why_not["join_rows"]
+    assert [len(row.input_ids) for row in fast.arranged(rows())] == sorted(LENGTHS)
+    assert fast.batch(rows(), 0).attention_mask is not None
+
+
+def test_a_wrong_fast_path_is_found_out(two_layers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = linears._add_product
+    monkeypatch.setattr(
+        linears, "_add_product", lambda y, inner, up, scale: original(y, inner, up, 1.1 * scale)
+    )
+    fast = install.install(load(two_layers), ON, rows(), device="cpu", spare_bytes=1 << 40)
+    assert not fast.fuses_adapters
+    assert "logits differ" in fast.why_not["fused_adapters"]
+
+
+def test_windows_and_rows_of_any_lengths_attend_as_with_a_mask() -> None:
+    generator = torch.Generator().manual_seed(1)
+    for lengths, window in (((9,), None), ((3, 17, 4, 17, 1), None), ((40, 38, 7), 5), ((6, 6), 100)):
+        total = sum(lengths)
+        q = torch.randn(1, 4, total, 16, generator=generator, requires_grad=True)
+        k, v = (torch.randn(1, 2, total, 16, generator=generator, requires_grad=True) for _ in "kv")
+        place = segments.layout(lengths, "cpu")
+        row = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+        distance = torch.arange(total)[:, None] - torch.arange(total)[None, :]
+        is_seen = (row[:, None] == row[None, :]) & (distance >= 0) & (distance < (window or total))
+        wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=is_seen, enable_gqa=True)
+        found = segments._SegmentAttention.apply(q, k, v, place, None, window)
+        torch.testing.assert_close(found, wanted.transpose(1, 2), rtol=1e-4, atol=1e-5)
+        upstream = torch.randn(found.shape, generator=generator)
+        for a, b in zip(
+            torch.autograd.grad(found, (q, k, v), upstream),
+            torch.autograd.grad(wanted.transpose(1, 2), (q, k, v), upstream), strict=True,
+        ):  # fmt: skip
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------ what needs no clock
+
+
+class Counted(TorchDispatchMode):
+    """Operators dispatched, bytes of new results, dequantizations and host reads of values while inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators = self.dequantizations = self.host_reads = self.allocated_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operators += 1
+        name = str(func)
+        self.dequantizations += "dequantize_4bit" in name or "gemm_4bit" in name
+        self.host_reads += "_local_scalar_dense" in name
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(one, torch.Tensor) and not name.startswith(VIEWS) and not func._schema.is_mutable:
+                self.allocated_bytes += one.nbytes
+        return out
+
+
+VIEWS = tuple(f"aten.{name}." for name in (
+    "view", "transpose", "t", "slice", "detach", "narrow", "expand", "unsqueeze", "split_with_sizes", "select", "_unsafe_view",
+))  # fmt: skip
+
+
+def counted(model: Any, run: Callable[[], Any]) -> Counted:
+    run()
+    with Counted() as counts:
+        run()
+    return counts
+
+
+def test_a_step_dispatches_reads_and_allocates_little(two_layers: Path) -> None:
+    """Against PEFT's own modules on the same rows, run together under a mask as the best of plain loops do."""
+    packed = [
+        replace(row, lengths=(row.lengths[0] // 2, row.lengths[0] - row.lengths[0] // 2))
+        for row in rows((40, 40))
+    ]
+    plain_model, model = load(two_layers), load(two_layers)
+    plain_batch = batches.collate(packed, 0)
+    plain = counted(plain_model, lambda: loss.summed_loss(plain_model, plain_batch).backward())
+    fast = install.install(model, ON, rows(), device="cpu", spare_bytes=1 << 40)
+
+    def run() -> None:
+        batch = fast.batch(packed, 0)
+        with segments.running(batch):
+            loss.summed_loss(model, batch).backward()
+
+    ours = counted(model, run)
+    assert ours.operators <= 0.7 * plain.operators
+    assert ours.allocated_bytes <= 0.8 * plain.allocated_bytes
+    assert ours.dequantizations == 0
+    assert plain.dequantizations >= 2 * 7 * 2 - 3  # forward and backward of each layer
+    assert ours.host_reads <= plain.host_reads
+
+
+def test_settings_are_told_apart(two_layers: Path) -> None:
+    model = load(two_layers)
+    fast = install.install(model, OFF, rows(), device="cpu", spare_bytes=1 << 40)
+    assert fast.to_json() == install.FastPaths().to_json()
+    assert SimpleNamespace(**fast.to_json()).kept_bytes == 0
