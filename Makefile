@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) packaging/bootstrap.py
 
-.PHONY: run test lint bench bench-ui bench-memory bench-merge bench-exports test-gpu gpu-kit gpu-rehearsal gpu-report clean
+.PHONY: bench-speed run test lint bench bench-ui bench-memory bench-merge bench-exports test-gpu gpu-kit gpu-rehearsal gpu-report clean
 
 run:  ## open the window; without a display, train the starter in the terminal
 	@$(BOOTSTRAP) run
@@ -18,6 +18,9 @@ bench:  ## all benchmarks
 
 bench-ui:  ## event-loop gaps of the window while a run is training
 	@$(BOOTSTRAP) bench-ui
+
+bench-speed:  ## tokens per second beside a bare PEFT loop and TRL
+	@$(BOOTSTRAP) bench-speed
 
 bench-memory:  ## predicted against measured memory, per setting
 	@$(BOOTSTRAP) bench-memory

@@ -59,8 +59,10 @@ def main(arguments: list[str]) -> int:
             or module("tests.bench.memory_table")
             or module("tests.bench.merge_speed")
             or module("tests.bench.starter_exports")
+            or module("tests.bench.speed_table")
         ),
         "bench-ui": lambda: module("tests.bench.ui_gaps"),
+        "bench-speed": lambda: module("tests.bench.speed_table"),
         "bench-memory": lambda: module("tests.bench.memory_table"),
         "bench-merge": lambda: module("tests.bench.merge_speed"),
         "bench-exports": lambda: module("tests.bench.starter_exports"),

@@ -34,6 +34,7 @@ class MemoryTrace:
         self._is_moves_problem_told = moves is None or moves.why_not is None
         self._is_cuda = parts.plan.kind == "cuda"
         self._model_parts = model_parts(parts.model)
+        self._model_parts["unquantized_weights"] += parts.fast.kept_bytes
         self._report: tuple[int, paging.PagingReport] | None = None
         self._stepped_at = time.time()
         self._gradient_bytes = 0
@@ -80,7 +81,7 @@ class MemoryTrace:
             return int(torch.cuda.max_memory_allocated(self._parts.plan.index)) + paging.managed_bytes()
         if self._parts.transient_peak_bytes is None:
             return None
-        model = sum(self._model_parts.values()) + self._parts.fast.kept_bytes
+        model = sum(self._model_parts.values())
         return model + self._parts.transient_peak_bytes + self._optimizer().state_bytes
 
     def optimizer_built(self) -> OptimizerBuilt:

@@ -437,9 +437,10 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     original = loss.summed_loss
 
     def bounded(model: Any, batch: Any, **kwargs: Any) -> torch.Tensor:
+        rows = len(batch.lengths) or batch.input_ids.shape[0]
         if torch.is_grad_enabled():
-            tried.append(batch.input_ids.shape[0])
-        if batch.input_ids.shape[0] > 2:
+            tried.append(rows)
+        if rows > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return original(model, batch, **kwargs)
 

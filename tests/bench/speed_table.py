@@ -1,0 +1,146 @@
+"""How fast the engine trains beside a bare PEFT loop and TRL, on the same rows and the same starter model.
+
+`make bench-speed`, or `python -m tests.bench.speed_table [rounds] [json file]`. Every program trains the same rows in turn,
+round after round; medians, ratios and their spread count, since other work on the machine slows all of them. TRL takes part
+where it is installed (`pip install trl`, or `QLORA_BENCH_PATH` names a folder that has it). Prints a table and JSON; exit
+code 1 when a promised ratio is missed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.bench import speed_contestants as contestants
+
+ROUNDS = 3
+PROMISED = {
+    "bare loop": ("engine, packed", 1.15),
+    "TRL, at its best": ("engine, packed", 1.5),
+    "TRL, packed": ("engine, packed", 2.0),
+    "TRL, padded": ("engine, padding-free", 2.2),
+}
+"""Of whom, by whom, how much at least."""
+PROMISED_CEILING = 0.75
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print what was measured; 1 when a promise is broken."""
+    rounds = int(arguments[0]) if arguments else ROUNDS
+    if os.environ.get("QLORA_BENCH_PATH"):
+        sys.path.append(os.environ["QLORA_BENCH_PATH"])
+    load = contestants.prepare()
+    programs = contestants.all_of(load, has_trl=importlib.util.find_spec("trl") is not None)
+    runs: dict[str, list[contestants.Pace]] = {name: [] for name in programs}
+    ceilings = []
+    for number in range(rounds):
+        ceilings.append(multiply_speed())
+        for name, train in programs.items():
+            began = time.perf_counter()
+            runs[name].append(train())
+            print(f"round {number + 1}: {name}: {runs[name][-1].tokens_per_second:.1f} tokens/s ({time.perf_counter() - began:.0f} s)", flush=True)  # fmt: skip
+    found = summary(load, runs, ceilings)
+    print(table(found))
+    print(json.dumps(found, indent=1))
+    if len(arguments) > 1:
+        Path(arguments[1]).write_text(json.dumps(found, indent=1), encoding="utf-8")
+    return 0 if all(one["holds"] for one in found["promises"]) else 1
+
+
+def summary(
+    load: contestants.Load, runs: dict[str, list[contestants.Pace]], ceilings: list[float]
+) -> dict[str, Any]:
+    rows = {name: row(load, paces, ceilings) for name, paces in runs.items()}
+    promises = [
+        promise(runs, name, ours, wanted) for name, (ours, wanted) in PROMISED.items() if name in runs
+    ]
+    shares = rows["engine, packed"]["ceiling_share"]
+    promises.append(
+        {
+            "against": "ceiling",
+            "wanted": PROMISED_CEILING,
+            "found": shares,
+            "holds": shares >= PROMISED_CEILING,
+        }
+    )
+    return {
+        "threads": torch.get_num_threads(),
+        "multiply_gflops": [round(one, 1) for one in ceilings],
+        "programs": rows,
+        "promises": promises,
+    }
+
+
+def row(
+    load: contestants.Load, paces: Sequence[contestants.Pace], ceilings: Sequence[float]
+) -> dict[str, Any]:
+    speeds = [pace.tokens_per_second for pace in paces]
+    shares = [load.flops_per_token * s / c / 1e9 for s, c in zip(speeds, ceilings, strict=True)]
+    return {
+        "tokens_per_second": round(statistics.median(speeds), 1),
+        "spread": [round(min(speeds), 1), round(max(speeds), 1)],
+        "trained_tokens_per_second": round(statistics.median(speeds) * load.trained_share, 1),
+        "peak_bytes": max(pace.peak_bytes for pace in paces),
+        "loss": paces[-1].loss,
+        "ceiling_share": round(statistics.median(shares), 3),
+    }
+
+
+def promise(runs: dict[str, list[contestants.Pace]], name: str, ours: str, wanted: float) -> dict[str, Any]:
+    """Ratios within a round: what slowed one slowed the other."""
+    ratios = [a.tokens_per_second / b.tokens_per_second for a, b in zip(runs[ours], runs[name], strict=True)]
+    found = statistics.median(ratios)
+    return {
+        "against": name, "by": ours, "wanted": wanted, "found": round(found, 3),
+        "spread": [round(min(ratios), 3), round(max(ratios), 3)], "holds": found >= wanted,
+    }  # fmt: skip
+
+
+def multiply_speed() -> float:
+    """GFLOP/s of fp32 products at the starter's shapes, forward and backward: what nothing can exceed."""
+    x, work, done = torch.randn(512, 576), 0.0, 0.0
+    for out, inner in ((576, 576), (192, 576), (1536, 576), (576, 1536)):
+        weight, states, grads = (
+            torch.randn(out, inner),
+            x if inner == 576 else torch.randn(512, inner),
+            torch.randn(512, out),
+        )
+        best = min(timed(lambda w=weight, s=states, g=grads: (s @ w.t(), g @ w)) for _ in range(20))
+        work += best * contestants.SHAPE_COUNTS[(out, inner)]
+        done += 4 * 512 * out * inner * contestants.SHAPE_COUNTS[(out, inner)]
+    return done / work / 1e9
+
+
+def timed(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def table(found: dict[str, Any]) -> str:
+    lines = [
+        f"{'':24}{'tokens/s':>10}{'spread':>16}{'trained/s':>11}{'peak MiB':>10}{'ceiling':>9}{'loss':>9}"
+    ]
+    for name, one in found["programs"].items():
+        low, high = one["spread"]
+        lines.append(
+            f"{name:24}{one['tokens_per_second']:>10.1f}{low:>9.1f}-{high:<6.1f}{one['trained_tokens_per_second']:>11.1f}"
+            f"{one['peak_bytes'] / 2**20:>10.0f}{one['ceiling_share']:>9.0%}{one['loss']:>9.4f}"
+        )
+    for one in found["promises"]:
+        sign = "holds" if one["holds"] else "MISSED"
+        lines.append(f"against {one['against']}: {one['found']:.2f}, promised {one['wanted']:.2f}: {sign}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
