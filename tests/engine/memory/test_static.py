@@ -27,8 +27,8 @@ ARCHITECTURES = (
 )  # fmt: skip
 
 
-def storages(model: Any) -> dict[str, int]:
-    """Bytes of distinct storages by part, read off the built model."""
+def storages(model: Any, *, has_buffers: bool) -> dict[str, int]:
+    """Bytes of distinct storages by part, read off the built model; facts that a class told count its buffers too."""
     found: dict[str, dict[int, int]] = {
         "quantized_weights": {}, "quantization_constants": {}, "adapters": {}, "unquantized_weights": {},
     }  # fmt: skip
@@ -44,6 +44,9 @@ def storages(model: Any) -> dict[str, int]:
                 if constant is not None and constant.numel():
                     _add(found["quantization_constants"], constant)
         _add(found[part], parameter)
+    if has_buffers:
+        for _, buffer in model.named_buffers():
+            _add(found["unquantized_weights"], buffer)
     return {part: sum(sizes.values()) for part, sizes in found.items()}
 
 
@@ -58,8 +61,9 @@ def _add(sizes: dict[int, int], tensor: torch.Tensor) -> None:
 
 def compare(folder: Path, is_double: bool, **changes: Any) -> None:
     settings = config(quantization__double_quant=is_double, **changes)
-    found = estimate(spec.facts_of_folder(folder), settings, seq_len=64, micro_batch=1, device="cpu")
-    built = storages(build(folder, settings))
+    facts_of_it = spec.facts_of_folder(folder)
+    found = estimate(facts_of_it, settings, seq_len=64, micro_batch=1, device="cpu")
+    built = storages(build(folder, settings), has_buffers=facts_of_it.source == "class")
     parts = found.chosen(is_double).parts
     assert {name: parts[name] for name in built} == built
 
