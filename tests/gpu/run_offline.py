@@ -20,6 +20,7 @@ Exit code: 0 nothing failed, 1 something did, 2 it cannot begin. Standard librar
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import shutil
 import sys
@@ -108,6 +109,7 @@ def unpack(wheels: Path | None, site: Path) -> None:
     for wheel in sorted(wheels.glob("*.whl")) if wheels else ():
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(site)
+    importlib.invalidate_caches()  # the folder was on the path before it was there
 
 
 def put_first(site: Path) -> None:
