@@ -22,6 +22,7 @@ from qlora_engine.config import (
 )
 from qlora_engine.errors import EngineError, did_you_mean
 from qlora_engine.knobs import Knob, knobs_of
+from qlora_engine.runs.sealed import write_aside
 
 LARGE_MODEL_PARAMETERS = 30_000_000_000
 
@@ -135,7 +136,7 @@ def dumps(config: TrainingConfig, *, is_commented: bool = False) -> str:
 
 
 def save(config: TrainingConfig, path: Path | str, *, is_commented: bool = False) -> None:
-    Path(path).write_text(dumps(config, is_commented=is_commented), encoding="utf-8")
+    write_aside(Path(path), dumps(config, is_commented=is_commented).encode("utf-8"))
 
 
 def parse_override(text: str) -> tuple[str, Any]:

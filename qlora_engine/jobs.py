@@ -35,9 +35,14 @@ class TrainJob(Job):
 
 @dataclass(frozen=True)
 class ResumeJob(Job):
-    """Go on with a stopped or crashed run from its newest good checkpoint."""
+    """Go on with a stopped or crashed run from its newest good checkpoint.
+
+    `accept` names what may differ from what the checkpoint was made with: paths of settings, `base`, `data`, `template`,
+    `owner` (it ran on another computer and is over), or `all`.
+    """
 
     run_dir: str
+    accept: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

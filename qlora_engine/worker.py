@@ -7,6 +7,7 @@ When stdin ends the driver has vanished: the job is asked to save and end.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -19,6 +20,8 @@ from qlora_engine import events, jobs, parsing
 from qlora_engine.control import STOP_SAVE, Control
 
 NICENESS = 5
+ORPHAN_SECONDS = float(os.environ.get("QLORA_ORPHAN_SECONDS", "600"))
+"""How long an engine that nobody reads may take to save; a chat template that loops for ever never hears of it."""
 
 
 def main() -> int:
@@ -30,7 +33,9 @@ def main() -> int:
     _lower_priority()
     control = Control()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: control.request_stop(STOP_SAVE))
+    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: control.request_stop(STOP_SAVE))
     line = sys.stdin.readline()
     if not line:
         return 2
@@ -72,8 +77,27 @@ def _listen(control: Control) -> None:
             logging.getLogger(__name__).warning("not a command: %r", line[:80])
             continue
         control.handle(command)
+    _orphaned(control)
+
+
+def _orphaned(control: Control) -> None:
+    """Save and end; and end anyway after `ORPHAN_SECONDS`, whatever is being computed. A timer of the operating system
+    does it, since a thread of Python's waits for code that never lets go of its lock."""
     control.is_orphaned = True
     control.request_stop(STOP_SAVE)
+    if hasattr(signal, "setitimer"):
+        with contextlib.suppress(OSError, ValueError):
+            signal.setitimer(signal.ITIMER_REAL, ORPHAN_SECONDS)
+    timer = threading.Timer(ORPHAN_SECONDS, _end_orphan)
+    timer.daemon = True
+    timer.start()
+
+
+def _end_orphan() -> None:
+    logging.getLogger(__name__).error(
+        "nobody reads this engine, and it did not end within %s s", ORPHAN_SECONDS
+    )
+    os._exit(3)
 
 
 def _deliver(out: TextIO, event: events.Event, control: Control) -> None:
@@ -82,8 +106,7 @@ def _deliver(out: TextIO, event: events.Event, control: Control) -> None:
         out.flush()
     except (BrokenPipeError, ValueError, OSError):
         if not control.is_orphaned:
-            control.is_orphaned = True
-            control.request_stop(STOP_SAVE)
+            _orphaned(control)
 
 
 def _lower_priority() -> None:

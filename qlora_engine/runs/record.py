@@ -1,14 +1,13 @@
 """The run folder: `job.toml`, `run.json`, `metrics.jsonl`, `memory.jsonl`, `log.txt`, `checkpoints/`, `adapter/`.
 
-Writers write aside, fsync and rename; readers say what is missing and show what is there. Torch-free.
+Every file has a checksum of its own, in its mark or in each of its lines, or is made again from those that have; only
+`log.txt`, written for people, has none. Readers say what is missing and show what is there. Torch-free.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
+import errno
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -16,16 +15,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from qlora_engine import config_io, events, parsing, paths
-from qlora_engine.config import TrainingConfig
+from qlora_engine.config import TrainingConfig, tables
 from qlora_engine.errors import EngineError
+from qlora_engine.runs import claims, ownership, sealed, stored
+from qlora_engine.runs.naming import free_path
+from qlora_engine.runs.sealed import append_line, write_aside
+from qlora_engine.runs.stored import (
+    CHECKPOINT_MARK,
+    JOB_FILE,
+    LIVE_STATES,
+    LOCK_FILE,
+    RECORD_FILE,
+    is_complete,
+    step_of,
+)
 
-RUN_SCHEMA_VERSION = 1
-LIVE_STATES = ("running", "paused")
+__all__ = [
+    "CHECKPOINT_MARK",
+    "LIVE_STATES",
+    "RESUMABLE_STATES",
+    "RunFolder",
+    "RunSummary",
+    "append_line",
+    "is_complete",
+    "list_runs",
+    "step_of",
+    "write_aside",
+]
+
 RESUMABLE_STATES = ("stopped", "crashed", "failed")
-CHECKPOINT_MARK = "checkpoint.json"
 
 
 @dataclass(frozen=True)
@@ -60,6 +79,8 @@ class RunFolder:
         self.log_path = path / "log.txt"
         self.memory_path = path / "memory.jsonl"
         self.metrics_path = path / "metrics.jsonl"
+        self.job_path = path / JOB_FILE
+        self._lock = ownership.Lock(path / LOCK_FILE)
 
     @property
     def run_id(self) -> str:
@@ -73,22 +94,24 @@ class RunFolder:
             EngineError: the runs folder cannot be written, or a run of that name exists.
         """
         parent = paths.runs_dir(config.output.runs_dir)
-        folder = cls(_free_path(parent, config))
+        folder = cls(free_path(parent, config))
         try:
-            folder.path.mkdir(parents=True, exist_ok=False)
-            folder.checkpoints_dir.mkdir()
-            config_io.save(config, folder.path / "job.toml")
-        except FileExistsError as error:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder.path.mkdir(mode=sealed.PRIVATE_FOLDER)
+            folder.checkpoints_dir.mkdir(mode=sealed.PRIVATE_FOLDER)
+            config_io.save(config, folder.job_path)
+            job = config_io.to_dict(config)
+            folder.write_record({"run_id": folder.run_id, "state": "new", "created": time.time(), "job": job})
+        except OSError as error:
+            if not folder.path.exists() or not isinstance(error, FileExistsError):
+                raise EngineError(
+                    "output.not_writable",
+                    f"the runs folder {parent} cannot be written: {error.strerror or error}",
+                    "choose another folder with output.runs_dir",
+                ) from error
             raise EngineError(
                 "output.exists", f"a run named {folder.run_id!r} exists already", "choose another output.name"
             ) from error
-        except OSError as error:
-            raise EngineError(
-                "output.not_writable",
-                f"the runs folder {parent} cannot be written: {error.strerror or error}",
-                "choose another folder with output.runs_dir",
-            ) from error
-        folder.write_record({"run_id": folder.run_id, "state": "new", "created": time.time()})
         return folder
 
     @classmethod
@@ -100,63 +123,86 @@ class RunFolder:
         """
         candidates = [Path(where).expanduser(), paths.runs_dir() / str(where)]
         for candidate in candidates:
-            if (candidate / "job.toml").is_file() or (candidate / "run.json").is_file():
+            if is_run(candidate):
                 return cls(candidate.resolve())
         raise EngineError("run.missing", f"there is no run {str(where)!r}", "see the runs with `qlora runs`")
 
     def job(self) -> TrainingConfig:
-        return config_io.load(self.path / "job.toml")
-
-    def record(self) -> dict[str, Any]:
-        """`run.json`.
+        """What the run is, or was last, trained with.
 
         Raises:
-            EngineError: it is missing, not JSON, or written by a newer program.
+            EngineError: neither its record nor its job file can be read.
         """
         try:
-            record = parsing.from_json((self.path / "run.json").read_text(encoding="utf-8"))
+            return config_io.from_dict(self.record()["job"], f"the record of run {self.run_id!r}")
+        except (EngineError, KeyError, TypeError):
+            return config_io.load(self.job_path)
+
+    def asked(self) -> tuple[TrainingConfig, str]:
+        """What `job.toml` asks for now. Where it is missing, empty or cut, what the run was trained with, and why.
+
+        Raises:
+            EngineError: it asks for what cannot be, or there is nothing else to go by.
+        """
+        try:
+            text = self.job_path.read_text(encoding="utf-8")
+            problem = "" if set(tables()) <= set(parsing.from_toml(text)) else "it is not whole"
         except (OSError, ValueError) as error:
+            problem = getattr(error, "strerror", None) or str(error)
+        return (config_io.load(self.job_path), "") if not problem else (self.job(), problem)
+
+    def record(self) -> dict[str, Any]:
+        """`run.json`; where it is damaged or gone, what the newest checkpoint and the adapter keep of it, with
+        `rebuilt_from`.
+
+        Raises:
+            EngineError: there is none, or it was written by a newer program.
+        """
+        try:
+            return stored.record(self.path)
+        except (OSError, ValueError) as error:
+            rebuilt = stored.rebuilt_record(self.path)
+            if rebuilt is not None:
+                return rebuilt
             raise EngineError(
                 "run.unreadable",
-                f"the record of run {self.run_id!r} cannot be read: {error}",
+                f"the record of run {self.run_id!r} cannot be read: {getattr(error, 'strerror', None) or error}",
                 "look at its folder",
             ) from error
-        version = record.get("schema_version") if isinstance(record, dict) else None
-        if not isinstance(version, int) or version > RUN_SCHEMA_VERSION:
-            raise EngineError(
-                "run.newer",
-                f"run {self.run_id!r} has record version {version}; this program knows {RUN_SCHEMA_VERSION}",
-                "update QLoRA Studio",
-            )
-        return record
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        text = json.dumps({"schema_version": RUN_SCHEMA_VERSION, **record}, indent=1, ensure_ascii=False)
-        write_aside(self.path / "run.json", text.encode("utf-8"))
+        kept = {k: v for k, v in record.items() if k != "rebuilt_from"}
+        content = {"schema_version": stored.RUN_SCHEMA_VERSION, **kept}
+        write_aside(self.path / RECORD_FILE, sealed.sealed(content, indent=1))
 
     def update(self, **values: Any) -> None:
         """Change keys of `run.json`."""
         self.write_record({**self.record(), **values})
 
-    def claim(self) -> None:
-        """Mark this process as the one that runs it.
+    def claim(self, *, even_elsewhere: bool = False) -> str:
+        """Make this process the one that runs it, until `release`; what cannot be made sure of, in words.
 
         Raises:
-            EngineError: another live process runs it.
+            EngineError: another live process runs it, or may do so on another computer.
+            OSError: the folder cannot be written.
         """
         record = self.record()
-        if record.get("state") in LIVE_STATES and record.get("pid") != os.getpid() and is_alive(record):
-            raise EngineError(
-                "run.busy",
-                f"run {self.run_id!r} is being trained by process {record['pid']}",
-                "stop that one first",
-            )
-        started = psutil.Process().create_time()
-        self.update(state="running", pid=os.getpid(), pid_started=started)
+        doubt = claims.take(self.path, self._lock, record, even_elsewhere=even_elsewhere)
+        try:
+            self.path.chmod(sealed.PRIVATE_FOLDER)
+            self.update(state="running", **ownership.identity(os.getpid()))
+        except BaseException:
+            self.release()
+            raise
+        return doubt
+
+    def release(self) -> None:
+        """Let others run it."""
+        self._lock.release()
 
     def append(self, event: events.Event) -> None:
         """Add one line to `metrics.jsonl`; the line is with the system when this returns."""
-        append_line(self.metrics_path, events.encode(event))
+        append_line(self.metrics_path, sealed.sealed_line(events.encode(event)))
 
     def metrics(self) -> Iterator[events.Event]:
         """The events of `metrics.jsonl` as one consistent history.
@@ -165,6 +211,8 @@ class RunFolder:
         """
         kept: list[events.Event] = []
         for line in _lines(self.metrics_path):
+            if not sealed.is_sealed_line(line):
+                continue
             try:
                 event = events.decode(line)
             except ValueError:
@@ -192,19 +240,12 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first. One that lost a file or a byte is not complete."""
-        found = []
-        if self.checkpoints_dir.is_dir():
-            for folder in self.checkpoints_dir.iterdir():
-                match = re.fullmatch(r"step-(\d+)", folder.name)
-                if match and is_complete(folder):
-                    found.append((int(match[1]), folder))
-        return [folder for _, folder in sorted(found)]
+        return stored.checkpoints(self.path)
 
     def state(self) -> str:
         """The state a person is told: a run whose process is gone is `crashed`."""
-        record = self.record()
-        state = str(record.get("state", "crashed"))
-        if state in (*LIVE_STATES, "new") and not is_alive(record):
+        state = str(self.record().get("state", "crashed"))
+        if state in (*LIVE_STATES, "new") and not claims.is_owned(self.path, self.record()):
             return "crashed"
         return state
 
@@ -217,6 +258,10 @@ class RunFolder:
         except EngineError as error:
             record, state = {}, "unreadable"
             notices.append(error.message)
+        if record.get("rebuilt_from"):
+            notices.append(f"its record was damaged; what is shown is from {record['rebuilt_from']}")
+        if state in LIVE_STATES and ownership.is_elsewhere(self.path, record):
+            notices.append(f"begun on {record.get('host')}; whether it still runs cannot be told from here")
         plan = record.get("plan") or {}
         checkpoints = self.checkpoints()
         if record.get("last_checkpoint") and not checkpoints and state != "finished":
@@ -263,73 +308,21 @@ def list_runs(runs_dir: Path | None = None) -> list[RunSummary]:
     parent = runs_dir or paths.runs_dir()
     if not parent.is_dir():
         return []
-    folders = [p for p in parent.iterdir() if (p / "run.json").is_file() or (p / "job.toml").is_file()]
-    summaries = [RunFolder(p).summary() for p in folders]
+    summaries = [RunFolder(p).summary() for p in parent.iterdir() if is_run(p)]
     return sorted(summaries, key=lambda s: s.created_unix or 0.0, reverse=True)
 
 
-def is_alive(record: Mapping[str, Any]) -> bool:
-    """True when the process that wrote the record still runs (same pid and same start time)."""
-    pid = record.get("pid")
-    if not isinstance(pid, int):
-        return False
+def is_run(path: Path) -> bool:
+    """True for a folder with a job, a record or checkpoints in it."""
     try:
-        process = psutil.Process(pid)
-        started = record.get("pid_started")
-        return process.status() != psutil.STATUS_ZOMBIE and (
-            started is None or abs(process.create_time() - started) < 2
-        )
-    except psutil.Error:
-        return False
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """True when every file named in the checkpoint's mark has the size written there."""
-    try:
-        mark = parsing.from_json((checkpoint / CHECKPOINT_MARK).read_text(encoding="utf-8"))
-        return all((checkpoint / name).stat().st_size == size for name, size in mark["files"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def write_aside(path: Path, content: bytes) -> None:
-    """Replace `path` as a whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
-def append_line(path: Path, line: str) -> None:
-    """Add `line` to a file of lines; half a line that a killed writer left there is closed first, and spoils no other."""
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            line = line if file.read(1) == b"\n" else f"\n{line}"
-        file.write(f"{line}\n".encode())
+        return (path / JOB_FILE).is_file() or (path / RECORD_FILE).is_file() or bool(stored.checkpoints(path))
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
+            return False
+        raise
 
 
 def _lines(path: Path) -> Iterator[str]:
     if path.exists():
         with path.open(encoding="utf-8", errors="replace") as file:
             yield from file
-
-
-def _free_path(parent: Path, config: TrainingConfig) -> Path:
-    """The named folder, or one of its own for an unnamed run."""
-    if config.output.name:
-        return parent / _slug(config.output.name)
-    name = _automatic_name(config)
-    numbered = (parent / (name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
-    return next(path for path in numbered if not path.exists())
-
-
-def _automatic_name(config: TrainingConfig) -> str:
-    moment = time.strftime("%Y%m%d-%H%M%S")
-    return f"{_slug(Path(config.model.name).stem or 'model')}-{_slug(Path(config.data.path).stem or 'data')}-{moment}"
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:60] or "run"

@@ -6,13 +6,11 @@ data: N steps straight equal N/2, a stop, a resume and N/2 (CORRECTNESS 24).
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
-import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +19,40 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from qlora_engine import parsing
+from qlora_engine import config_io
+from qlora_engine.config import all_knobs
 from qlora_engine.errors import EngineError
-from qlora_engine.runs.record import CHECKPOINT_MARK, RunFolder, is_complete, write_aside
+from qlora_engine.runs import sealed
+from qlora_engine.runs.record import RunFolder
+from qlora_engine.runs.sealed import sync_folder, write_aside, write_mark
+from qlora_engine.runs.stored import (
+    CHECKPOINT_MARK,
+    JOB_FILE,
+    RECORD_FILE,
+    STATE_FILE,
+    is_intact,
+    step_folders,
+    step_of,
+)
 from qlora_engine.training import optim
+from qlora_engine.training.watchdog import require_finite
 
 ADAPTER_FILE = "adapter.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 RNG_FILE = "rng.safetensors"
-STATE_FILE = "state.json"
+SCHEMA_VERSION = 1
 DISK_MARGIN_BYTES = 64 * 1024**2
+RATE_SETTINGS = frozenset(
+    path for path, knob in all_knobs().items() if knob.resume in ("rate", "length", "optimizer")
+)
+GROUP_KEYS = {
+    "training.beta1": ("betas",),
+    "training.beta2": ("betas",),
+    "training.epsilon": ("eps",),
+    "training.weight_decay": ("weight_decay",),
+    **dict.fromkeys(RATE_SETTINGS, ("lr", "initial_lr")),
+}
+"""What of an optimizer's group follows which setting."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +79,10 @@ class TrainState:
     evaluations_without_gain: int = 0
     evaluated_step: int | None = None
     micro_batch: int = 1
+    reliefs: list[str] = field(default_factory=list)
+    """What was changed besides, when memory ran out (training.recovery)."""
+    applied_steps: int = 0
+    """Steps that changed the weights."""
     loss_before: float | None = None
     last_held_out_loss: float | None = None
 
@@ -68,6 +94,7 @@ def save(
     scheduler: Any,
     state: TrainState,
     scaler: Any,
+    made: Mapping[str, Any],
 ) -> Path:
     """Write `checkpoints/step-N` as a whole or not at all; an existing complete one is replaced.
 
@@ -76,20 +103,23 @@ def save(
     """
     tensors, numbers = optim.export_state(optimizer)
     adapter = {name: t.detach().cpu().contiguous() for name, t in get_peft_model_state_dict(model).items()}
+    require_finite(adapter, f"the adapter of step {state.step}")
     needed = sum(t.nbytes for t in [*tensors.values(), *adapter.values()]) + DISK_MARGIN_BYTES
     require_disk(folder.path, needed, "a checkpoint")
     final = folder.checkpoints_dir / f"step-{state.step}"
     aside = folder.checkpoints_dir / f".step-{state.step}.{os.getpid()}.tmp"
     try:
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        folder.checkpoints_dir.mkdir(mode=sealed.PRIVATE_FOLDER, exist_ok=True)
+        aside.mkdir(mode=sealed.PRIVATE_FOLDER)
         save_file(adapter, aside / ADAPTER_FILE)
         save_file(tensors, aside / OPTIMIZER_FILE)
         save_file(_rng_tensors(), aside / RNG_FILE)
-        _write_json(aside / STATE_FILE, _plain_state(state, optimizer, scheduler, numbers, scaler))
+        _write_state(aside, _plain_state(state, optimizer, scheduler, numbers, scaler, made))
+        _copy_description(folder, aside, made)
         _seal(aside)
-        _swap_in(aside, final)
-        _sync_folder(folder.checkpoints_dir)
+        swap_in(aside, final)
+        sync_folder(folder.checkpoints_dir)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise _not_written(state.step, error) from error
@@ -97,7 +127,12 @@ def save(
 
 
 def rewrite_state(
-    checkpoint: Path, optimizer: torch.optim.Optimizer, scheduler: Any, state: TrainState, scaler: Any
+    checkpoint: Path,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    state: TrainState,
+    scaler: Any,
+    made: Mapping[str, Any],
 ) -> None:
     """Bring the loop's position up to date in a checkpoint of this very step, whose tensors are the same.
 
@@ -105,9 +140,9 @@ def rewrite_state(
         EngineError: the disk is full or not writable; the checkpoint stands as it was.
     """
     _, numbers = optim.export_state(optimizer)
-    plain = _plain_state(state, optimizer, scheduler, numbers, scaler)
+    plain = _plain_state(state, optimizer, scheduler, numbers, scaler, made)
     try:
-        write_aside(checkpoint / STATE_FILE, json.dumps(plain).encode())
+        _write_state(checkpoint, plain)
     except OSError as error:
         raise _not_written(state.step, error) from error
 
@@ -115,63 +150,81 @@ def rewrite_state(
 def find(folder: RunFolder) -> Found:
     """The newest checkpoint whose every byte is as it was written, and the damaged ones that are newer."""
     damaged: list[str] = []
-    for path in sorted(folder.checkpoints_dir.glob("step-*"), key=step_of, reverse=True):
-        if step_of(path) < 0:
-            continue
-        if is_complete(path) and is_intact(path):
+    for path in reversed(step_folders(folder.path)):
+        if is_intact(path) and _schema_of(path) <= SCHEMA_VERSION:
             return Found(path, tuple(damaged))
         damaged.append(path.name)
     return Found(None, tuple(damaged))
 
 
+def made_with(checkpoint: Path) -> dict[str, Any]:
+    """What it was made with (training.identity)."""
+    return dict(sealed.read(checkpoint / STATE_FILE)["made_with"])
+
+
 def discard(folder: RunFolder, names: Iterable[str]) -> None:
-    """Delete damaged checkpoints, so that none is taken for the newest again."""
+    """Delete checkpoints: damaged ones, so that none is taken for the newest again, and old ones."""
     for name in names:
-        shutil.rmtree(folder.checkpoints_dir / name, ignore_errors=True)
-
-
-def is_intact(checkpoint: Path) -> bool:
-    """True when the files have the checksums of the checkpoint's mark and the loop's position can be read."""
-    try:
-        parsing.from_json((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-        mark = parsing.from_json((checkpoint / CHECKPOINT_MARK).read_text(encoding="utf-8"))
-        return all(_crc32(checkpoint / name) == crc for name, crc in mark["crc32"].items())
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def step_of(checkpoint: Path) -> int:
-    """The N of `step-N`; -1 for another name."""
-    number = checkpoint.name.removeprefix("step-")
-    return int(number) if number.isdigit() else -1
+        place = folder.checkpoints_dir / name
+        if place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)
 
 
 def load(
-    checkpoint: Path, model: Any, optimizer: torch.optim.Optimizer, scheduler: Any, scaler: Any
+    checkpoint: Path,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    scaler: Any,
+    changed: Iterable[str] = (),
 ) -> TrainState:
     """Put model, optimizer, schedule and random generators back to where the checkpoint was written.
+
+    `changed` are the settings that are no more those of the checkpoint: of them the present value counts.
 
     Raises:
         EngineError: it does not fit this model or these settings.
     """
-    plain = parsing.from_json((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    plain, changes = sealed.read(checkpoint / STATE_FILE), set(changed)
     load_adapter(checkpoint, model)
     try:
-        optim.import_state(optimizer, load_file(checkpoint / OPTIMIZER_FILE), plain["optimizer_numbers"])
-    except ValueError as error:
+        if "training.optimizer" not in changes:
+            _load_optimizer(checkpoint, optimizer, plain, changes)
+        _load_schedule(scheduler, plain["scheduler"], is_another=bool(changes & RATE_SETTINGS))
+        if plain["scaler"]:
+            scaler.load_state_dict(plain["scaler"])
+        state = TrainState(**plain["train_state"])
+        _restore_rng(load_file(checkpoint / RNG_FILE), plain["python_rng"])
+    except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
         raise EngineError(
             "checkpoint.mismatch",
             f"the checkpoint {checkpoint.name} does not fit this run: {error}",
             "resume with the settings the run was started with",
         ) from error
-    for group, saved in zip(optimizer.param_groups, plain["param_groups"], strict=True):
-        group.update(saved)
-    scheduler.load_state_dict(plain["scheduler"])
-    if plain["scaler"]:
-        scaler.load_state_dict(plain["scaler"])
-    state = TrainState(**plain["train_state"])
-    _restore_rng(load_file(checkpoint / RNG_FILE), plain["python_rng"])
     return state
+
+
+def _load_optimizer(
+    checkpoint: Path, optimizer: torch.optim.Optimizer, plain: Mapping[str, Any], changes: set[str]
+) -> None:
+    optim.import_state(optimizer, load_file(checkpoint / OPTIMIZER_FILE), plain["optimizer_numbers"])
+    new = {key for path, keys in GROUP_KEYS.items() if path in changes for key in keys}
+    for group, saved in zip(optimizer.param_groups, plain["param_groups"], strict=True):
+        group.update({key: value for key, value in saved.items() if key not in new})
+
+
+def _load_schedule(scheduler: Any, saved: Mapping[str, Any], *, is_another: bool) -> None:
+    """The schedule where it stood; another one at the same number of steps."""
+    if not is_another:
+        scheduler.load_state_dict(saved)
+        return
+    scheduler.last_epoch = int(saved["last_epoch"])
+    groups = scheduler.optimizer.param_groups
+    for group, peak, share in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+        group["lr"] = peak * share(scheduler.last_epoch)
+    scheduler._last_lr = [group["lr"] for group in groups]
 
 
 def load_adapter(checkpoint: Path, model: Any) -> None:
@@ -196,9 +249,7 @@ def load_adapter(checkpoint: Path, model: Any) -> None:
 def prune(folder: RunFolder, keep: int, best_step: int | None) -> None:
     """Delete all but the newest `keep` checkpoints and the best one, and what dead writers left behind."""
     protected = {path.name for path in folder.checkpoints()[-keep:]} | {f"step-{best_step}"}
-    for path in folder.checkpoints_dir.glob("step-*"):
-        if path.name not in protected:
-            shutil.rmtree(path, ignore_errors=True)
+    discard(folder, (path.name for path in step_folders(folder.path) if path.name not in protected))
     for leftover in folder.checkpoints_dir.glob(".step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -244,6 +295,7 @@ def _plain_state(
     scheduler: Any,
     numbers: Mapping[str, Any],
     scaler: Any,
+    made: Mapping[str, Any],
 ) -> dict[str, Any]:
     version, internal, gauss = random.getstate()
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
@@ -254,6 +306,7 @@ def _plain_state(
         "scheduler": scheduler.state_dict(),
         "python_rng": [version, list(internal), gauss],
         "scaler": scaler.state_dict(),
+        "made_with": dict(made),
     }
 
 
@@ -273,33 +326,30 @@ def _restore_rng(tensors: Mapping[str, torch.Tensor], python_rng: list[Any]) -> 
     random.setstate((version, tuple(internal), gauss))
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")
+def _write_state(folder: Path, plain: Mapping[str, Any]) -> None:
+    write_aside(folder / STATE_FILE, sealed.sealed(plain))
+
+
+def _copy_description(folder: RunFolder, aside: Path, made: Mapping[str, Any]) -> None:
+    """The run's record and job, so that neither is lost while a checkpoint is whole."""
+    record = {k: v for k, v in folder.record().items() if k != "rebuilt_from"}
+    write_aside(aside / RECORD_FILE, sealed.sealed(record))
+    config_io.save(config_io.from_dict(made["settings"]), aside / JOB_FILE)
 
 
 def _seal(folder: Path) -> None:
-    """Fsync every file and write the mark that names them with sizes and checksums; without it nothing is a
-    checkpoint. The loop's position is not in it: `rewrite_state` replaces that file, as a whole or not at all."""
-    sizes, checksums = {}, {}
-    for path in sorted(folder.iterdir()):
-        _sync_file(path)
-        if path.name != STATE_FILE:
-            sizes[path.name] = path.stat().st_size
-            checksums[path.name] = _crc32(path)
-    _write_json(folder / CHECKPOINT_MARK, {"files": sizes, "crc32": checksums})
-    _sync_file(folder / CHECKPOINT_MARK)
-    _sync_folder(folder)
+    """Write the mark that names every file with size and checksum; without it nothing is a checkpoint. The loop's
+    position carries its own: `rewrite_state` replaces that file, as a whole or not at all."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != STATE_FILE)
+    write_mark(folder, folder / CHECKPOINT_MARK, names, schema_version=SCHEMA_VERSION)
 
 
-def _crc32(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            value = zlib.crc32(chunk, value)
-    return value
+def _schema_of(checkpoint: Path) -> int:
+    version = sealed.read(checkpoint / CHECKPOINT_MARK).get("schema_version")
+    return version if isinstance(version, int) else SCHEMA_VERSION + 1
 
 
-def _swap_in(aside: Path, final: Path) -> None:
+def swap_in(aside: Path, final: Path) -> None:
     """Rename `aside` to `final`; a damaged one that stands there is moved away first and deleted after."""
     replaced = final.with_name(f".{final.name}.replaced.tmp")
     shutil.rmtree(replaced, ignore_errors=True)
@@ -307,18 +357,3 @@ def _swap_in(aside: Path, final: Path) -> None:
         final.rename(replaced)
     aside.rename(final)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    if os.name != "posix":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

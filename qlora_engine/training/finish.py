@@ -8,13 +8,18 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+from peft import get_peft_model_state_dict
+
 from qlora_engine import adapters, parsing, paths
 from qlora_engine.control import Control
 from qlora_engine.data.templates import choose
 from qlora_engine.evaluate import generate
 from qlora_engine.events import Event, PhaseChanged, SampleAnswered
-from qlora_engine.training.checkpoint import TrainState
+from qlora_engine.runs import sealed
+from qlora_engine.runs.stored import ADAPTER_MARK
+from qlora_engine.training.checkpoint import TrainState, swap_in
 from qlora_engine.training.steps import Interrupted
+from qlora_engine.training.watchdog import require_finite
 
 
 def fixed_prompts(config: Any) -> tuple[str, ...]:
@@ -68,17 +73,26 @@ def samples(parts: Any, step: int | None) -> list[dict[str, str | None]]:
     ]
 
 
-def save_adapter(parts: Any) -> None:
-    """`adapter/` in PEFT's layout with the tokenizer and the template it was trained with, written aside and renamed."""
+def save_adapter(parts: Any, record: dict[str, Any]) -> None:
+    """`adapter/` in PEFT's layout with the tokenizer and the template it was trained with, written aside and renamed;
+    beside it `adapter.json`, with its files' checksums and the run's closing record.
+
+    Raises:
+        EngineError: a weight is no finite number.
+    """
+    weights = get_peft_model_state_dict(parts.model)
+    require_finite(weights, "the adapter")
     final = parts.folder.adapter_dir
     aside = final.with_name(f".adapter.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(mode=sealed.PRIVATE_FOLDER)
     adapters.save(parts.model, aside, parts.base_path)
     tokenizer = copy.deepcopy(parts.tokenizer)
     tokenizer.chat_template = choose(tokenizer, parts.config.data.chat_template).jinja
     tokenizer.save_pretrained(aside)
-    shutil.rmtree(final, ignore_errors=True)
-    aside.rename(final)
+    swap_in(aside, final)
+    names = sorted(path.name for path in final.iterdir() if path.is_file())
+    sealed.write_mark(final, parts.folder.path / ADAPTER_MARK, names, record=record)
 
 
 def kept_step(parts: Any, state: TrainState) -> int:

@@ -101,7 +101,7 @@ def _placed(optimizer: Any, parameter: torch.nn.Parameter, key: str, value: Any)
 def _restore_tables(optimizer: Any, parameters: list[torch.nn.Parameter]) -> None:
     for parameter in parameters:
         state = optimizer.state.get(parameter)
-        if not state or state["state1"].dtype != torch.uint8:
+        if not state or "state1" not in state or state["state1"].dtype != torch.uint8:
             continue
         for key, name in BNB_TABLES.items():
             if key == "qmap1" or "state2" in state:

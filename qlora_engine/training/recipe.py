@@ -5,187 +5,101 @@ prepare -> evaluate -> [train, evaluate, checkpoint]* -> keep the best -> save t
 
 from __future__ import annotations
 
-import errno
 import logging
+import math
 import os
 import time
 from collections.abc import Generator, Iterator
 
-import torch
-
 from qlora_engine import config_io
 from qlora_engine.config import TrainingConfig
 from qlora_engine.control import STOP_DISCARD, Control
-from qlora_engine.errors import Cancelled, EngineError
 from qlora_engine.events import (
     CheckpointSaved,
     Continued,
     EvaluationFinished,
     Event,
     Noticed,
-    OptimizerBuilt,
     Paused,
     PhaseChanged,
-    PlanMade,
     RunFinished,
     RunStarted,
     RunStopped,
-    SampleAnswered,
     StepFinished,
 )
 from qlora_engine.jobs import ResumeJob, TrainJob
 from qlora_engine.monitor import page_moves
-from qlora_engine.runs.record import LIVE_STATES, RunFolder, is_complete
-from qlora_engine.training import checkpoint, finish, recovery
-from qlora_engine.training.checkpoint import Found, TrainState
+from qlora_engine.runs.claims import ACCEPT_OWNER
+from qlora_engine.runs.record import RunFolder
+from qlora_engine.runs.stored import is_complete, is_intact
+from qlora_engine.training import checkpoint, finish, recovery, resuming, watchdog
+from qlora_engine.training.checkpoint import TrainState
 from qlora_engine.training.guard import AdapterGuard
 from qlora_engine.training.memory_trace import MemoryTrace
 from qlora_engine.training.pace import Pace
+from qlora_engine.training.recording import recorded
+from qlora_engine.training.resuming import Resume
 from qlora_engine.training.setup import Parts, prepare_parts
-from qlora_engine.training.steps import Interrupted, StepResult, Watchdog, dry_step, optimizer_step, score
+from qlora_engine.training.steps import Interrupted, StepResult, dry_step, optimizer_step, score
+from qlora_engine.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
-RECORDED = (
-    RunStarted, PlanMade, OptimizerBuilt, StepFinished, EvaluationFinished, SampleAnswered, CheckpointSaved, Noticed, Paused, Continued,
-)  # fmt: skip
 
 
 def train(job: TrainJob, control: Control) -> Iterator[Event]:
     """A new run. Raises EngineError or Cancelled; otherwise ends with RunFinished or RunStopped."""
     config = config_io.from_dict(job.config)
-    yield from _recorded(RunFolder.create(config), config, control, None)
+    folder = RunFolder.create(config)
+    yield from recorded(folder, lambda: _run(folder, config, control, None))
 
 
 def resume(job: ResumeJob, control: Control) -> Iterator[Event]:
-    """Go on with a run from its newest complete checkpoint.
+    """Go on with a run from its newest whole checkpoint.
 
     Raises:
-        EngineError: the run is busy, finished, or has no checkpoint.
+        EngineError: the run is busy, finished, has no checkpoint, or would be another run.
     """
-    folder = RunFolder.open(job.run_dir)
-    state = folder.state()
-    if state in LIVE_STATES:
-        raise EngineError(
-            "run.busy", f"run {folder.run_id!r} is being trained", "wait for it, or stop it first"
-        )
-    if state == "finished":
-        raise EngineError(
-            "run.finished", f"run {folder.run_id!r} is finished", "start a new run to train further"
-        )
-    found = checkpoint.find(folder)
-    if found.path is None:
-        damaged = f"; damaged: {', '.join(found.damaged)}" if found.damaged else ""
-        raise EngineError(
-            "run.no_checkpoint",
-            f"run {folder.run_id!r} has no checkpoint to go on from{damaged}",
-            "start it again as a new run",
-        )
-    yield from _recorded(folder, folder.job(), control, found)
-
-
-def _recorded(
-    folder: RunFolder, config: TrainingConfig, control: Control, resume_from: Found | None
-) -> Iterator[Event]:
-    """The run's events, written to its folder as they pass; its state on disk is right whatever happens."""
-    folder.claim()
-    try:
-        for event in _run(folder, config, control, resume_from):
-            if isinstance(event, RECORDED):
-                folder.append(event)
-            yield event
-    except Cancelled:
-        _end(folder, "stopped")
-        is_resumable = checkpoint.newest(folder) is not None
-        yield RunStopped("stopped by the user", is_resumable, {"run_dir": str(folder.path)})
-    except EngineError as error:
-        _end(folder, "failed", error.code, error.message, error.hint)
-        raise
-    except torch.OutOfMemoryError as error:
-        _end(folder, "failed", "memory.gpu", str(error)[:300])
-        raise EngineError(
-            "memory.gpu",
-            "the GPU is out of memory even at micro-batch 1",
-            "shorten data.seq_len, lower lora.rank, or train fewer modules; the Memory page shows what each saves",
-            is_input_error=False,
-        ) from error
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            _end(folder, "crashed", "engine.bug", repr(error)[:300])
-            raise
-        failure = _disk_error(folder, error)
-        _end(folder, "failed", failure.code, failure.message, failure.hint)
-        raise failure from error
-    except BaseException as error:
-        # A reader that leaves after the terminal event closes this generator; the state is right already.
-        if folder.record().get("state") in LIVE_STATES:
-            _end(folder, "crashed", "engine.bug", repr(error)[:300])
-        raise
-
-
-def _end(folder: RunFolder, state: str, code: str = "", message: str = "", hint: str = "") -> None:
-    """Write how the run ended; on a full disk the old record stays, and its dead process says that it crashed."""
-    error = {"error": {"code": code, "message": message, "hint": hint}} if code else {}
-    try:
-        folder.update(state=state, finished=time.time(), **error)
-    except (OSError, EngineError) as problem:
-        log.warning("the record of run %s could not be written: %s", folder.run_id, problem)
-
-
-def _disk_error(folder: RunFolder, error: OSError) -> EngineError:
-    return EngineError(
-        "disk.write",
-        f"run {folder.run_id!r} could not write to its folder: {error.strerror or error}",
-        "make room on the disk, then resume from the last checkpoint",
-        is_input_error=False,
+    folder, config, wanted = resuming.open_run(job)
+    yield from recorded(
+        folder,
+        lambda: _run(folder, config, control, wanted),
+        even_elsewhere=ACCEPT_OWNER in job.accept or resuming.accepts_all(job),
     )
 
 
 def _run(
-    folder: RunFolder, config: TrainingConfig, control: Control, resume_from: Found | None
+    folder: RunFolder, config: TrainingConfig, control: Control, resume_from: Resume | None
 ) -> Iterator[Event]:
-    from_step = resume_from.step if resume_from else 0
+    from_step = resume_from.found.step if resume_from else 0
     yield RunStarted(
         folder.run_id, str(folder.path), os.getpid(), resume_from is not None, time.time(), from_step
     )
     with page_moves.counting(config.training.count_page_moves, config.model.device) as moves:
         parts = yield from prepare_parts(config, folder, control)
         fresh = TrainState(micro_batch=parts.micro_batch)
-        state = (yield from _restore(parts, resume_from)) if resume_from is not None else fresh
+        state = (yield from resuming.restore(parts, resume_from)) if resume_from is not None else fresh
         with MemoryTrace(parts, moves) as trace:
             yield from _steps(parts, state, control, trace)
 
 
 def _steps(parts: Parts, state: TrainState, control: Control, trace: MemoryTrace) -> Iterator[Event]:
     try:
-        yield from recovery.with_smaller_batches(lambda size: dry_step(parts, parts.data.train, size), state)
+        yield from recovery.with_less_memory(
+            parts, lambda size: dry_step(parts, parts.data.train, size), state
+        )
         yield from _loop(parts, state, control, trace)
         yield from _finish(parts, state, control, trace)
     except Interrupted:
         yield from _stop(parts, state, control, trace)
 
 
-def _restore(parts: Parts, found: Found) -> Generator[Event, None, TrainState]:
-    """Everything as it was when the checkpoint was written; a damaged newer one is said and passed over."""
-    assert found.path is not None
-    state = checkpoint.load(found.path, parts.model, parts.optimizer, parts.scheduler, parts.scaler)
-    parts.saved_step = state.step
-    if found.damaged:
-        yield Noticed(
-            "warning",
-            "checkpoint.damaged",
-            f"The checkpoint {', '.join(found.damaged)} is damaged or half-written; going on from {found.path.name}, the one before",
-        )
-        checkpoint.discard(parts.folder, found.damaged)
-    yield Noticed("info", "run.resumed", f"Going on from step {state.step} of {parts.schedule.total_steps}")
-    return state
-
-
 def _loop(parts: Parts, state: TrainState, control: Control, trace: MemoryTrace) -> Iterator[Event]:
     if _is_evaluation_due(parts, state):
         yield from _evaluate(parts, state, control)
+    if _is_exhausted(parts, state):  # a run that goes on after it had stopped early
+        return
     yield PhaseChanged("training", "Training")
-    watchdog, guard, pace = Watchdog(), AdapterGuard(parts.model), Pace(parts.config.checkpoint)
+    dog, guard, pace = Watchdog(), AdapterGuard(parts.model), Pace(parts.config.checkpoint)
     while state.step < parts.schedule.total_steps:
         yield from _wishes(parts, state, control)
         result = yield from _one_step(parts, state, control)
@@ -194,7 +108,7 @@ def _loop(parts: Parts, state: TrainState, control: Control, trace: MemoryTrace)
         if pace.steps == 1:
             yield trace.optimizer_built()
         yield _step_event(parts, state, result, pace, trace)
-        watchdog.look(result)
+        dog.look(result)
         yield from trace.new_samples()
         if _is_evaluation_due(parts, state):
             yield from _evaluate(parts, state, control)
@@ -206,7 +120,7 @@ def _loop(parts: Parts, state: TrainState, control: Control, trace: MemoryTrace)
                 )
                 return
             yield PhaseChanged("training", "Training")
-        reason = pace.checkpoint_due(state.step)
+        reason = pace.checkpoint_due(state.step) if dog.is_content else None
         if reason:
             yield _checkpoint(parts, state, reason)
             pace.checkpointed()
@@ -214,10 +128,11 @@ def _loop(parts: Parts, state: TrainState, control: Control, trace: MemoryTrace)
 
 def _one_step(parts: Parts, state: TrainState, control: Control) -> Generator[Event, None, StepResult]:
     rows = [parts.data.train[i] for i in parts.schedule.rows_of(state.step)]
-    result = yield from recovery.with_smaller_batches(
-        lambda size: optimizer_step(parts, rows, size, control), state
+    result = yield from recovery.with_less_memory(
+        parts, lambda size: optimizer_step(parts, rows, size, control), state
     )
     state.step += 1
+    state.applied_steps += result.is_applied
     state.tokens_seen += result.tokens
     state.elapsed_seconds += result.seconds
     return result
@@ -242,7 +157,9 @@ def _evaluate(parts: Parts, state: TrainState, control: Control) -> Iterator[Eve
         return
     yield PhaseChanged("evaluating", "Measuring the held-out loss")
     rows = parts.data.held_out[: parts.config.training.eval_rows]
-    scored = yield from recovery.with_smaller_batches(lambda size: score(parts, rows, size, control), state)
+    scored = yield from recovery.with_less_memory(
+        parts, lambda size: score(parts, rows, size, control), state
+    )
     is_best = _note_score(parts, state, scored.loss)
     yield EvaluationFinished(
         state.step, scored.loss, scored.trained_tokens, scored.seconds, is_best, time.time()
@@ -260,7 +177,7 @@ def _note_score(parts: Parts, state: TrainState, loss: float) -> bool:
         state.loss_before = loss
         parts.folder.update(loss_before=loss)
         return True
-    is_best = state.best_loss is None or loss < state.best_loss
+    is_best = math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss)
     if is_best:
         state.best_loss, state.best_step, state.evaluations_without_gain = loss, state.step, 0
     elif not is_again:
@@ -315,13 +232,14 @@ def _stop(parts: Parts, state: TrainState, control: Control, trace: MemoryTrace)
 def _finish(parts: Parts, state: TrainState, control: Control, trace: MemoryTrace) -> Iterator[Event]:
     if state.evaluated_step != state.step:
         yield from _evaluate(parts, state, control)
+    watchdog.require_learned(state.applied_steps, state.step)
     yield PhaseChanged("saving", "Saving the adapter")
     yield _checkpoint(parts, state, "finish")
     yield from _keep_best(parts, state)
     yield from _warn_if_worse(parts, state)
-    finish.save_adapter(parts)
     yield from trace.new_samples()
     record = finish.closing_record(parts, state, trace.peak_bytes())
+    finish.save_adapter(parts, record)
     parts.folder.update(state="finished", finished=time.time(), **record)
     yield RunFinished(
         {
@@ -337,7 +255,7 @@ def _keep_best(parts: Parts, state: TrainState) -> Iterator[Event]:
     if not parts.config.training.keep_best or state.best_step in (None, state.step):
         return
     best = parts.folder.checkpoints_dir / f"step-{state.best_step}"
-    if not (is_complete(best) and checkpoint.is_intact(best)):
+    if not is_intact(best):
         yield Noticed(
             "warning",
             "checkpoint.damaged",
@@ -370,16 +288,28 @@ def _checkpoint(parts: Parts, state: TrainState, reason: str) -> CheckpointSaved
     """Save; where this process has saved or loaded this very step before, only what an evaluation changes is new."""
     began = time.perf_counter()
     path = parts.folder.checkpoints_dir / f"step-{state.step}"
-    if parts.saved_step == state.step and is_complete(path):
-        checkpoint.rewrite_state(path, parts.optimizer, parts.scheduler, state, parts.scaler)
-    else:
-        checkpoint.save(parts.folder, parts.model, parts.optimizer, parts.scheduler, state, parts.scaler)
+    try:
+        _write_checkpoint(parts, state)
+    except Exception as error:
+        if not recovery.is_out_of_memory(error):
+            raise
+        recovery.release()  # copies of the optimizer's state; what the last step left behind may make the room
+        _write_checkpoint(parts, state)
     parts.saved_step = state.step
     checkpoint.prune(parts.folder, parts.config.checkpoint.keep, state.best_step)
     parts.folder.update(last_step=state.step, last_checkpoint=path.name)
     seconds = time.perf_counter() - began
     log.info("checkpoint %s saved (%s) in %.2f s", path.name, reason, seconds)
     return CheckpointSaved(state.step, str(path), checkpoint.total_bytes(path), reason, seconds, time.time())
+
+
+def _write_checkpoint(parts: Parts, state: TrainState) -> None:
+    position = (parts.optimizer, parts.scheduler, state, parts.scaler, parts.made)
+    path = parts.folder.checkpoints_dir / f"step-{state.step}"
+    if parts.saved_step == state.step and is_complete(path):
+        checkpoint.rewrite_state(path, *position)
+    else:
+        checkpoint.save(parts.folder, parts.model, *position)
 
 
 def _step_event(

@@ -1,43 +1,126 @@
-"""Out of memory: go on with a smaller micro-batch instead of dying (CORRECTNESS 27). Imports torch.
+"""Out of memory, of the GPU or the computer: go on with less of it instead of dying (CORRECTNESS 27). Imports torch.
 
-The effective batch stays what the person asked for: the same rows, in more pieces.
+One ladder, the cheapest step first: half the micro-batch, as often as it can be halved; activations recomputed; the loss in
+chunks; activations kept in the computer's memory. The effective batch stays what the person asked for: the same rows, in
+more pieces. What was changed is said, and kept in every checkpoint.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable, Generator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
+from qlora_engine.errors import EngineError
 from qlora_engine.events import Event, Noticed
 from qlora_engine.training.checkpoint import TrainState
 
 T = TypeVar("T")
+MEMORY_WORDS = (
+    "can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory", "alloc_failed",
+    "std::bad_alloc", "failed to allocate",
+)  # fmt: skip
+RECOMPUTED, CHUNKED, OFFLOADED = "checkpointing", "chunked loss", "offloading"
+RELIEFS = {
+    RECOMPUTED: "activations are recomputed from here on",
+    CHUNKED: "the loss is computed in chunks from here on",
+    OFFLOADED: "activations are kept in the computer's memory from here on",
+}
 
 
-def with_smaller_batches(work: Callable[[int], T], state: TrainState) -> Generator[Event, None, T]:
-    """`work(micro_batch)`, tried again with half the rows while the GPU is out of memory; the change is kept.
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for every way in which torch, bitsandbytes and Python say that memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = str(error).lower()
+    return isinstance(error, RuntimeError) and any(known in words for known in MEMORY_WORDS)
+
+
+def is_of_gpu(error: BaseException) -> bool:
+    words = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "cuda" in words or "cublas" in words
+
+
+def failure(error: BaseException) -> EngineError:
+    """The sentence for memory that does not do even for the smallest step."""
+    what = "the GPU" if is_of_gpu(error) else "the computer"
+    return EngineError(
+        "memory.gpu" if is_of_gpu(error) else "memory.host",
+        f"{what} is out of memory even at micro-batch 1",
+        "shorten data.seq_len, lower lora.rank, or train fewer modules; the Memory page shows what each saves",
+        is_input_error=False,
+    )
+
+
+def with_less_memory(parts: Any, work: Callable[[int], T], state: TrainState) -> Generator[Event, None, T]:
+    """`work(micro_batch)`, tried again one step down the ladder while memory is out; the change is kept.
 
     `work` must leave no trace when it fails.
 
     Raises:
-        torch.OutOfMemoryError: not even one row fits.
+        EngineError: not even one row fits.
     """
     while True:
         try:
-            return work(state.micro_batch)
-        except torch.OutOfMemoryError:
-            if state.micro_batch == 1:
+            with relieved(state):
+                return work(state.micro_batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
                 raise
-        smaller = state.micro_batch // 2
-        yield Noticed(
-            "warning",
-            "memory.micro_batch",
-            f"Out of memory: micro-batch {state.micro_batch} -> {smaller}, the effective batch stays the same; going on",
-        )
-        state.micro_batch = smaller
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            words = _step_down(parts, state)
+            if words is None:
+                raise failure(error) from error
+        release()
+        yield Noticed("warning", "memory.micro_batch", f"Out of memory: {words}; going on")
+
+
+def release() -> None:
+    """Give back what nobody holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def relieved(state: TrainState) -> contextlib.AbstractContextManager[Any]:
+    """Where activations are offloaded, backward's saved tensors wait in the computer's memory."""
+    if OFFLOADED in state.reliefs:
+        return torch.autograd.graph.save_on_cpu(pin_memory=True)
+    return contextlib.nullcontext()
+
+
+def restore(parts: Any, state: TrainState) -> None:
+    """Take again the steps that a checkpoint says were taken."""
+    for relief in list(state.reliefs):
+        _apply(parts, relief)
+
+
+def _step_down(parts: Any, state: TrainState) -> str | None:
+    """The next step of the ladder, taken; None at its end."""
+    if state.micro_batch > 1:
+        before, state.micro_batch = state.micro_batch, state.micro_batch // 2
+        return f"micro-batch {before} -> {state.micro_batch}, the effective batch stays the same"
+    for relief, words in RELIEFS.items():
+        if relief not in state.reliefs and _apply(parts, relief):
+            state.reliefs.append(relief)
+            return words
+    return None
+
+
+def _apply(parts: Any, relief: str) -> bool:
+    """False where it would change nothing."""
+    if relief == RECOMPUTED:
+        model = parts.model.get_base_model()
+        if model.is_gradient_checkpointing or not model.supports_gradient_checkpointing:
+            return False
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+        return True
+    if relief == CHUNKED:
+        if parts.loss_kind == "chunked" or not parts.is_chunkable:
+            return False
+        parts.loss_kind = "chunked"
+        return True
+    return bool(parts.plan.kind == "cuda")

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
-from qlora_engine import __version__, adapters, data
+from qlora_engine import __version__, adapters, config_io, data
 from qlora_engine.bridge import Emit, events_while
 from qlora_engine.config import TrainingConfig
 from qlora_engine.control import Control
 from qlora_engine.data import batches
+from qlora_engine.data.templates import choose
 from qlora_engine.device import DevicePlan, plan_device
 from qlora_engine.errors import EngineError
 from qlora_engine.events import (
@@ -35,7 +36,7 @@ from qlora_engine.memory import context
 from qlora_engine.memory import estimate as memory_estimate
 from qlora_engine.models import catalog, loading, prepare
 from qlora_engine.runs.record import RunFolder
-from qlora_engine.training import checkpoint, loss, optim, schedule, vocabulary
+from qlora_engine.training import checkpoint, identity, loss, optim, schedule, vocabulary
 from qlora_engine.training.fast import install
 from qlora_engine.training.fast.install import FastPaths
 
@@ -64,6 +65,10 @@ class Parts:
     fast: FastPaths = field(default_factory=FastPaths)
     transient_peak_bytes: int | None = None
     """On the CPU: the most that was alive during the dry step beyond the model itself."""
+    is_chunkable: bool = True
+    """Whether the chunked loss gives what the model's own logits give."""
+    made: dict[str, Any] = field(default_factory=dict)
+    """What its checkpoints are made with (training.identity)."""
     saved_step: int | None = None
     """The step of the checkpoint that this process wrote or loaded last."""
 
@@ -123,8 +128,10 @@ def prepare_parts(
     )
     yield from _choose_loss(parts)
     yield from _choose_fast_paths(parts)
+    fingerprint = loading.fingerprint(base_path)
+    parts.made = identity.made_with(config, _contents(parts, fingerprint))
     planned = _plan_event(parts, estimate)
-    _record(parts, loaded, planned, attached)
+    _record(parts, loaded, planned, attached, fingerprint)
     yield planned
     return parts
 
@@ -253,15 +260,14 @@ def _make_trainable(model: Any, config: TrainingConfig) -> None:
 
 def _choose_loss(parts: Parts) -> Generator[Event, None, None]:
     """Chunked loss only where it reproduces the model's own logits; a family with another head gets the full one."""
-    if parts.loss_kind != "chunked":
-        return
     shortest = min(parts.data.train, key=lambda row: len(row.input_ids))
     batch = batches.collate([shortest], parts.pad_token_id).to(parts.plan.name)
     try:
         is_same = loss.is_chunkable(parts.model, batch)
     except ValueError:
         is_same = False
-    if not is_same:
+    parts.is_chunkable = is_same
+    if not is_same and parts.loss_kind == "chunked":
         parts.loss_kind = "full"
         yield Noticed(
             "warning",
@@ -307,18 +313,31 @@ def _plan_event(parts: Parts, estimate: Any) -> PlanMade:
     )
 
 
-def _record(parts: Parts, loaded: Any, planned: PlanMade, attached: adapters.AdapterReport) -> None:
+def _contents(parts: Parts, fingerprint: dict[str, str]) -> dict[str, str]:
+    data = parts.data
+    template = choose(parts.tokenizer, parts.config.data.chat_template).jinja
+    return identity.contents_of(fingerprint, data.report.sha256, data.train, data.held_out, template)
+
+
+def _record(
+    parts: Parts,
+    loaded: Any,
+    planned: PlanMade,
+    attached: adapters.AdapterReport,
+    fingerprint: dict[str, str],
+) -> None:
     config = parts.config
     plan = asdict(planned)
     estimate = plan.pop("estimate")
     parts.folder.update(
+        job=config_io.to_dict(config),
         seed=config.training.seed,
         versions=versions(),
         model={
             "name": config.model.name,
             "path": str(parts.base_path),
             "revision": config.model.revision,
-            "fingerprint": loading.fingerprint(parts.base_path),
+            "fingerprint": fingerprint,
         },
         data={"path": config.data.path, **parts.data.report.to_json()},
         load_report=asdict(loaded.report),

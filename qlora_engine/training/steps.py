@@ -19,8 +19,6 @@ from qlora_engine.training import loss as losses
 from qlora_engine.training import optim
 from qlora_engine.training.fast import segments
 
-BAD_STEPS_IN_A_ROW = 3
-
 
 class Interrupted(Exception):  # noqa: N818 - a wish, not an error
     """Asked to stop in the middle of a step or an evaluation; nothing of it counts."""
@@ -64,7 +62,7 @@ def optimizer_step(parts: Any, rows: Sequence[Any], micro_batch: int, control: C
 
     Raises:
         Interrupted: asked to stop.
-        torch.OutOfMemoryError: gradients are cleared and the random generators are back; the caller may try again.
+        Exception: gradients are cleared and the random generators are back; where memory ran out, the caller may try again.
     """
     began = time.perf_counter()
     before = _rng_state()
@@ -76,7 +74,7 @@ def optimizer_step(parts: Any, rows: Sequence[Any], micro_batch: int, control: C
     try:
         total = _backward(parts, collated, trained, control)
         norm, is_applied = _update(parts, total)
-    except (Interrupted, torch.OutOfMemoryError):
+    except BaseException:
         parts.optimizer.zero_grad(set_to_none=True)
         parts.fast.forget()
         _restore_rng_state(before)
@@ -128,15 +126,28 @@ def _update(parts: Any, total: float) -> tuple[float, bool]:
 
 def _step_whole(parts: Any) -> None:
     """The optimizer's step. Its first one makes the states, one parameter after the other: out of memory in the
-    middle of it takes back what was changed, so that the step can be tried again with a smaller micro-batch."""
+    middle of it takes back what was changed, so that the step can be tried again with a smaller micro-batch. A later one
+    that fails has changed what nobody remembers.
+
+    Raises:
+        EngineError: the weights may be changed by half; the last checkpoint is whole.
+    """
     if parts.optimizer.state:
-        optim.step(parts.optimizer)
+        try:
+            optim.step(parts.optimizer)
+        except (RuntimeError, MemoryError) as error:
+            raise EngineError(
+                "memory.optimizer",
+                f"the optimizer failed in the middle of a step: {str(error).splitlines()[0][:200] if str(error) else 'out of memory'}",
+                "resume from the last checkpoint, with a smaller training.micro_batch",
+                is_input_error=False,
+            ) from error
         return
     trained = _trained(parts)
     before = [p.detach().to("cpu", copy=True) for p in trained]
     try:
         optim.step(parts.optimizer)
-    except torch.OutOfMemoryError:
+    except BaseException:
         for parameter, values in zip(trained, before, strict=True):
             parameter.data.copy_(values)
         parts.optimizer.state.clear()
@@ -178,7 +189,7 @@ def dry_step(parts: Any, rows: Sequence[Any], micro_batch: int) -> None:
     """Forward and backward on the longest rows, leaving no trace: out-of-memory comes now or never (CORRECTNESS 26).
 
     Raises:
-        torch.OutOfMemoryError: even one micro-batch of the longest rows does not fit.
+        Exception: out of memory, where even one micro-batch of the longest rows does not fit.
     """
     longest = batches.longest_first(rows)[:micro_batch]
     before = _rng_state()
@@ -201,39 +212,6 @@ def _counting(parts: Any) -> Iterator[None]:
     with LiveBytes(parts.model.parameters()) as live:
         yield
     parts.transient_peak_bytes = live.peak_bytes
-
-
-class Watchdog:
-    """Stops a run that learns nothing: NaN losses, zero or NaN gradients, several steps in a row (CORRECTNESS 25)."""
-
-    def __init__(self) -> None:
-        self._bad_steps = 0
-
-    def look(self, result: StepResult) -> None:
-        """Judge one step.
-
-        Raises:
-            EngineError: `BAD_STEPS_IN_A_ROW` bad steps, with the likely causes.
-        """
-        if result.is_searching_scale:
-            return
-        is_bad = not result.is_applied or result.grad_norm == 0
-        self._bad_steps = self._bad_steps + 1 if is_bad else 0
-        if self._bad_steps < BAD_STEPS_IN_A_ROW:
-            return
-        if not result.is_applied:
-            raise EngineError(
-                "training.not_finite",
-                f"the loss was not a number for {BAD_STEPS_IN_A_ROW} steps (loss {result.loss}, gradient norm {result.grad_norm})",
-                "lower training.learning_rate, or use bf16 or fp32 as compute type; resume from the last checkpoint",
-                is_input_error=False,
-            )
-        raise EngineError(
-            "training.no_gradient",
-            f"the gradient was exactly 0 for {BAD_STEPS_IN_A_ROW} steps: nothing is being learned",
-            "check that the rows have trained tokens (`qlora data --show-mask`) and that adapters are attached",
-            is_input_error=False,
-        )
 
 
 def in_groups(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

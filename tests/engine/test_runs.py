@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
-import psutil
 import pytest
 
 from qlora_engine.config import TrainingConfig, with_value
 from qlora_engine.errors import EngineError
 from qlora_engine.events import Noticed, RunStarted, StepFinished
+from qlora_engine.runs import ownership, sealed
 from qlora_engine.runs.record import RunFolder, list_runs
 
 
@@ -37,7 +36,8 @@ def add_checkpoint(folder: RunFolder, number: int) -> Path:
     path = folder.checkpoints_dir / f"step-{number}"
     path.mkdir(parents=True)
     (path / "adapter.safetensors").write_bytes(b"12345")
-    (path / "checkpoint.json").write_text(json.dumps({"files": {"adapter.safetensors": 5}}), encoding="utf-8")
+    (path / "state.json").write_bytes(sealed.sealed({"step": number}))
+    sealed.write_mark(path, path / "checkpoint.json", ["adapter.safetensors"])
     return path
 
 
@@ -74,13 +74,14 @@ def test_a_run_whose_process_is_gone_is_crashed(folder: RunFolder) -> None:
 
 
 def test_a_reused_pid_does_not_keep_a_run_alive(folder: RunFolder) -> None:
-    folder.update(state="running", pid=os.getpid(), pid_started=psutil.Process().create_time() - 1000)
+    folder.update(
+        state="running", pid=os.getpid(), pid_started=ownership.identity(os.getpid())["pid_started"] - 1000
+    )
     assert folder.state() == "crashed"
 
 
 def test_a_run_of_another_live_process_is_not_taken(folder: RunFolder) -> None:
-    parent = psutil.Process(os.getppid())
-    folder.update(state="running", pid=parent.pid, pid_started=parent.create_time())
+    folder.update(state="running", **ownership.identity(os.getppid()))
     with pytest.raises(EngineError, match="is being trained"):
         folder.claim()
 

@@ -36,14 +36,21 @@ def train(file: Path, overrides: tuple[str, ...], events: bool, as_json: bool) -
 
 @click.command()
 @click.argument("run")
+@click.option(
+    "--accept",
+    multiple=True,
+    metavar="NAME",
+    help="Go on although NAME is not what the checkpoint was made with: a setting such as training.seed, "
+    "base, data, template, owner, or all.",
+)
 @events_option
 @output.json_option
-def resume(run: str, events: bool, as_json: bool) -> None:
+def resume(run: str, accept: tuple[str, ...], events: bool, as_json: bool) -> None:
     """Go on with a stopped or crashed run from its newest checkpoint."""
     from qlora_engine.runs.record import RunFolder
 
     folder = RunFolder.open(run)
-    print_outcome(follow(ResumeJob(str(folder.path)), events, as_json), events, as_json)
+    print_outcome(follow(ResumeJob(str(folder.path), accept), events, as_json), events, as_json)
 
 
 class Outcome:

@@ -32,6 +32,7 @@ from qlora_engine.events import (
 )
 from qlora_engine.jobs import ChatJob
 from qlora_engine.models import loading
+from qlora_engine.runs.record import RunFolder
 from tests.support import tiny_runs
 
 QUESTION = [{"role": "user", "content": "Say water 3"}]
@@ -324,13 +325,12 @@ def test_a_run_with_nothing_learned_yet_says_so(trained: Path, tmp_path: Path) -
 
 
 def test_another_base_is_refused(trained: Path, model_dir: Path, tmp_path: Path) -> None:
-    import json
 
     run = tmp_path / "run"
     shutil.copytree(trained, run)
-    record = json.loads((run / "run.json").read_text())
+    record = RunFolder(run).record()
     record["model"]["fingerprint"]["model.safetensors"] = "0" * 64
-    (run / "run.json").write_text(json.dumps(record))
+    RunFolder(run).write_record(record)
     end = Talk(run).until(*TERMINAL)
     assert isinstance(end, RunFailed)
     assert end.code == "export.wrong_base"

@@ -137,9 +137,9 @@ def other(runs: dict[str, Path], tmp_path: Path) -> Iterator[Any]:
     shutil.copytree(runs["rslora"], run)
 
     def change(table: str, **values: Any) -> Path:
-        record = json.loads((run / "run.json").read_text())
+        record = RunFolder(run).record()
         record[table] |= values
-        (run / "run.json").write_text(json.dumps(record))
+        RunFolder(run).write_record(record)
         return run
 
     return change

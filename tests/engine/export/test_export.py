@@ -413,10 +413,10 @@ def test_another_base_is_refused_with_both_hashes(run_of: RunOf, model_dir: Path
     )
     run = tmp_path / "run"
     shutil.copytree(run_of("lora"), run)
-    record = json.loads((run / "run.json").read_text())
+    record = RunFolder(run).record()
     trained_on = record["model"]["fingerprint"]
     record["model"]["path"] = str(other)
-    (run / "run.json").write_text(json.dumps(record))
+    RunFolder(run).write_record(record)
     for format_ in ("adapter", "merged"):
         end = refused(run, tmp_path / "out", format_)
         assert end.code == "export.wrong_base"
@@ -430,9 +430,9 @@ def test_another_base_is_refused_with_both_hashes(run_of: RunOf, model_dir: Path
 def test_a_base_that_is_gone_is_said(run_of: RunOf, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(run_of("lora"), run)
-    record = json.loads((run / "run.json").read_text())
+    record = RunFolder(run).record()
     record["model"] |= {"path": str(tmp_path / "gone"), "name": "nobody/nothing"}
-    (run / "run.json").write_text(json.dumps(record))
+    RunFolder(run).write_record(record)
     end = refused(run, tmp_path / "out")
     assert "nobody/nothing" in end.message
     assert "not on this disk" in end.message

@@ -19,6 +19,7 @@ from qlora_engine.config import TrainingConfig, with_value
 from qlora_engine.errors import EngineError
 from qlora_engine.monitor import attach
 from qlora_engine.monitor.trace import TraceWriter
+from qlora_engine.runs import ownership
 from qlora_engine.runs.record import RunFolder
 from tests.engine.monitor.conftest import until
 from tests.engine.monitor.samples import GIB, cpu_sample, gpu_sample
@@ -40,8 +41,7 @@ def engine_run(
     """A run whose record names the sleeper as its engine."""
     monkeypatch.setenv("QLORA_HOME", str(tmp_path))
     folder = RunFolder.create(with_value(TrainingConfig(), "model.name", "a-model"))
-    started = psutil.Process(sleeper.pid).create_time()
-    folder.update(state="running", pid=sleeper.pid, pid_started=started)
+    folder.update(state="running", **ownership.identity(sleeper.pid))
     return folder
 
 

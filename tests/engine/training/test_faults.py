@@ -33,9 +33,11 @@ from qlora_engine.events import (
     StepFinished,
 )
 from qlora_engine.jobs import ResumeJob, TrainJob
+from qlora_engine.runs import sealed
 from qlora_engine.runs.record import LIVE_STATES, RunFolder, list_runs
 from qlora_engine.training import checkpoint, loss, optim, recipe
-from qlora_engine.training.steps import HeldOutScore, StepResult, Watchdog
+from qlora_engine.training.steps import HeldOutScore, StepResult
+from qlora_engine.training.watchdog import Watchdog
 from tests.engine.training.conftest import MakeConfig
 from tests.support import tiny_runs
 
@@ -246,8 +248,8 @@ def after(count: int, then: Callable[..., Any], original: Callable[..., Any]) ->
 WRITES: dict[str, tuple[Any, str, int, Callable[..., Any]]] = {
     "tensors of a checkpoint": (checkpoint, "save_file", 3, no_space_in_safetensors),
     "files of a checkpoint": (checkpoint, "save_file", 4, no_space),
-    "position of a checkpoint": (checkpoint, "_write_json", 2, no_space),
-    "fsync of a checkpoint": (checkpoint, "_sync_file", 6, no_space),
+    "position of a checkpoint": (checkpoint, "_write_state", 2, no_space),
+    "fsync of a checkpoint": (sealed, "sync_file", 6, no_space),
     "metrics": (RunFolder, "append", 8, no_space),
     "record": (RunFolder, "write_record", 12, no_space),
 }
@@ -293,9 +295,9 @@ def test_a_full_disk_is_one_sentence_and_the_run_stays_resumable(
 
 def pretend_the_process_died(run: Path) -> None:
     """A full disk keeps the record from being written; here the process that claimed it is this one, and alive."""
-    record = json.loads((run / "run.json").read_text())
-    if record["state"] in LIVE_STATES:
-        (run / "run.json").write_text(json.dumps({**record, "pid": 2**22 - 1, "pid_started": 1.0}))
+    folder = RunFolder(run)
+    if folder.record()["state"] in LIVE_STATES:
+        folder.update(pid=2**22 - 1, pid_started=1.0)
 
 
 def test_too_little_room_is_said_before_anything_is_loaded(
