@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) packaging/bootstrap.py
 
-.PHONY: bench-speed run test lint bench bench-ui bench-memory bench-merge bench-exports test-gpu gpu-kit gpu-rehearsal gpu-report clean
+.PHONY: bench-speed run test lint bench bench-ui bench-memory bench-merge bench-exports test-gpu gpu-kit gpu-rehearsal gpu-report clean check-templates
 
 run:  ## open the window; without a display, train the starter in the terminal
 	@$(BOOTSTRAP) run
@@ -30,6 +30,9 @@ bench-merge:  ## merging a billion parameters against the disk's copy speed
 
 bench-exports:  ## every export of a trained starter, proven, and a row learned by heart
 	@$(BOOTSTRAP) bench-exports
+
+check-templates:  ## every chat template in a folder, on a fixed list of conversations: make check-templates DIR=folder
+	@DIR="$(DIR)" $(BOOTSTRAP) check-templates
 
 test-gpu:  ## the confirmations only an NVIDIA GPU can give
 	@$(BOOTSTRAP) test-gpu

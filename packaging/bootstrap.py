@@ -61,6 +61,7 @@ def main(arguments: list[str]) -> int:
             or module("tests.bench.starter_exports")
             or module("tests.bench.speed_table")
         ),
+        "check-templates": lambda: module("tests.bench.template_check"),
         "bench-ui": lambda: module("tests.bench.ui_gaps"),
         "bench-speed": lambda: module("tests.bench.speed_table"),
         "bench-memory": lambda: module("tests.bench.memory_table"),

@@ -28,6 +28,7 @@ CALL_FORMS = ("object", "text", "flat", "parameters")
 TAG = re.compile(
     r"<\|[^|<>\s'{}]{1,60}\|>|<｜[^｜<>'{}]{1,60}｜>|</?[a-zA-Z_][\w:.-]{0,40}>|\[/?[A-Z_]{2,40}\]"
 )
+THOUGHT = re.compile("think|thought|reason", re.IGNORECASE)
 THINK_CLOSERS = re.compile(
     r"</think(?:ing)?>|\[/THINK\]|</seed:think>|<\|end_of_thought\|>|</thought>|<channel\|>"
 )
@@ -461,4 +462,6 @@ def _prompt_edit(source: Source, shape: Shape) -> tuple[int, str]:
     header = str.__getitem__(whole.text, slice(gap[0], gap[1]))
     shared = common_prefix(tail, header, source.markers)
     rest = header[shared:]
+    if not THOUGHT.search(tail[shared:] + rest):
+        return 0, ""
     return len(tail) - shared, rest if THINK_CLOSERS.search(rest) else ""

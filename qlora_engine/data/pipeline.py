@@ -57,7 +57,7 @@ def prepare(
     rows = oasst.conversations(raw.rows) if oasst.is_message_tree(raw.rows) else raw.rows
     detection = detect(rows, settings)
     require_settled(detection)
-    template = choose(tokenizer, settings.chat_template)
+    template = choose(tokenizer, settings.chat_template, Policy.of(settings))
     drops = Drops()
     examples = _read_examples(rows, detection, settings, drops)
     held_raw = sources.load_held_out(settings)

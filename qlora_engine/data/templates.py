@@ -97,6 +97,15 @@ class Template:
         return self.layout.shape.folds_system
 
     @property
+    def exported(self) -> str:
+        """The template for other programs: the switches of the run's policy are set inside it, so that it asks as
+        training did."""
+        switches = "".join(
+            f"{{%- set {name} = {str(value).lower()} -%}}" for name, value in self.layout.shape.switches
+        )
+        return switches + self.jinja
+
+    @property
     def end_tokens(self) -> tuple[str, ...]:
         """The texts that may end an answer, and that generation stops on; each is one token."""
         eos = dict(self.source.specials).get("eos_token")
@@ -134,6 +143,16 @@ def choose(tokenizer: Any, wanted: str, policy: Policy | None = None) -> Templat
     raise EngineError(
         "data.template", f"there is no chat template {wanted!r}", did_you_mean(wanted, ["auto", *NAMED])
     )
+
+
+def template_end_ids(tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end an answer by the model's own template; none where it has no usable one."""
+    try:
+        ends = choose(tokenizer, "auto").end_tokens if own_template(tokenizer) else ()
+    except EngineError:
+        return ()
+    vocabulary = tokenizer.get_vocab()
+    return tuple(vocabulary[end] for end in ends if end in vocabulary)
 
 
 def own_template(tokenizer: Any) -> str | None:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from qlora_engine.bridge import Emit, events_while
-from qlora_engine.config import TrainingConfig
+from qlora_engine.config import DataSettings, TrainingConfig
 from qlora_engine.control import Control
+from qlora_engine.data.policy import Policy
 from qlora_engine.errors import EngineError
 from qlora_engine.evaluate import generate, session
 from qlora_engine.evaluate.generate import Answer, GenerationSettings
@@ -192,6 +193,7 @@ def _answer(
                 on_text=lambda text: emit(TokenStreamed(request, question.side, text)),
                 should_stop=lambda: abandoned.is_set() or inbox.is_interrupted(),
                 chat_template=chat.config_of(question.side).data.chat_template,
+                policy=Policy.of(chat.config_of(question.side).data),
             )
 
     try:
@@ -247,7 +249,7 @@ def question_for(
         )
     data = (config or chat.config_of(side)).data
     asked = _messages(messages, data.system_prompt)
-    room = _room(chat, asked, data.chat_template)
+    room = _room(chat, asked, data)
     if room is not None:
         settings = dataclasses.replace(settings, max_new_tokens=min(settings.max_new_tokens, room))
     return Question(side, asked, settings, strength)
@@ -276,14 +278,14 @@ def _messages(given: Any, system_prompt: str | None) -> tuple[dict[str, str], ..
     return tuple(messages)
 
 
-def _room(chat: ChatModel, messages: tuple[dict[str, str], ...], template: str) -> int | None:
+def _room(chat: ChatModel, messages: tuple[dict[str, str], ...], data: DataSettings) -> int | None:
     """Tokens that the answer may have; None when the model names no limit.
 
     Raises:
         EngineError: the conversation leaves none, or the template refuses it.
     """
     try:
-        prompt = generate.prompt_ids(chat.tokenizer, messages, template)
+        prompt = generate.prompt_ids(chat.tokenizer, messages, data.chat_template, Policy.of(data))
     except EngineError:
         raise
     except Exception as error:  # a template raises whatever its author chose

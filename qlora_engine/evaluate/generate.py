@@ -7,7 +7,7 @@ generation stops on every end token of the model (CORRECTNESS 15).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,13 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from qlora_engine.control import Control
+from qlora_engine.data.policy import Policy
 from qlora_engine.data.templates import choose, render
 from qlora_engine.evaluate.drawing import GenerationSettings
 from qlora_engine.models.loading import end_token_ids
 from qlora_engine.models.quiet import quiet
 
-Message = dict[str, str]
+Message = Mapping[str, Any]
 __all__ = ["Answer", "GenerationSettings", "answer", "continued", "end_ids", "prompt_ids"]
 
 
@@ -78,16 +79,18 @@ def answer(
     control: Control | None = None,
     should_stop: Callable[[], bool] | None = None,
     chat_template: str = "auto",
+    policy: Policy | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> Answer:
-    """The model's answer to `messages`. Leaves the model's training mode and the random generators as they were."""
+    """The model's answer to `messages`, asked for as training had it under `policy`. Leaves the model's training mode and the random generators as they were."""
 
     def stops() -> bool:
         return bool(
             (control is not None and control.is_stop_requested) or (should_stop is not None and should_stop())
         )
 
-    prompt = prompt_ids(tokenizer, messages, chat_template)
-    ends = end_ids(model, tokenizer, chat_template)
+    prompt = prompt_ids(tokenizer, messages, chat_template, policy, tools)
+    ends = end_ids(model, tokenizer, chat_template, policy)
     return continued(model, tokenizer, prompt, ends, settings, on_text=on_text, should_stop=stops)
 
 
@@ -129,16 +132,22 @@ def continued(
     )
 
 
-def prompt_ids(tokenizer: Any, messages: Sequence[Message], chat_template: str = "auto") -> torch.Tensor:
+def prompt_ids(
+    tokenizer: Any, messages: Sequence[Message], chat_template: str = "auto", policy: Policy | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> torch.Tensor:  # fmt: skip
     """(1, tokens) int64: the conversation up to where the answer begins."""
-    text = render(tokenizer, choose(tokenizer, chat_template), list(messages), is_prompt=True)
+    template = choose(tokenizer, chat_template, policy)
+    text = render(tokenizer, template, list(messages), is_prompt=True, tools=tools)
     return torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]], dtype=torch.int64)
 
 
-def end_ids(model: Any, tokenizer: Any, chat_template: str = "auto") -> tuple[int, ...]:
+def end_ids(
+    model: Any, tokenizer: Any, chat_template: str = "auto", policy: Policy | None = None
+) -> tuple[int, ...]:
     """The model's end tokens and those the chosen template ends an answer with (CORRECTNESS 15)."""
     vocabulary = tokenizer.get_vocab()
-    written = choose(tokenizer, chat_template).end_tokens
+    written = choose(tokenizer, chat_template, policy).end_tokens
     return tuple(
         sorted({*end_token_ids(model, tokenizer), *(vocabulary[t] for t in written if t in vocabulary)})
     )

@@ -14,7 +14,7 @@ from torch.nn import functional
 from qlora_engine.bridge import Emit, events_while
 from qlora_engine.control import Control
 from qlora_engine.data.batches import IGNORED, collate
-from qlora_engine.data.tokenize import TokenRow
+from qlora_engine.data.tokenize import Policy, TokenRow
 from qlora_engine.errors import EngineError
 from qlora_engine.evaluate import generate, held_out, prediction_file
 from qlora_engine.evaluate.answers import adapter_sha256
@@ -198,10 +198,10 @@ def _answer_all(
     emit: Emit,
 ) -> dict[int, dict[str, Any]]:
     by_number = {score.row: score for score in scores}
-    template = chat.config_of(TUNED).data.chat_template
+    data = chat.config_of(TUNED).data
     told = {}
     with memory_told(), chat.speaking(TUNED) as model:
-        ends = generate.end_ids(model, chat.tokenizer, template)
+        ends = generate.end_ids(model, chat.tokenizer, data.chat_template, Policy.of(data))
         for number, row in enumerate(rows, start=1):
             asked = asked_of(row)
             longest = min(LONGEST_ANSWER, max(SHORTEST_LIMIT, 2 * len(asked.expected)))

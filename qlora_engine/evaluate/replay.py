@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from qlora_engine.control import Control
+from qlora_engine.data.policy import Policy
 from qlora_engine.evaluate import answers, generate, session
 from qlora_engine.evaluate.answers import StoredAnswer
 from qlora_engine.evaluate.chat import question_for
@@ -85,6 +86,7 @@ def _ask(
             question.settings,
             control=control,
             chat_template=config.data.chat_template,
+            policy=Policy.of(config.data),
         )
     control.check()
     return StoredAnswer(

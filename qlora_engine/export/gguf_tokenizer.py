@@ -123,7 +123,7 @@ def write(writer: gguf.GGUFWriter, tokenizer: Any, words: Vocabulary, ends: Ends
     writer.add_add_bos_token(words.adds_bos)
     writer.add_add_eos_token(words.adds_eos)
     writer.add_add_space_prefix(words.adds_space)
-    writer.add_chat_template(template.jinja)
+    writer.add_chat_template(template.exported)
 
 
 def read(file: Path, pre: str) -> Any:

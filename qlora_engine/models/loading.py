@@ -12,6 +12,7 @@ from bitsandbytes.nn import Linear4bit
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from qlora_engine.config import QuantizationSettings
+from qlora_engine.data.templates import template_end_ids
 from qlora_engine.device import DevicePlan
 from qlora_engine.errors import EngineError
 from qlora_engine.memory.experts import as_configured, moved_to_host
@@ -39,18 +40,6 @@ __all__ = [
 ]
 
 DEFAULT = QuantizationSettings()
-END_OF_TURN = (
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<end_of_turn>",
-    "<|end|>",
-    "<|end_of_text|>",
-    "<|END_OF_TURN_TOKEN|>",
-    "[|endofturn|]",
-    "<|endofturn|>",
-    "</s>",
-    "<|endoftext|>",
-)
 
 
 @dataclass(frozen=True)
@@ -171,11 +160,7 @@ def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
         found |= set(ids) if isinstance(ids, list | tuple) else ({ids} if ids is not None else set())
     if tokenizer.eos_token_id is not None:
         found.add(tokenizer.eos_token_id)
-    stored = tokenizer.chat_template or ""
-    template = stored if isinstance(stored, str) else "".join(stored.values())
-    vocabulary = tokenizer.get_vocab()
-    found |= {vocabulary[token] for token in END_OF_TURN if token in template and token in vocabulary}
-    return tuple(sorted(int(i) for i in found))
+    return tuple(sorted({*(int(i) for i in found), *template_end_ids(tokenizer)}))
 
 
 def require_memory(

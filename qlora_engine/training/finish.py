@@ -12,6 +12,7 @@ from peft import get_peft_model_state_dict
 
 from qlora_engine import adapters, parsing, paths
 from qlora_engine.control import Control
+from qlora_engine.data.policy import Policy
 from qlora_engine.data.templates import choose
 from qlora_engine.evaluate import generate
 from qlora_engine.events import Event, PhaseChanged, SampleAnswered
@@ -56,6 +57,7 @@ def answer_prompts(parts: Any, step: int, control: Control) -> Iterator[Event]:
             settings,
             control=control,
             chat_template=parts.config.data.chat_template,
+            policy=Policy.of(parts.config.data),
         )
         if control.is_stop_requested:
             raise Interrupted
@@ -88,7 +90,9 @@ def save_adapter(parts: Any, record: dict[str, Any]) -> None:
     aside.mkdir(mode=sealed.PRIVATE_FOLDER)
     adapters.save(parts.model, aside, parts.base_path)
     tokenizer = copy.deepcopy(parts.tokenizer)
-    tokenizer.chat_template = choose(tokenizer, parts.config.data.chat_template).jinja
+    tokenizer.chat_template = choose(
+        tokenizer, parts.config.data.chat_template, Policy.of(parts.config.data)
+    ).exported
     tokenizer.save_pretrained(aside)
     swap_in(aside, final)
     names = sorted(path.name for path in final.iterdir() if path.is_file())
