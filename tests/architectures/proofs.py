@@ -17,6 +17,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from qlora_engine import adapters
 from qlora_engine.architectures import trial
 from qlora_engine.config import TrainingConfig, with_value
 from qlora_engine.control import Control
@@ -51,7 +52,7 @@ def prove(kind: str, folder: Path) -> dict[str, float]:
     plain = trial.logits_of_base(parts.model, prompt())
     acted = distance(told, plain)
     require(acted > 10 * SAME, f"training changed the logits by {acted:.1e} only")
-    adapter = saved_adapter(parts, folder / "adapter")
+    adapter = saved_adapter(parts, folder / "adapter", base)
     tuned, untuned = reloaded(parts, base, adapter)
     require(distance(tuned, told) <= SAME, f"the adapter loaded plainly is {distance(tuned, told):.1e} away")
     require(
@@ -160,8 +161,8 @@ def constants(state: Any) -> list[torch.Tensor]:
     return [*kept, state.state2.absmax, state.state2.code, state.offset] if state.nested else kept
 
 
-def saved_adapter(parts: SimpleNamespace, folder: Path) -> Path:
-    parts.model.save_pretrained(folder, save_embedding_layers=False)
+def saved_adapter(parts: SimpleNamespace, folder: Path, base: Path) -> Path:
+    adapters.save(parts.model, folder, base)
     return folder
 
 

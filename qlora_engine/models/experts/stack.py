@@ -108,6 +108,10 @@ class Stacked4bit(torch.nn.Parameter):
         state = _state(found, self.form, index)
         return dequantized(found.packed[index].unsqueeze(-1), state)
 
+    def dequantized(self) -> torch.Tensor:
+        """All experts, (experts, rows, columns), in the compute type: for comparing, not for a step."""
+        return torch.stack([self.expert(index) for index in range(self.experts)])
+
     def leave_device(self) -> None:
         """Go to the computer's memory, pinned where there is a GPU; `place` must then bring the tensors for each sum."""
         is_pinned = self.device_of_sums.type == "cuda"
