@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from PySide6.QtCore import Qt, QUrl, Signal
+from PySide6.QtCore import Qt, QTimer, QUrl, Signal
 from PySide6.QtGui import QColor, QDesktopServices, QResizeEvent
 from PySide6.QtWidgets import (
     QAbstractItemView,
@@ -64,6 +64,8 @@ class RunsScreen(Page):
         self.table.setHorizontalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
         self.table.setTextElideMode(Qt.TextElideMode.ElideMiddle)
         self.table.currentCellChanged.connect(self._choose)
+        self._fit = QTimer(self, singleShot=True, interval=0)  # once the other columns know their widths
+        self._fit.timeout.connect(self._fit_names)
         self.facts = Facts()
         self.notices = Notice()
         self.chat = button("Try it", self.try_asked.emit)
@@ -116,7 +118,7 @@ class RunsScreen(Page):
             if state.chosen is line:
                 self.table.setCurrentCell(place, 0)
         self._is_painting = False
-        self._fit_names()
+        self._fit.start()
         chosen = state.chosen
         self.notice.say("" if state.lines else "Nothing was trained here yet.")
         self.details.setVisible(chosen is not None)
@@ -132,7 +134,7 @@ class RunsScreen(Page):
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)
-        self._fit_names()
+        self._fit.start()
 
     def _fit_names(self) -> None:
         """What the other columns leave, within bounds."""

@@ -157,7 +157,7 @@ class TrainScreen(Page):
         self.progress.setTextVisible(False)
         self.phase = label(role="quiet")
         self.charts_place = QVBoxLayout()
-        self.waiting = label("The charts appear with the first step.", "quiet")
+        self.waiting = label("The charts are being made.", "quiet")
         self.charts_place.addWidget(self.waiting)
         self.log = QPlainTextEdit()
         self.log.setReadOnly(True)

@@ -129,7 +129,7 @@ class MemoryView(QWidget):
         )
         if is_history:
             self.pause.hide()
-        self.legend = markup("", "small")
+        self.legend = markup("", "small", wraps=True)
         set_tip(self.legend, "Events of the run")
         self.no_gpu = label("", "small")
         self.memory = StackPanel(self.axis, "Chart: memory by part over time", rows=LEGEND_ROWS)
@@ -154,7 +154,8 @@ class MemoryView(QWidget):
         self._choose_span(None if is_history else USUAL_SPAN)
 
     def _laid_out(self, beside: QWidget | None, is_history: bool) -> Any:
-        tools = row(self.spans, self.pause, self.legend, None, self.no_gpu, gap=8)
+        tools = row(self.spans, self.pause, self.legend, self.no_gpu, gap=8)
+        tools.setStretch(2, 1)
         if is_history:
             self.legend.hide()
         lower = row(self.memory, *([beside] if beside is not None else []))

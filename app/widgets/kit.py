@@ -30,6 +30,8 @@ from app.theme import GAP, GAP_WIDE
 DIRECT = Qt.FindChildOption.FindDirectChildrenOnly
 BUTTON_PADDING = 32
 """Pixels beside a button's caption: padding and border of the style sheet."""
+ROUNDING = 2
+"""Advances are rounded; a text that has exactly its advance may still be shortened."""
 
 
 class Tipped(Protocol):
@@ -253,7 +255,7 @@ class ElidedButton(QPushButton):
         return QSize(60, super().minimumSizeHint().height())
 
     def sizeHint(self) -> QSize:
-        wide = QFontMetrics(self.font()).horizontalAdvance(self._full) + BUTTON_PADDING
+        wide = QFontMetrics(self.font()).horizontalAdvance(self._full) + BUTTON_PADDING + ROUNDING
         return QSize(wide, super().sizeHint().height())
 
     def resizeEvent(self, event: QResizeEvent) -> None:

@@ -22,7 +22,7 @@ PAGES = (
 )
 MARKS = {"attention": " \u25cf", "done": " \u2713", "running": " \u25b6"}
 MARK_WORDS = {"attention": "needs attention", "done": "done", "running": "running"}
-WIDE, NARROW = 148, 64
+WIDE, NARROW = 148, 68
 """Pixels: with words, and with icons alone beside their marks."""
 
 
@@ -82,7 +82,8 @@ class Rail(QFrame):
         words = MARK_WORDS.get(mark)
         name = f"{title}, {words}" if words else title
         found = self.items[page]
-        found.setText(("" if self._is_narrow else title) + MARKS.get(mark, ""))
+        sign = MARKS.get(mark, "")
+        found.setText(sign.strip() if self._is_narrow else title + sign)
         found.setAccessibleName(name)
         key = f"Ctrl+{list(self.items).index(page) + 1}"
         set_tip(found, f"{name} ({key})" if self._is_narrow or words else key)

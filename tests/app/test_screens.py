@@ -23,7 +23,7 @@ from app.window import MainWindow, first_size
 from qlora_engine import paths
 from tests.app.conftest import MakeWindow
 from tests.app.geometry import clipped, problems_of, unnamed, visible
-from tests.app.window_states import STATES, TRY_STATES, make_runs
+from tests.app.window_states import STATES, TRY_STATES, make_runs, running
 
 PICTURES = os.environ.get("QLORA_SCREENS")
 LAPTOP, SMALL, LARGE = (1366, 768), (1024, 680), (1920, 1080)
@@ -113,6 +113,11 @@ def test_nothing_is_cut_off_covered_or_outside(
             qtbot.waitUntil(lambda: len(window.studio.history.summaries) == 3, timeout=10_000)
     window.card.show()
     tour.through_pages("card", lambda _: None, ("model", "train", "try"))
+    running(window)
+    window.go_to("train", "live")
+    tour.look("card live")
+    window.studio.trainer.run = RunFold()
+    window.studio.trainer.state_changed.emit()
     window.go_to("try")
     for state, (tab, prepare) in TRY_STATES.items():
         shutil.rmtree(paths.runs_dir(), ignore_errors=True)
