@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) packaging/bootstrap.py
 
-.PHONY: bench-speed run test lint bench bench-ui bench-memory bench-merge bench-exports test-gpu gpu-kit gpu-rehearsal gpu-report clean check-templates
+.PHONY: test-faults bench-speed run test lint bench bench-ui bench-memory bench-merge bench-exports test-gpu gpu-kit gpu-rehearsal gpu-report clean check-templates
 
 run:  ## open the window; without a display, train the starter in the terminal
 	@$(BOOTSTRAP) run
@@ -31,6 +31,8 @@ bench-merge:  ## merging a billion parameters against the disk's copy speed
 bench-exports:  ## every export of a trained starter, proven, and a row learned by heart
 	@$(BOOTSTRAP) bench-exports
 
+test-faults:  ## every file a run writes, damaged in every way, met by every reader
+	@$(BOOTSTRAP) test-faults
 check-templates:  ## every chat template in a folder, on a fixed list of conversations: make check-templates DIR=folder
 	@DIR="$(DIR)" $(BOOTSTRAP) check-templates
 

@@ -67,6 +67,7 @@ def main(arguments: list[str]) -> int:
         "bench-memory": lambda: module("tests.bench.memory_table"),
         "bench-merge": lambda: module("tests.bench.merge_speed"),
         "bench-exports": lambda: module("tests.bench.starter_exports"),
+        "test-faults": test_faults,
         "test-gpu": lambda: pytest("tests/gpu", "-m", "gpu"),
         "gpu-kit": lambda: script_file("packaging/gpu_kit.py"),
         "gpu-rehearsal": lambda: (
@@ -117,6 +118,12 @@ def test() -> int:
     return lint() or pytest(
         "-n", "2", "--dist", "loadfile", "-p", "no:benchmark", "-m", "not gpu", "--ignore=tests/bench"
     )
+
+
+def test_faults() -> int:
+    """Every case of the fault campaign, of which `test` tries a few each day."""
+    os.environ["QLORA_FAULTS"] = "all"
+    return pytest("-s", "tests/engine/training/test_campaign.py")
 
 
 def lint() -> int:
