@@ -25,6 +25,10 @@ def main() -> int:
         from qlora_engine.models.class_child import main as describe
 
         return describe()
+    if sys.argv[1:2] == ["--tokenize-rows"]:
+        from qlora_engine.data.tokenizing_child import main as tokenize
+
+        return tokenize()
     if sys.argv[1:2] == ["--cli"]:
         from qlora_engine.cli.main import run
 

@@ -15,6 +15,7 @@ FLAGS = {
     "qlora_engine.worker": "--engine-worker",
     "qlora_engine.export.verify_child": "--verify-export",
     "qlora_engine.models.class_child": "--describe-class",
+    "qlora_engine.data.tokenizing_child": "--tokenize-rows",
 }
 """How a frozen bundle, which is one executable, starts itself as each of them."""
 

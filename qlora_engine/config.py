@@ -320,6 +320,42 @@ class DataSettings:
         help="Puts several rows into one sequence; each sees only itself. Faster on short rows.",
         resume="rows",
     )
+    more: dict[str, float] = knob(
+        label="More sources",
+        help='Datasets mixed in, each with how often its rows are seen per epoch: `"chat.jsonl" = 1.0`; 0.5 is a fixed half.',
+        default_factory=dict,
+        is_expert=True,
+    )
+    encoding: str = knob(
+        "auto",
+        label="Encoding",
+        help="Of text files. Auto finds UTF-8, UTF-16 and Western ones, and refuses what it cannot tell; else its name.",
+        is_expert=True,
+    )
+    bad_rows: float = knob(
+        0.5,
+        label="Bad rows at most",
+        help="Share of rows that may be left out as unreadable before the run refuses to start; each is named.",
+        lo=0,
+        hi=1,
+        is_expert=True,
+    )
+    overlap: int = knob(
+        0,
+        label="Overlap of text",
+        help="Tokens that a row of a long plain text repeats from the end of the row before.",
+        unit="tokens",
+        lo=0,
+        hi=65_536,
+        is_expert=True,
+    )
+    tree_paths: str = knob(
+        "best",
+        label="Message trees",
+        help="Of an OpenAssistant tree: the path along the answers ranked first, or every path.",
+        choices={"best": "Best path", "all": "All paths"},
+        is_expert=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -696,6 +732,13 @@ def _cross_checks(config: TrainingConfig) -> Iterator[Issue]:
     yield from _expert_checks(config)
     if not config.model.name.strip():
         yield Issue("model.name", "is empty; choose a model")
+    for path, weight in data.more.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 100:
+            yield Issue(
+                "data.more", f"{path!r} must be seen more than 0 and at most 100 times, not {weight!r}"
+            )
+        if path == data.path:
+            yield Issue("data.more", f"{path!r} is the dataset itself; name another")
     if not data.path.strip():
         yield Issue("data.path", "is empty; choose a dataset")
     if data.train_on == "answers" and data.format == "text":

@@ -56,10 +56,15 @@ class PrepareModelJob(Job):
 
 @dataclass(frozen=True)
 class DataReportJob(Job):
-    """Read and tokenize the data as a run would; result: {"report", "rows": shown rows}."""
+    """Read and tokenize the data as a run would; result: {"report", "rows": shown rows, "asked"}.
+
+    `ask` wants single rows: {"numbers": [...]}, {"first": number, "count": n}, {"worst": kind}, {"search": text}, or
+    {"write_clean": path}; `asked` has the answers under the same names (data.inspection).
+    """
 
     config: Mapping[str, Any]
     show_rows: int = 5
+    ask: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ _HANDLERS: dict[type[Job], str] = {
     TrainJob: "qlora_engine.training.recipe:train",
     ResumeJob: "qlora_engine.training.recipe:resume",
     PrepareModelJob: "qlora_engine.models.prepare:prepare_job",
-    DataReportJob: "qlora_engine.data.inspection:report_job",
+    DataReportJob: "qlora_engine.data.reporting:report_job",
     ChatJob: "qlora_engine.evaluate.chat:chat_job",
     ReplayJob: "qlora_engine.evaluate.replay:replay_job",
     PredictionsJob: "qlora_engine.evaluate.predictions:predictions_job",

@@ -16,12 +16,16 @@ LONG = f"it holds a number of more than {LONGEST_NUMBER} digits"
 
 
 class Malformed(ValueError):  # noqa: N818 - what the text is
-    """A text that is no usable JSON or TOML. `reason` is what is wrong, `line` where (None: not known)."""
+    """A text that is no usable JSON or TOML. `reason` is what is wrong, `line` and `position` (characters) where (None:
+    not known)."""
 
-    def __init__(self, words: str, reason: str = "", line: int | None = None) -> None:
+    def __init__(
+        self, words: str, reason: str = "", line: int | None = None, position: int | None = None
+    ) -> None:
         super().__init__(words)
         self.reason = reason or words
         self.line = line
+        self.position = position
 
 
 def from_json(text: str | bytes | bytearray) -> Any:
@@ -40,6 +44,31 @@ def from_json(text: str | bytes | bytearray) -> Any:
         raise Malformed(f"it is not UTF-8 text: {error.reason} at byte {error.start}") from error
     _refuse_deep(text, value)
     return value
+
+
+def row_from_json(text: str, at: int = 0) -> tuple[Any, int]:
+    """The value that begins at `at` and the place behind it. A key that an object has twice is refused: one of its two
+    values would be lost in silence.
+
+    Raises:
+        Malformed: as in `from_json`, or a key twice.
+    """
+    try:
+        value, end = _ROWS.raw_decode(text, at)
+    except json.JSONDecodeError as error:
+        raise Malformed(str(error), error.msg, error.lineno, error.pos) from error
+    except RecursionError as error:
+        raise Malformed(DEEP) from error
+    _refuse_deep(text if not at else text[at:end], value)
+    return value, end
+
+
+def end_of_json(text: str, at: int) -> int | None:
+    """Behind the value that begins at `at`, whatever it holds; None where it is not well-formed."""
+    try:
+        return _ANY.raw_decode(text, at)[1]
+    except (ValueError, RecursionError):
+        return None
 
 
 def object_from_json(text: str | bytes | bytearray) -> dict[str, Any]:
@@ -78,6 +107,19 @@ def _whole(digits: str) -> int:
     if len(digits) > LONGEST_NUMBER:
         raise Malformed(LONG)
     return int(digits)
+
+
+def _no_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Malformed(f"the key {twice[:60]!r} occurs twice")
+    return found
+
+
+_ROWS = json.JSONDecoder(object_pairs_hook=_no_twice, parse_int=_whole)
+_ANY = json.JSONDecoder(parse_int=str)
 
 
 def _refuse_deep(text: str | bytes | bytearray, value: Any) -> None:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from qlora_engine.data.rectangle import IGNORED, lay_out
 from qlora_engine.data.tokenize import TokenRow
+from qlora_engine.data.tokens import lengths_of
 
-IGNORED = -100
+__all__ = ["IGNORED", "Batch", "by_length", "collate", "join", "longest", "order", "shortest", "token_count"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,20 +56,13 @@ class Batch:
 
 def collate(rows: Sequence[TokenRow], pad_token_id: int) -> Batch:
     """Pad `rows` on the right to the longest of them."""
-    width = max(len(row.input_ids) for row in rows)
-    input_ids = torch.full((len(rows), width), pad_token_id, dtype=torch.int64)
-    labels = torch.full((len(rows), width), IGNORED, dtype=torch.int64)
-    mask = torch.zeros((len(rows), width), dtype=torch.int64)
-    for index, row in enumerate(rows):
-        size = len(row.input_ids)
-        ids = torch.tensor(row.input_ids, dtype=torch.int64)
-        input_ids[index, :size] = ids
-        labels[index, :size] = torch.where(torch.tensor(row.trained), ids, IGNORED)
-        mask[index, :size] = 1
-    tokens = int(mask.sum())
-    if any(len(row.lengths) > 1 for row in rows):
-        return Batch(input_ids, labels, None, _restarting_positions(rows, width), tokens)
-    return Batch(input_ids, labels, None if tokens == mask.numel() else mask, None, tokens)
+    found = lay_out(rows, pad_token_id)
+    input_ids, labels = torch.from_numpy(found.input_ids), torch.from_numpy(found.labels)
+    tokens = int(found.mask.sum())
+    if found.positions is not None:
+        return Batch(input_ids, labels, None, torch.from_numpy(found.positions), tokens)
+    is_full = tokens == found.mask.size
+    return Batch(input_ids, labels, None if is_full else torch.from_numpy(found.mask), None, tokens)
 
 
 def join(rows: Sequence[TokenRow]) -> Batch:
@@ -93,16 +88,15 @@ def by_length(rows: Sequence[TokenRow]) -> list[TokenRow]:
     return sorted(rows, key=lambda row: len(row.input_ids))
 
 
-def longest_first(rows: Sequence[TokenRow]) -> list[TokenRow]:
-    """Longest rows first, for the dry step (CORRECTNESS 26)."""
-    return sorted(rows, key=lambda row: -len(row.input_ids))
+def longest(rows: Sequence[TokenRow], count: int) -> list[TokenRow]:
+    """The longest rows first, for the dry step (CORRECTNESS 26)."""
+    return [rows[place] for place in (-lengths_of(rows)).argsort(kind="stable")[:count].tolist()]
 
 
-def _restarting_positions(rows: Sequence[TokenRow], width: int) -> torch.Tensor:
-    """(batch, seq): 0, 1, 2 ... within each packed row; padding counts as one more row, so that it sees nothing."""
-    positions = torch.zeros((len(rows), width), dtype=torch.int64)
-    for index, row in enumerate(rows):
-        padding = width - len(row.input_ids)
-        parts = [torch.arange(size) for size in (*row.lengths, padding) if size]
-        positions[index] = torch.cat(parts)
-    return positions
+def shortest(rows: Sequence[TokenRow]) -> TokenRow:
+    return rows[int(lengths_of(rows).argmin())]
+
+
+def token_count(rows: Sequence[TokenRow]) -> int:
+    """Tokens of all rows together."""
+    return int(lengths_of(rows).sum())

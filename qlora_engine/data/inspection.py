@@ -1,77 +1,169 @@
-"""What the model will see, before a run: the data as a run would read it, and its first rows token by token.
+"""What the model will see, before a run: the data as a run would read it, row by row and token by token.
 
-Torch-free but for the job, which loads a tokenizer.
+Torch-free. Samples are laid out by the code that training uses, rows are rendered by the code that a million rows go
+through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from qlora_engine import config_io
-from qlora_engine.bridge import Emit, events_while
-from qlora_engine.control import Control
-from qlora_engine.data import pipeline
-from qlora_engine.data.tokenize import TokenRow
-from qlora_engine.events import Event, PhaseChanged, Progressed, RunFinished
-from qlora_engine.jobs import DataReportJob
-from qlora_engine.models import prepare, spec
+from qlora_engine.data import working
+from qlora_engine.data.conversation import RowProblem
+from qlora_engine.data.formats import read_row
+from qlora_engine.data.rectangle import IGNORED, lay_out
+from qlora_engine.data.pipeline import PreparedData
+from qlora_engine.data.sources import UnreadableRow
+from qlora_engine.data.tokenize import TokenRow, cut
+from qlora_engine.data.tokens import TokenRows
+from qlora_engine.errors import EngineError, did_you_mean
+
+WORST = ("longest", "most_cut", "fewest_trained", "most_unknown")
+SEARCH_LIMIT = 50
+RAW_CHARS = 20_000
 
 
 def shown_rows(rows: Sequence[TokenRow], tokenizer: Any, count: int) -> list[dict[str, Any]]:
-    """The first rows as tokens with a state each: trained, masked, special, cut."""
+    """The first rows as training feeds them, tokens with a state each: trained, masked, special, cut, padding."""
+    return [shown_row(rows, index, tokenizer) for index in range(min(count, len(rows)))]
+
+
+def shown_row(rows: Sequence[TokenRow], index: int, tokenizer: Any) -> dict[str, Any]:
+    """Row `index` as training feeds it, with what is cut off behind it."""
+    row = rows[index]
+    whole = rows.store.row(int(rows.places[index])) if isinstance(rows, TokenRows) else row
+    return shown(row, whole, tokenizer)
+
+
+def shown(row: TokenRow, whole: TokenRow, tokenizer: Any) -> dict[str, Any]:
+    """`row` token by token, then those of `whole` that were cut."""
     special = set(tokenizer.all_special_ids)
-    shown = []
-    for row in rows[:count]:
-        whole = tokenizer(row.text, add_special_tokens=False)["input_ids"]
-        states = [_state(index, token, row, special) for index, token in enumerate(whole)]
-        tokens = [
-            {"text": tokenizer.decode([token]), "id": token, "state": state}
-            for token, state in zip(whole, states, strict=True)
-        ]
-        shown.append(
-            {
-                "row": row.source_row,
-                "tokens": tokens,
-                "cut_tokens": row.cut_tokens,
-                "is_answer_cut": row.is_answer_cut,
-            }
-        )
-    return shown
+    laid = lay_out([row], tokenizer.pad_token_id or 0)
+    positions = range(laid.input_ids.shape[1]) if laid.positions is None else laid.positions[0].tolist()
+    tokens = []
+    for token, label, position in zip(
+        laid.input_ids[0].tolist(), laid.labels[0].tolist(), positions, strict=True
+    ):
+        state = "trained" if label != IGNORED else "special" if token in special else "masked"
+        tokens.append(_token(tokenizer, token, state, position))
+    behind = whole.input_ids[len(row.input_ids) :] if len(row.lengths) == 1 else []
+    tokens.extend(_token(tokenizer, token, "cut", len(tokens) + place) for place, token in enumerate(behind))
+    return {
+        "row": row.source_row,
+        "tokens": tokens,
+        "cut_tokens": row.cut_tokens,
+        "is_answer_cut": row.is_answer_cut,
+        "trained_tokens": row.trained_count,
+    }
 
 
-def _state(index: int, token: int, row: TokenRow, special: set[int]) -> str:
-    if index >= len(row.input_ids):
-        return "cut"
-    if row.trained[index]:
-        return "trained"
-    return "special" if token in special else "masked"
+def _token(tokenizer: Any, token: int, state: str, position: int) -> dict[str, Any]:
+    return {"text": tokenizer.decode([token]), "id": token, "state": state, "position": position}
 
 
-def report_job(job: DataReportJob, control: Control) -> Iterator[Event]:
-    """Read and tokenize as a run would; result: {"report", "rows"}."""
-    from qlora_engine.models import loading
+@dataclass(frozen=True)
+class Inspector:
+    """Rows of prepared data by number, by how bad they are, or by what they say; answers are ready for JSON."""
 
-    config = config_io.from_dict(job.config)
+    prepared: PreparedData
+    tokenizer: Any
 
-    def ready(emit: Emit) -> Any:
-        def report(phase: str, done: int, total: int | None, unit: str) -> None:
-            emit(Progressed(phase, done, total, unit))
+    def row(self, number: int) -> dict[str, Any]:
+        """A row as it is stored beside what the model sees of it, or why it is left out.
 
-        path = prepare.ensure_ready(
-            config.model.name, config.model.revision, config.model.offline, control, report
-        )
-        tokenizer = loading.load_tokenizer(path, trust_remote_code=config.model.trust_remote_code)
-        longest = spec.facts_of_folder(path).max_positions
-        unpacked = replace(config.data, packing=False)
-        found = pipeline.prepare(
-            unpacked, tokenizer, seed=config.training.seed, model_max_length=longest,
-            is_offline=config.model.offline, report_progress=report, control=control,
-        )  # fmt: skip
-        return found, tokenizer
+        Raises:
+            EngineError: there is no such row.
+        """
+        store = self.prepared.store
+        if not 1 <= number <= len(store):
+            raise EngineError(
+                "data.row", f"there is no row {number}; the data has {len(store):,}", "choose a smaller one"
+            )
+        file, place = store.place(number)
+        found: dict[str, Any] = {
+            "row": number, "file": file, "row_in_file": place, "raw": store.raw(number)[:RAW_CHARS],
+            "side": self._side(number), "problem": None, "rendered": [],
+        }  # fmt: skip
+        try:
+            found["rendered"] = [
+                shown(cut(row, self.prepared.seq_len), row, self.tokenizer) for row in self._processed(number)
+            ]
+        except (UnreadableRow, RowProblem) as problem:
+            found["problem"] = str(problem)
+        return found
 
-    yield PhaseChanged("tokenizing", f"Reading the dataset {config.data.path}")
-    found, tokenizer = yield from events_while(ready)
-    rows = shown_rows(found.train, tokenizer, job.show_rows)
-    yield RunFinished({"report": found.report.to_json(), "rows": rows})
+    def rows(self, first: int, count: int) -> list[dict[str, Any]]:
+        """All rows from `first` on, good and bad."""
+        return [self.row(number) for number in range(first, min(first + count, len(self.prepared.store) + 1))]
+
+    def worst(self, kind: str, count: int) -> list[dict[str, Any]]:
+        """Training rows: the longest, most cut, with the fewest trained or the most unknown tokens.
+
+        Raises:
+            EngineError: there is no such kind.
+        """
+        rows = self.prepared.whole
+        if kind not in WORST:
+            raise EngineError("data.worst", f"there is no worst {kind!r}", did_you_mean(kind, WORST))
+        whole = rows.store.lengths[rows.places]
+        badness = {
+            "longest": lambda: whole,
+            "most_cut": lambda: whole - rows.seq_len,
+            "fewest_trained": lambda: -rows.trained_counts,
+            "most_unknown": lambda: rows.store.column("unknown")[rows.places],
+        }[kind]()
+        order = (-badness).argsort(kind="stable")[:count].tolist()
+        if kind in ("most_cut", "most_unknown"):
+            order = [place for place in order if badness[place] > 0]
+        return [shown_row(rows, place, self.tokenizer) for place in order]
+
+    def search(
+        self, text: str, check: Callable[[], None] = lambda: None, limit: int = SEARCH_LIMIT
+    ) -> list[int]:
+        """The first rows whose stored text holds `text`, whatever its case."""
+        return list(self._found(text.casefold(), check, limit))
+
+    def _found(self, wanted: str, check: Callable[[], None], limit: int) -> Iterator[int]:
+        count = 0
+        for block in self.prepared.store.blocks(1000):
+            check()
+            for number, text in block.texts():
+                if wanted in text.casefold():
+                    yield number
+                    count += 1
+                    if count >= limit:
+                        return
+
+    def _processed(self, number: int) -> list[TokenRow]:
+        plan, store = self.prepared.plan, self.prepared.store
+        row = store.row(number)
+        conversation = read_row(row, number, plan.detections[store.source_of(number)])
+        return working.as_processed(plan, conversation.with_system(plan.system_prompt))
+
+    def _side(self, number: int) -> str:
+        if (self.prepared.whole.numbers == number).any():
+            return "train"
+        own = self.prepared.held_out.store is self.prepared.whole.store
+        return "held_out" if own and (self.prepared.held_out.numbers == number).any() else "left_out"
+
+
+def asked(inspector: Inspector, ask: Mapping[str, Any], check: Callable[[], None]) -> dict[str, Any]:
+    """Answers to the questions of a DataReportJob: "numbers", "first" and "count", "worst", "search", "write_clean"."""
+    from qlora_engine.data import clean
+
+    found: dict[str, Any] = {}
+    count = int(ask.get("count", 5))
+    if ask.get("numbers"):
+        found["numbers"] = [inspector.row(int(number)) for number in ask["numbers"]]
+    if ask.get("first"):
+        found["first"] = inspector.rows(int(ask["first"]), count)
+    if ask.get("worst"):
+        found["worst"] = inspector.worst(str(ask["worst"]), count)
+    if ask.get("search"):
+        numbers = inspector.search(str(ask["search"]), check)
+        found["search"] = {"numbers": numbers, "rows": [inspector.row(number) for number in numbers[:count]]}
+    if ask.get("write_clean"):
+        found["write_clean"] = clean.write(inspector.prepared, str(ask["write_clean"]), check)
+    return found

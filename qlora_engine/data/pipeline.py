@@ -1,39 +1,79 @@
 """From a dataset to training rows: read, detect, render, mask, measure, split, cut, pack. Torch-free.
 
-Nothing is dropped, cut or merged without being counted in the report.
+Nothing is dropped, cut or merged without being counted in the report. Whatever took time is kept in the cache.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from qlora_engine.config import DataSettings
 from qlora_engine.control import Control
-from qlora_engine.data import oasst, sources
-from qlora_engine.data.conversation import Conversation, RowProblem
-from qlora_engine.data.formats import Detection, detect, read_row, require_settled
-from qlora_engine.data.packing import pack
-from qlora_engine.data.report import DataReport, Drops, build_report
-from qlora_engine.data.templates import Template, choose
-from qlora_engine.data.tokenize import BATCH_ROWS, Policy, TokenRow, cut, tokenize
+from qlora_engine.data import cache, doctor, parallel, sources, split, splitting
+from qlora_engine.data.formats import Detection, detect
+from qlora_engine.data.packing import PackedRows, pack
+from qlora_engine.data.report import DataReport, Drops, Found, build_report
+from qlora_engine.data.sources import RowStore
+from qlora_engine.data.templates import choose
+from qlora_engine.data.tokenize import Policy, TokenRow
+from qlora_engine.data.tokens import META_FILE, TOKENS_FILE, TokenRows, TokenStore
+from qlora_engine.data.working import Plan
 from qlora_engine.errors import EngineError
+from qlora_engine.parsing import object_from_json
 
 Report = Callable[[str, int, int | None, str], None]
 LENGTH_PERCENTILE = 0.99
 LENGTH_MULTIPLE = 8
+SAMPLE_ROWS = 50
+BLOCK_ROWS = 512
+CUT_AWAY = "no trained token is left within the sequence length"
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedData:
-    """Rows ready for training. `held_out` shares no row's content with `train` and is never packed."""
+    """Rows ready for training, made one by one from the memory-mapped cache. `held_out` shares no row's content with
+    `train` and is never packed. `whole` are the training rows unpacked; `store` holds the rows as they were stored."""
 
-    train: list[TokenRow]
-    held_out: list[TokenRow]
+    train: Sequence[TokenRow]
+    held_out: TokenRows
     report: DataReport
     seq_len: int
+    whole: TokenRows
+    store: RowStore
+    plan: Plan
+
+    @property
+    def longest_row_tokens(self) -> int:
+        """Of the longest row that training really meets, packed ones as they are packed."""
+        return self.report.longest_row_tokens
+
+    @property
+    def most_trained_tokens(self) -> int:
+        return self.report.most_trained_tokens
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `prepare` was asked, and whom it tells."""
+
+    settings: DataSettings
+    tokenizer: Any
+    seed: int
+    model_max_length: int | None = None
+    is_offline: bool = False
+    report_progress: Report | None = None
+    control: Control | None = None
+    processes: int | None = None
+
+    def check(self) -> None:
+        if self.control is not None:
+            self.control.check()
 
 
 def prepare(
@@ -45,182 +85,234 @@ def prepare(
     is_offline: bool = False,
     report_progress: Report | None = None,
     control: Control | None = None,
+    processes: int | None = None,
+    is_look: bool = False,
 ) -> PreparedData:
-    """Everything between a file and a batch.
+    """Everything between a file and a batch. With `is_look`, what would block the start is only reported.
 
     Raises:
         EngineError: missing, empty, unreadable, wrong columns, nothing to train on.
         Cancelled: asked to stop.
     """
-    _require_fast(tokenizer)
-    raw = sources.load_rows(settings, is_offline=is_offline)
-    rows = oasst.conversations(raw.rows) if oasst.is_message_tree(raw.rows) else raw.rows
-    detection = detect(rows, settings)
-    require_settled(detection)
-    template = choose(tokenizer, settings.chat_template, Policy.of(settings))
-    drops = Drops()
-    examples = _read_examples(rows, detection, settings, drops)
-    held_raw = sources.load_held_out(settings)
-    train_examples, held_examples, duplicates = _split(examples, held_raw, settings, detection, seed, drops)
-    work = _Tokenizing(
-        tokenizer,
-        template,
-        Policy.of(settings),
-        drops,
-        report_progress,
-        control,
-        len(train_examples) + len(held_examples),
+    require_fast(tokenizer)
+    if settings.seq_len:
+        _check_length(settings.seq_len, model_max_length)
+    request = Request(
+        settings, tokenizer, seed, model_max_length, is_offline, report_progress, control, processes
     )
-    train, held_out = work.run(train_examples), work.run(held_examples)
-    _refuse_untokenized(len(train_examples) + len(held_examples), len(train) + len(held_out), drops)
-    whole_lengths = [len(row.input_ids) for row in (*train, *held_out)]
-    seq_len = settings.seq_len or automatic_length(whole_lengths, model_max_length)
-    _check_length(seq_len, model_max_length)
-    train, held_out = _cut_all(train, seq_len, drops), _cut_all(held_out, seq_len, drops)
-    if not train:
-        raise EngineError(
-            "data.nothing_trained",
-            f"no row has a token to train on: {drops.summary()}",
-            "raise data.seq_len, or look at the rows with `qlora data --show-mask 5`",
-        )
-    packed = pack(train, seq_len) if settings.packing else train
-    report = build_report(
-        raw=raw, row_count=len(rows), detection=detection, template=template, train=train, held_out=held_out,
-        packed=len(packed) if settings.packing else None, whole_lengths=whole_lengths, seq_len=seq_len,
-        is_automatic_length=settings.seq_len is None, drops=drops, duplicates=duplicates, tokenizer=tokenizer,
+    store = sources.open_store(settings, is_offline=is_offline, check=request.check)
+    plan = plan_of(store, request)
+    held_store = sources.open_held_out(settings, check=request.check)
+    key, tokens = _tokens(store, plan, request)
+    held_key, held_tokens = "", tokens
+    if held_store is not None:
+        held_plan = replace(plan, detections=_held_detections(held_store, plan, settings))
+        held_key, held_tokens = _tokens(held_store, held_plan, request)
+    prepared = _from_cache_or_made(request, store, plan, (key, tokens), (held_key, held_tokens))
+    if not is_look:
+        doctor.require_start(doctor.Finding(**finding) for finding in prepared.report.findings)
+    return prepared
+
+
+def plan_of(store: RowStore, request: Request) -> Plan:
+    """How the rows of `store` are read and into what.
+
+    Raises:
+        EngineError: no format or no template fits.
+    """
+    settings, tokenizer = request.settings, request.tokenizer
+    template = choose(tokenizer, settings.chat_template, Policy.of(settings))
+    ends = tokenizer.convert_tokens_to_ids(list(template.end_tokens))
+    length = settings.seq_len or min(
+        splitting.DEFAULT_TOKENS, request.model_max_length or splitting.DEFAULT_TOKENS
+    )
+    return Plan(
+        detections=detections(store, settings),
+        tokenizer=tokenizer,
+        template=template,
+        policy=Policy.of(settings),
+        system_prompt=settings.system_prompt,
+        text_tokens=length,
+        overlap=settings.overlap,
+        end_ids=tuple(sorted({end for end in ends if isinstance(end, int)})),
+    )
+
+
+def detections(store: RowStore, settings: DataSettings) -> tuple[Detection, ...]:
+    """How each source is read: the first as set, others so too where it fits them."""
+    found = []
+    for index in range(len(store.sources)):
+        sample = store.sample(index, SAMPLE_ROWS)
+        try:
+            found.append(detect(sample, settings))
+        except EngineError:
+            if index == 0:
+                raise
+            found.append(detect(sample, replace(settings, format="auto", columns={})))
+    return tuple(found)
+
+
+def _held_detections(held: RowStore, plan: Plan, settings: DataSettings) -> tuple[Detection, ...]:
+    try:
+        return detections(held, settings)
+    except EngineError:
+        return plan.detections[:1]
+
+
+def _tokens(store: RowStore, plan: Plan, request: Request) -> tuple[str, TokenStore]:
+    """Every row as tokens: from the cache, else made now."""
+    key = cache.key_of([store.sha256, [len(source) for source in store.sources], _fingerprint(plan)])
+    kept = cache.find("tokens", key)
+    if kept is not None:
+        try:
+            return key, TokenStore(kept)
+        except (OSError, ValueError, KeyError):
+            pass  # damaged: made again
+    entry = cache.keep("tokens", key, lambda folder: _tokenize_all(store, plan, request, folder))
+    cache.trim()
+    return key, TokenStore(entry)
+
+
+def _fingerprint(plan: Plan) -> list[Any]:
+    """What determines tokens besides the rows."""
+    tokenizer = plan.tokenizer
+    backend = tokenizer.backend_tokenizer.to_str()
+    named = [str(tokenizer.special_tokens_map), getattr(tokenizer, "add_bos_token", None)]
+    has_text = any(detection.format == "text" for detection in plan.detections)
+    return [
+        hashlib.sha256(backend.encode()).hexdigest(), named, repr(plan.template), asdict(plan.policy),
+        [repr(detection) for detection in plan.detections], plan.system_prompt, plan.end_ids,
+        [plan.text_tokens, plan.overlap] if has_text else None,
+    ]  # fmt: skip
+
+
+def _tokenize_all(store: RowStore, plan: Plan, request: Request, folder: Path) -> None:
+    import pyarrow as pa
+
+    processes = request.processes or parallel.processes_for(len(store))
+    problems: dict[str, list[int]] = {}
+    counts: Counter[str] = Counter()
+    done = rows = 0
+    writer = None
+    with pa.OSFile(str(folder / TOKENS_FILE), "wb") as sink:
+        for part in parallel.run(plan, store.blocks(BLOCK_ROWS), processes, request.check):
+            for number, reason in part.problems:
+                problems.setdefault(reason, []).append(number)
+            counts.update(part.counts)
+            for batch in pa.ipc.open_stream(part.stream) if part.stream else ():
+                writer = writer or pa.ipc.new_stream(sink, batch.schema)
+                writer.write_batch(batch)
+                rows += batch.num_rows
+            done += part.numbers
+            if request.report_progress is not None:
+                request.report_progress("tokenizing", done, len(store), "rows")
+        if writer is not None:
+            writer.close()
+    store.require_unchanged()
+    meta = {"rows": rows, "numbers": len(store), "problems": problems, "counts": dict(counts)}
+    (folder / META_FILE).write_text(json.dumps(meta), encoding="utf-8")
+
+
+def _from_cache_or_made(
+    request: Request,
+    store: RowStore,
+    plan: Plan,
+    tokens: tuple[str, TokenStore],
+    held: tuple[str, TokenStore],
+) -> PreparedData:
+    settings = request.settings
+    weights = [source.weight for source in store.sources]
+    key = cache.key_of([
+        tokens[0], held[0], request.seed, settings.seq_len, settings.held_out_fraction, settings.packing, weights,
+        request.model_max_length, settings.bad_rows, store.origin, store.notes, plan.template.why,
+    ])  # fmt: skip
+    entry = cache.find("prepared", key)
+    prepared = _loaded(entry, store, plan, tokens[1], held[1]) if entry else None
+    if prepared is None:
+        prepared = _made(request, store, plan, tokens[1], held[1])
+        made = prepared
+        cache.keep("prepared", key, lambda folder: _save(made, folder))
+    return prepared
+
+
+def _made(
+    request: Request, store: RowStore, plan: Plan, tokens: TokenStore, held_tokens: TokenStore
+) -> PreparedData:
+    import numpy as np
+
+    settings = request.settings
+    own_file = held_tokens is not tokens
+    sides = (
+        split.by_file(tokens, held_tokens)
+        if own_file
+        else split.by_share(tokens, settings.held_out_fraction, request.seed)
+    )
+    numbers = tokens.column("number")
+    drops = Drops({**tokens.problems, **{r: numbers[p].tolist() for r, p in sides.left_out.items()}})
+    both = np.concatenate([tokens.lengths[sides.train], held_tokens.lengths[sides.held_out]])
+    seq_len = settings.seq_len or automatic_length(both, request.model_max_length)
+    train = _with_answers(TokenRows(tokens, sides.train, seq_len), drops)
+    train = replace(
+        train, places=split.weighted(tokens, train.places, [source.weight for source in store.sources])
+    )
+    held_out = _with_answers(TokenRows(held_tokens, sides.held_out, seq_len), drops)
+    packed = pack(train, seq_len) if settings.packing and len(train) else None
+    found = Found(
+        store=store, detections=plan.detections, template=plan.template, tokens=tokens, held_tokens=held_tokens,
+        sides=sides, train=train, held_out=held_out, packed_rows=None if packed is None else len(packed),
+        packed_longest=0 if packed is None else int(packed.lengths.max()), seq_len=seq_len,
+        is_automatic_length=settings.seq_len is None, drops=drops,
     )  # fmt: skip
-    return PreparedData(packed, held_out, report, seq_len)
+    report = build_report(found)
+    findings = doctor.findings(found, report, settings)
+    notices = tuple(finding.text for finding in findings)
+    report = replace(report, findings=tuple(f.to_json() for f in findings), notices=notices)
+    return PreparedData(train if packed is None else packed, held_out, report, seq_len, train, store, plan)
 
 
-def automatic_length(lengths: Sequence[int], model_max_length: int | None) -> int:
+def _save(prepared: PreparedData, folder: Path) -> None:
+    import numpy as np
+
+    np.save(folder / "train.npy", prepared.whole.places)
+    np.save(folder / "held_out.npy", prepared.held_out.places)
+    if isinstance(prepared.train, PackedRows):
+        np.save(folder / "members.npy", prepared.train.members)
+        np.save(folder / "edges.npy", prepared.train.edges)
+    (folder / "report.json").write_text(json.dumps(prepared.report.to_json()), encoding="utf-8")
+
+
+def _loaded(
+    entry: Path, store: RowStore, plan: Plan, tokens: TokenStore, held_tokens: TokenStore
+) -> PreparedData | None:
+    import numpy as np
+
+    try:
+        report = DataReport(**object_from_json((entry / "report.json").read_bytes()))
+        whole = TokenRows(tokens, np.load(entry / "train.npy"), report.seq_len)
+        held_out = TokenRows(held_tokens, np.load(entry / "held_out.npy"), report.seq_len)
+        train: Sequence[TokenRow] = whole
+        if report.packed_rows is not None:
+            train = PackedRows(whole, np.load(entry / "members.npy"), np.load(entry / "edges.npy"))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return PreparedData(train, held_out, report, report.seq_len, whole, store, plan)
+
+
+def automatic_length(lengths: Any, model_max_length: int | None) -> int:
     """The 99th percentile of the rows' lengths, rounded up to a multiple of 8, at most what the model can see."""
-    if not lengths:
+    if not len(lengths):
         return LENGTH_MULTIPLE
     ordered = sorted(lengths)
-    wanted = ordered[min(len(ordered) - 1, int(LENGTH_PERCENTILE * len(ordered)))]
+    wanted = int(ordered[min(len(ordered) - 1, int(LENGTH_PERCENTILE * len(ordered)))])
     rounded = -(-wanted // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     return min(rounded, model_max_length) if model_max_length else rounded
 
 
-class _Tokenizing:
-    """Tokenizes with progress, an ear for Stop, and a sentence when an answer cannot be found."""
-
-    def __init__(
-        self, tokenizer: Any, template: Template, policy: Policy, drops: Drops, report: Report | None,
-        control: Control | None, total: int,
-    ) -> None:  # fmt: skip
-        self._tokenizer, self._template, self._policy, self._drops = tokenizer, template, policy, drops
-        self._report, self._control, self._total, self._done = report, control, total, 0
-
-    def run(self, examples: Sequence[Conversation]) -> list[TokenRow]:
-        rows: list[TokenRow] = []
-        for start in range(0, len(examples), BATCH_ROWS):
-            if self._control is not None:
-                self._control.check()
-            group = examples[start : start + BATCH_ROWS]
-            rows.extend(self._group(group))
-            self._done += len(group)
-            if self._report is not None:
-                self._report("tokenizing", self._done, self._total, "rows")
-        return rows
-
-    def _group(self, group: Sequence[Conversation]) -> list[TokenRow]:
-        kept = []
-        for row in tokenize(group, self._tokenizer, self._template, self._policy):
-            if isinstance(row, RowProblem):
-                self._drops.add(row.reason, row.number or 0)
-            else:
-                kept.append(row)
-        return kept
-
-
-def _read_examples(
-    rows: Sequence[Any], detection: Detection, settings: DataSettings, drops: Drops
-) -> list[Conversation]:
-    examples = []
-    for number, row in enumerate(rows, 1):
-        try:
-            example = read_row(row, number, detection)
-        except RowProblem as problem:
-            drops.add(str(problem), number)
-            continue
-        examples.append(example.with_system(settings.system_prompt))
-    _refuse_nonsense(len(rows), len(examples), detection, drops)
-    return examples
-
-
-def _refuse_nonsense(total: int, kept: int, detection: Detection, drops: Drops) -> None:
-    """More bad rows than good ones means a wrong mapping, not bad rows (CORRECTNESS 23).
-
-    Raises:
-        EngineError: it is so.
-    """
-    if kept * 2 >= total and kept:
-        return
-    raise EngineError(
-        "data.columns",
-        f"{total - kept} of {total} rows cannot be read as {detection.format}: {drops.summary()}",
-        "check data.format and data.columns",
-    )
-
-
-def _refuse_untokenized(total: int, kept: int, drops: Drops) -> None:
-    """A template that fits fewer than half of the rows is the wrong one (CORRECTNESS 17).
-
-    Raises:
-        EngineError: it is so.
-    """
-    if kept * 2 < total:
-        raise EngineError(
-            "data.mask",
-            f"{total - kept} of {total} rows cannot be trained rightly with this chat template: {drops.summary()}",
-            "choose another data.chat_template, or correct those rows",
-        )
-
-
-def _split(
-    examples: list[Conversation],
-    held_raw: sources.RawRows | None,
-    settings: DataSettings,
-    detection: Detection,
-    seed: int,
-    drops: Drops,
-) -> tuple[list[Conversation], list[Conversation], int]:
-    """(train, held out, duplicates). Rows of the same content are always on the same side."""
-    keys = [example.content_key() for example in examples]
-    duplicates = len(keys) - len(set(keys))
-    if held_raw is not None:
-        held = _read_examples(held_raw.rows, detection, settings, Drops())
-        held_keys = {example.content_key() for example in held}
-        for example, key in zip(examples, keys, strict=True):
-            if key in held_keys:
-                drops.add("it is also in the held-out data", example.number)
-        return [e for e, k in zip(examples, keys, strict=True) if k not in held_keys], held, duplicates
-    chosen = _held_out_keys(keys, settings.held_out_fraction, seed)
-    train = [e for e, k in zip(examples, keys, strict=True) if k not in chosen]
-    held = [e for e, k in zip(examples, keys, strict=True) if k in chosen]
-    return train, held, duplicates
-
-
-def _held_out_keys(keys: Sequence[str], fraction: float, seed: int) -> set[str]:
-    """Keys whose hash with the seed is smallest: a row keeps its side when others are added."""
-    unique = list(dict.fromkeys(keys))
-    count = round(fraction * len(unique))
-    if fraction > 0 and len(unique) > 1:
-        count = max(1, min(count, len(unique) - 1))
-    ranked = sorted(unique, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
-    return set(ranked[:count])
-
-
-def _cut_all(rows: Sequence[TokenRow], seq_len: int, drops: Drops) -> list[TokenRow]:
-    kept = []
-    for row in rows:
-        shorter = cut(row, seq_len)
-        if shorter.trained_count == 0:
-            drops.add("no trained token is left within the sequence length", row.source_row)
-        else:
-            kept.append(shorter)
-    return kept
+def _with_answers(rows: TokenRows, drops: Drops) -> TokenRows:
+    """Without the rows that have nothing left to train within the length."""
+    is_kept = rows.trained_counts > 0
+    drops.add(CUT_AWAY, *rows.numbers[~is_kept].tolist())
+    return replace(rows, places=rows.places[is_kept])
 
 
 def _check_length(seq_len: int, model_max_length: int | None) -> None:
@@ -231,7 +323,7 @@ def _check_length(seq_len: int, model_max_length: int | None) -> None:
         )  # fmt: skip
 
 
-def _require_fast(tokenizer: Any) -> None:
+def require_fast(tokenizer: Any) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise EngineError(
             "data.tokenizer", "this model's tokenizer has no fast version, which the answer mask needs",

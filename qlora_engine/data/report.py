@@ -2,50 +2,67 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from qlora_engine.data import scripts, working
 from qlora_engine.data.formats import Detection
-from qlora_engine.data.sources import RawRows
+from qlora_engine.data.lengths import Lengths
+from qlora_engine.data.sources import RowStore
+from qlora_engine.data.split import Sides
 from qlora_engine.data.templates import Template
-from qlora_engine.data.tokenize import TokenRow
+from qlora_engine.data.tokens import TokenRows, TokenStore
 
 EXAMPLES_NAMED = 5
+SHORT_ANSWER_TOKENS = 3
+NUMBER = re.compile(r"\d[\d,]*")
 
 
 class Drops:
-    """Rows left out, by reason, with their numbers."""
+    """Rows left out, by reason, with their numbers. Reasons that differ in numbers alone are one."""
 
-    def __init__(self) -> None:
-        self._rows: dict[str, list[int]] = {}
+    def __init__(self, known: Mapping[str, Iterable[int]] | None = None) -> None:
+        self._rows: dict[str, tuple[str, list[int]]] = {}
+        for reason, numbers in (known or {}).items():
+            self.add(reason, *numbers)
 
-    def add(self, reason: str, number: int) -> None:
-        self._rows.setdefault(reason, []).append(number)
+    def add(self, reason: str, *numbers: int) -> None:
+        if numbers:
+            self._rows.setdefault(NUMBER.sub("0", reason), (reason, []))[1].extend(numbers)
 
     @property
     def count(self) -> int:
-        return sum(len(rows) for rows in self._rows.values())
+        return sum(len(rows) for _, rows in self._rows.values())
+
+    @property
+    def numbers(self) -> list[int]:
+        return sorted(number for _, rows in self._rows.values() for number in rows)
 
     def summary(self) -> str:
         """`12 rows: its output is empty (rows 3, 8, 9 ...)`."""
         if not self._rows:
             return "no row was left out"
         return "; ".join(
-            f"{len(rows)} rows: {reason} ({_numbers(rows)})" for reason, rows in self._rows.items()
+            f"{len(rows)} rows: {reason} ({numbers_text(rows)})" for reason, rows in self._rows.values()
         )
 
     def reasons(self) -> tuple[Mapping[str, Any], ...]:
+        ordered = sorted(self._rows.values(), key=lambda found: -len(found[1]))
         return tuple(
-            {"reason": reason, "count": len(rows), "first_rows": rows[:EXAMPLES_NAMED]}
-            for reason, rows in self._rows.items()
+            {"reason": reason, "count": len(rows), "first_rows": sorted(rows)[:EXAMPLES_NAMED]}
+            for reason, rows in ordered
         )
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """Counts are rows or tokens as named; lengths are in tokens before cutting."""
+    """Counts are rows or tokens as named; lengths are in tokens before cutting.
+
+    `lengths` is `Lengths.to_json`, `keeps` the shares of rows and trained tokens that the sequence length keeps;
+    `sources` say how each was read; `findings` are the doctor's, `notices` their sentences.
+    """
 
     origin: str
     sha256: str
@@ -61,6 +78,7 @@ class DataReport:
     held_out_rows: int
     packed_rows: int | None
     duplicate_rows: int
+    near_duplicate_rows: int
     seq_len: int
     is_automatic_length: bool
     length_p50: int
@@ -74,103 +92,157 @@ class DataReport:
     cut_tokens: int
     answer_ends_cut: int
     reasoning_rows_dropped: int
-    notices: tuple[str, ...]
+    longest_row_tokens: int
+    most_trained_tokens: int
+    short_answer_rows: int
+    rows_without_end: int
+    bos_per_row: tuple[int, int]
+    unknown_tokens: int
+    reasoning_rows: int
+    call_rows: int
+    tool_rows: int
+    untrained_answer_rows: int
+    secret_rows: int
+    email_rows: int
+    scripts: Mapping[str, int]
+    unused_keys: Mapping[str, int]
+    lengths: Mapping[str, Any]
+    keeps: Mapping[str, float]
+    sources: tuple[Mapping[str, Any], ...]
+    findings: tuple[Mapping[str, Any], ...] = ()
+    notices: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def build_report(
-    *,
-    raw: RawRows,
-    row_count: int,
-    detection: Detection,
-    template: Template,
-    train: Sequence[TokenRow],
-    held_out: Sequence[TokenRow],
-    packed: int | None,
-    whole_lengths: Sequence[int],
-    seq_len: int,
-    is_automatic_length: bool,
-    drops: Drops,
-    duplicates: int,
-    tokenizer: Any,
-) -> DataReport:
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Everything a report is made of."""
+
+    store: RowStore
+    detections: Sequence[Detection]
+    template: Template
+    tokens: TokenStore
+    held_tokens: TokenStore
+    sides: Sides
+    train: TokenRows
+    held_out: TokenRows
+    packed_rows: int | None
+    packed_longest: int
+    seq_len: int
+    is_automatic_length: bool
+    drops: Drops
+
+
+def build_report(found: Found) -> DataReport:
     """Count everything once."""
-    rows = [*train, *held_out]
-    truncated = [row for row in rows if row.cut_tokens]
-    lengths = sorted(whole_lengths)
-    report = DataReport(
-        origin=raw.origin,
-        sha256=raw.sha256,
-        format=detection.format,
-        format_reason=detection.why,
-        columns=dict(detection.columns),
-        template=template.name,
-        template_reason=template.why,
-        rows_read=row_count,
-        rows_dropped=drops.count,
-        drops=drops.reasons(),
-        train_rows=len(train),
-        held_out_rows=len(held_out),
-        packed_rows=packed,
-        duplicate_rows=duplicates,
-        seq_len=seq_len,
-        is_automatic_length=is_automatic_length,
-        length_p50=_percentile(lengths, 0.50),
-        length_p90=_percentile(lengths, 0.90),
-        length_p95=_percentile(lengths, 0.95),
-        length_p99=_percentile(lengths, 0.99),
-        length_max=lengths[-1] if lengths else 0,
-        train_tokens=sum(len(row.input_ids) for row in train),
-        trained_tokens=sum(row.trained_count for row in train),
-        truncated_rows=len(truncated),
-        cut_tokens=sum(row.cut_tokens for row in truncated),
-        answer_ends_cut=sum(row.is_answer_cut for row in truncated),
-        reasoning_rows_dropped=_lost_reasoning(rows),
-        notices=(),
+    return DataReport(**_reading(found), **_length_facts(found), **_row_facts(found))
+
+
+def _reading(found: Found) -> dict[str, Any]:
+    first = found.detections[0]
+    return {
+        "origin": found.store.origin,
+        "sha256": found.store.sha256,
+        "format": first.format,
+        "format_reason": first.why,
+        "columns": dict(first.columns),
+        "template": found.template.name,
+        "template_reason": found.template.why,
+        "rows_read": len(found.store),
+        "rows_dropped": found.drops.count,
+        "drops": found.drops.reasons(),
+        "train_rows": len(found.train),
+        "held_out_rows": len(found.held_out),
+        "packed_rows": found.packed_rows,
+        "duplicate_rows": found.sides.duplicates,
+        "near_duplicate_rows": found.sides.near_duplicates,
+        "unused_keys": _counted(found.tokens, "unused:"),
+        "sources": tuple(
+            {
+                "name": source.name, "rows": len(source), "weight": source.weight, "format": detection.format,
+                "format_reason": detection.why, "columns": dict(detection.columns), "used": list(detection.used),
+                "unused": list(detection.unused), "files": [file.name for file in source.files][:EXAMPLES_NAMED],
+            }
+            for source, detection in zip(found.store.sources, found.detections, strict=True)
+        ),
+    }  # fmt: skip
+
+
+def _length_facts(found: Found) -> dict[str, Any]:
+    import numpy as np
+
+    stores = (found.tokens,) if found.held_tokens is found.tokens else (found.tokens, found.held_tokens)
+    table = Lengths.of(*stores)
+    both = (found.train, found.held_out)
+    whole = np.concatenate([rows.store.lengths[rows.places] for rows in both])
+    ordered = np.sort(np.concatenate([store.lengths for store in stores]))
+    trained = found.train.trained_counts
+    kept_whole, kept_trained = table.kept_at(found.seq_len)
+    return {
+        "seq_len": found.seq_len,
+        "is_automatic_length": found.is_automatic_length,
+        **{f"length_p{share}": _percentile(ordered, share / 100) for share in (50, 90, 95, 99)},
+        "length_max": int(ordered[-1]) if len(ordered) else 0,
+        "train_tokens": int(found.train.lengths.sum()),
+        "trained_tokens": int(trained.sum()),
+        "truncated_rows": int((whole > found.seq_len).sum()),
+        "cut_tokens": int((whole - found.seq_len).clip(min=0).sum()),
+        "answer_ends_cut": sum(_answer_ends_cut(rows) for rows in both),
+        "longest_row_tokens": found.packed_longest
+        or (int(found.train.lengths.max()) if len(found.train) else 0),
+        "most_trained_tokens": int(trained.max()) if len(trained) else 0,
+        "short_answer_rows": int((trained <= SHORT_ANSWER_TOKENS).sum()),
+        "lengths": table.to_json(),
+        "keeps": {"rows": round(kept_whole, 6), "trained_tokens": round(kept_trained, 6)},
+    }
+
+
+def _row_facts(found: Found) -> dict[str, Any]:
+    import numpy as np
+
+    flags = column_of(found, "flags")
+    bos, unknown, script = (column_of(found, name) for name in ("bos", "unknown", "script"))
+    named = {
+        "reasoning_rows_dropped": working.LOST_REASONING, "reasoning_rows": working.HAS_REASONING,
+        "call_rows": working.HAS_CALLS, "tool_rows": working.HAS_TOOLS, "secret_rows": working.HAS_SECRET,
+        "untrained_answer_rows": working.HAS_UNTRAINED_ANSWER, "email_rows": working.HAS_EMAIL,
+    }  # fmt: skip
+    rows = np.bincount(script.astype(np.int64), minlength=len(scripts.NAMES)).tolist()
+    return {
+        **{name: int(((flags & bit) > 0).sum()) for name, bit in named.items()},
+        "rows_without_end": int(((flags & (working.HAS_END | working.IS_TEXT)) == 0).sum()),
+        "bos_per_row": (int(bos.min()), int(bos.max())) if len(bos) else (0, 0),
+        "unknown_tokens": int(unknown.sum()),
+        "scripts": {name: count for name, count in zip(scripts.NAMES, rows, strict=True) if count},
+    }
+
+
+def column_of(found: Found, name: str) -> Any:
+    """A column over the rows that are kept, trained ones first."""
+    import numpy as np
+
+    return np.concatenate([rows.store.column(name)[rows.places] for rows in (found.train, found.held_out)])
+
+
+def _answer_ends_cut(rows: TokenRows) -> int:
+    cut = (rows.store.lengths[rows.places] > rows.seq_len).nonzero()[0]
+    return sum(
+        int(rows.store.row_spans(int(rows.places[row]))[:, 1].max()) > rows.seq_len for row in cut.tolist()
     )
-    return DataReport(**{**report.__dict__, "notices": tuple(_notices(report, template, rows, tokenizer))})
 
 
-def _notices(
-    report: DataReport, template: Template, rows: Sequence[TokenRow], tokenizer: Any
-) -> Iterator[str]:
-    if report.answer_ends_cut:
-        yield f"In {report.answer_ends_cut} rows the answer's end is cut, so the model does not learn to stop there."
-    if report.truncated_rows:
-        yield f"{report.truncated_rows} rows are longer than {report.seq_len} tokens; {report.cut_tokens} tokens are cut."
-    if not report.held_out_rows:
-        yield "Nothing is held out: the run cannot show whether the model learns or memorises."
-    if report.duplicate_rows:
-        yield f"{report.duplicate_rows} rows repeat another row's content; they stay on the same side of the split."
-    if template.name == "alpaca" and template.why != "as chosen":
-        yield "The model has no chat template of its own; a plain one (### Instruction, ### Response) is used."
-    for note, count in Counter(note for row in rows for note in row.notes).most_common():
-        yield f"{count} rows: {note}."
-    if rows and report.format != "text" and not _ends_are_trained(rows, template, tokenizer):
-        yield "No row trains a token that ends the answer, so the model may not learn to stop."
+def _counted(tokens: TokenStore, kind: str) -> dict[str, int]:
+    found = {name.removeprefix(kind): count for name, count in tokens.counts.items() if name.startswith(kind)}
+    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
 
-def _ends_are_trained(rows: Sequence[TokenRow], template: Template, tokenizer: Any) -> bool:
-    ends = set(tokenizer.convert_tokens_to_ids(list(template.end_tokens)))
-    return any(
-        token in ends and is_trained
-        for row in rows[:100]
-        for token, is_trained in zip(row.input_ids, row.trained, strict=True)
-    )
+def _percentile(ordered: Any, share: float) -> int:
+    return int(ordered[min(len(ordered) - 1, int(share * len(ordered)))]) if len(ordered) else 0
 
 
-def _lost_reasoning(rows: Sequence[TokenRow]) -> int:
-    """Rows whose reasoning the template left out (CORRECTNESS 20)."""
-    return sum(any("reasoning" in note for note in row.notes) for row in rows)
-
-
-def _percentile(ordered: Sequence[int], share: float) -> int:
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0
-
-
-def _numbers(rows: Sequence[int]) -> str:
+def numbers_text(rows: Sequence[int]) -> str:
     shown = ", ".join(str(number) for number in rows[:EXAMPLES_NAMED])
     more = " ..." if len(rows) > EXAMPLES_NAMED else ""
     return f"row {shown}" if len(rows) == 1 else f"rows {shown}{more}"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qlora_engine import data
 from qlora_engine.config import TrainingConfig
 from qlora_engine.control import Control
-from qlora_engine.data import oasst, sources
-from qlora_engine.data.formats import RowProblem, detect, read_row
+from qlora_engine.data import pipeline, sources
+from qlora_engine.data.formats import RowProblem, read_row
 from qlora_engine.data.tokenize import TokenRow
 from qlora_engine.errors import EngineError
 from qlora_engine.models import spec
@@ -25,7 +25,7 @@ def rows_of_run(
     tokenizer: Any,
     control: Control,
     report: Report | None = None,
-) -> list[TokenRow]:
+) -> Sequence[TokenRow]:
     """Every held-out row, as the run itself measured them.
 
     Raises:
@@ -73,14 +73,14 @@ def questions_of(config: TrainingConfig, numbers: Collection[int]) -> dict[int, 
         EngineError: the data cannot be read any more.
     """
     settings = config.data
-    raw = sources.load_held_out(settings) or sources.load_rows(settings, is_offline=True)
-    rows = oasst.conversations(raw.rows) if oasst.is_message_tree(raw.rows) else raw.rows
-    detection = detect(rows, settings)
+    store = sources.open_held_out(settings) or sources.open_store(settings, is_offline=True)
     found = {}
+    detections = pipeline.detections(store, settings)
     for number in numbers:
         try:
-            messages = read_row(rows[number - 1], number, detection).messages
-        except (RowProblem, IndexError):
+            detection = detections[store.source_of(number)]
+            messages = read_row(store.row(number), number, detection).messages
+        except (RowProblem, sources.UnreadableRow, IndexError):
             continue
         asked = [m.text for m in messages if not m.is_answer]
         if asked:

@@ -95,14 +95,14 @@ def predictions_job(job: PredictionsJob, control: Control) -> Iterator[Event]:
     yield RunFinished({**summary, **ends})
 
 
-def _rows(run: RunFolder, origin: Origin, control: Control) -> Generator[Event, None, list[TokenRow]]:
+def _rows(run: RunFolder, origin: Origin, control: Control) -> Generator[Event, None, Sequence[TokenRow]]:
     """Before the model is loaded: changed data is refused at once."""
     yield PhaseChanged("tokenizing", "Finding the held-out rows again")
     record = run.record()
     base = export_source.base_path(record)
     export_source.check_base(record, base)
 
-    def work(emit: Emit) -> list[TokenRow]:
+    def work(emit: Emit) -> Sequence[TokenRow]:
         tokenizer = loading.load_tokenizer(base, trust_remote_code=origin.config.model.trust_remote_code)
         return held_out.rows_of_run(
             origin.config,

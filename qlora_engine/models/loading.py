@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from qlora_engine.config import QuantizationSettings
 from qlora_engine.data.templates import template_end_ids
@@ -23,6 +23,7 @@ from qlora_engine.models.experts.quantizer import FourBitConfig
 from qlora_engine.models.fingerprint import base_sha256, fingerprint
 from qlora_engine.models.four_bit import BLOCK, OddLinear4bit, constants_bytes
 from qlora_engine.models.quiet import quiet
+from qlora_engine.models.tokenizer_file import load_tokenizer
 from qlora_engine.models.watching import Report, Watch
 
 __all__ = [
@@ -131,24 +132,6 @@ def keep_weights_as_they_are(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
             if module.weight.device.type == "cpu" and module.in_features % BLOCK:
                 module.__class__ = OddLinear4bit
-
-
-def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
-    """The model's tokenizer, from disk.
-
-    Raises:
-        EngineError: missing or damaged.
-    """
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(
-                str(path), trust_remote_code=trust_remote_code, local_files_only=True
-            )
-    except Exception as error:  # tokenizers raises bare Exception for a damaged file
-        raise EngineError(
-            "model.tokenizer", f"the folder {path} has no usable tokenizer: {_short(error)}",
-            "download the model again, with tokenizer.json and tokenizer_config.json",
-        ) from error  # fmt: skip
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

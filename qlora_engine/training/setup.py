@@ -260,7 +260,7 @@ def _make_trainable(model: Any, config: TrainingConfig) -> None:
 
 def _choose_loss(parts: Parts) -> Generator[Event, None, None]:
     """Chunked loss only where it reproduces the model's own logits; a family with another head gets the full one."""
-    shortest = min(parts.data.train, key=lambda row: len(row.input_ids))
+    shortest = batches.shortest(parts.data.train)
     batch = batches.collate([shortest], parts.pad_token_id).to(parts.plan.name)
     try:
         is_same = loss.is_chunkable(parts.model, batch)
@@ -304,7 +304,7 @@ def _plan_event(parts: Parts, estimate: Any) -> PlanMade:
         accumulation=math.ceil(parts.config.training.effective_batch / parts.micro_batch),
         train_rows=len(parts.data.train),
         held_out_rows=len(parts.data.held_out),
-        tokens_per_epoch=sum(len(row.input_ids) for row in parts.data.train),
+        tokens_per_epoch=batches.token_count(parts.data.train),
         seq_len=parts.data.seq_len,
         device=parts.plan.name,
         compute_dtype=parts.plan.torch_dtype_name,

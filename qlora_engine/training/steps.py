@@ -191,7 +191,7 @@ def dry_step(parts: Any, rows: Sequence[Any], micro_batch: int) -> None:
     Raises:
         Exception: out of memory, where even one micro-batch of the longest rows does not fit.
     """
-    longest = batches.longest_first(rows)[:micro_batch]
+    longest = batches.longest(rows, micro_batch)
     before = _rng_state()
     try:
         batch = parts.fast.batch(longest, parts.pad_token_id).to(parts.plan.name)

@@ -1,0 +1,44 @@
+"""The job behind `qlora data` and the window's Data page: read the data as a run would, answer what is asked. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from qlora_engine import config_io
+from qlora_engine.bridge import Emit, events_while
+from qlora_engine.control import Control
+from qlora_engine.data import inspection, pipeline
+from qlora_engine.events import Event, PhaseChanged, Progressed, RunFinished
+from qlora_engine.jobs import DataReportJob
+from qlora_engine.models import prepare, spec, tokenizer_file
+
+
+def report_job(job: DataReportJob, control: Control) -> Iterator[Event]:
+    """Result: {"report", "rows", "asked"}. What would block the start is in the report's findings."""
+    config = config_io.from_dict(job.config)
+
+    def ready(emit: Emit) -> dict[str, Any]:
+        def report(phase: str, done: int, total: int | None, unit: str) -> None:
+            emit(Progressed(phase, done, total, unit))
+
+        path = prepare.ensure_ready(
+            config.model.name, config.model.revision, config.model.offline, control, report
+        )
+        tokenizer = tokenizer_file.load_tokenizer(path, trust_remote_code=config.model.trust_remote_code)
+        found = pipeline.prepare(
+            replace(config.data, packing=False), tokenizer, seed=config.training.seed,
+            model_max_length=spec.facts_of_folder(path).max_positions, is_offline=config.model.offline,
+            report_progress=report, control=control, is_look=True,
+        )  # fmt: skip
+        inspector = inspection.Inspector(found, tokenizer)
+        return {
+            "report": found.report.to_json(),
+            "rows": inspection.shown_rows(found.train, tokenizer, job.show_rows),
+            "asked": inspection.asked(inspector, job.ask, control.check),
+        }
+
+    yield PhaseChanged("tokenizing", f"Reading the dataset {config.data.path}")
+    result = yield from events_while(ready)
+    yield RunFinished(result)

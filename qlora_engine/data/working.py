@@ -1,0 +1,278 @@
+"""One block of rows into tokens and what is known of each, in whatever process it runs. Torch-free, picklable.
+
+What comes back is an Arrow batch of plain arrays, so that a million rows are never a million objects.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qlora_engine.data import near, scripts, secrets, splitting
+from qlora_engine.data.conversation import Conversation, Message, RowProblem
+from qlora_engine.data.formats import Detection, read_row
+from qlora_engine.data.sources import BadRow, Block
+from qlora_engine.data.templates import Template
+from qlora_engine.data.tokenize import Policy, TokenRow, rendered, tokenize
+
+(
+    HAS_SECRET,
+    HAS_EMAIL,
+    HAS_REASONING,
+    HAS_CALLS,
+    HAS_TOOLS,
+    HAS_END,
+    IS_TEXT,
+    HAS_UNTRAINED_ANSWER,
+    LOST_REASONING,
+) = (1 << place for place in range(9))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done to every row: how each source is read, and into what."""
+
+    detections: tuple[Detection, ...]
+    tokenizer: Any
+    template: Template
+    policy: Policy
+    system_prompt: str | None
+    text_tokens: int
+    overlap: int
+    end_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What became of a block: an Arrow stream of its token rows, the rows left out, and counts of what was seen."""
+
+    stream: bytes
+    numbers: int
+    problems: list[tuple[int, str]]
+    counts: dict[str, int]
+
+
+def work(plan: Plan, block: Block) -> Part:
+    """Read, understand, render and tokenize a block.
+
+    Raises:
+        EngineError: its file has gone.
+    """
+    problems: list[tuple[int, str]] = []
+    counts: Counter[str] = Counter()
+    kept: list[tuple[TokenRow, Conversation, int]] = []
+    conversations = list(_conversations(plan, block, problems, counts))
+    texts = [c for c in conversations if c.text is not None]
+    talks = [c for c in conversations if c.text is None]
+    for conversation in texts:
+        kept.extend((row, conversation, part) for part, row in enumerate(text_rows(plan, conversation)))
+    for conversation, row in zip(
+        talks, tokenize(talks, plan.tokenizer, plan.template, plan.policy), strict=True
+    ):
+        if isinstance(row, RowProblem):
+            problems.append((conversation.number, row.reason))
+        elif not row.trained_count:
+            problems.append((conversation.number, "nothing of it is to be trained"))
+        else:
+            counts.update(f"note:{note}" for note in row.notes)
+            kept.append((row, conversation, 0))
+    return Part(_stream(plan, block.source, kept), len(block.spans), sorted(problems), dict(counts))
+
+
+def _conversations(
+    plan: Plan, block: Block, problems: list[tuple[int, str]], counts: Counter[str]
+) -> Iterator[Conversation]:
+    detection = plan.detections[block.source]
+    for number, row in block.rows():
+        if isinstance(row, BadRow):
+            problems.append((number, row.reason))
+            continue
+        try:
+            conversation = read_row(row, number, detection)
+        except RowProblem as problem:
+            problems.append((number, problem.reason))
+            continue
+        counts.update(f"unused:{key}" for key in conversation.unused)
+        yield conversation.with_system(plan.system_prompt)
+
+
+def text_rows(plan: Plan, conversation: Conversation) -> Iterator[TokenRow]:
+    """A plain text as one row, or as many as its length needs."""
+    text, _ = rendered(conversation, plan.tokenizer, plan.template, plan.policy)
+    encoded = plan.tokenizer(
+        text,
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    starts = [start for start, _ in offsets]
+    for first, end in splitting.pieces(text, starts, plan.text_tokens, plan.overlap):
+        last_char = starts[end] if end < len(starts) else len(text)
+        yield TokenRow(
+            input_ids=list(ids[first:end]),
+            trained=[e > s for s, e in offsets[first:end]],
+            source_row=conversation.number,
+            lengths=(end - first,),
+            text=text[starts[first] if starts else 0 : last_char],
+        )
+
+
+def said(conversation: Conversation) -> str:
+    """What a row says of its own: everything but the system prompt."""
+    if conversation.text is not None:
+        return conversation.text
+    pieces = []
+    for message in conversation.messages:
+        if message.role not in ("system", "developer"):
+            pieces.extend(
+                [message.text, message.reasoning or "", *(f"{c.name} {c.arguments}" for c in message.calls)]
+            )
+    return "\n".join(piece for piece in pieces if piece)
+
+
+def _stream(plan: Plan, source: int, kept: Sequence[tuple[TokenRow, Conversation, int]]) -> bytes:
+    import pyarrow as pa
+
+    if not kept:
+        return b""
+    batch = _batch(plan, source, kept)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def _batch(plan: Plan, source: int, kept: Sequence[tuple[TokenRow, Conversation, int]]) -> Any:
+    import numpy as np
+    import pyarrow as pa
+
+    rows = [row for row, _, _ in kept]
+    parts = [part for _, _, part in kept]
+    pieces = [_piece(row, conversation) for row, conversation, _ in kept]
+    loose = [near.loose(piece) for piece in pieces]
+    lengths = np.array([len(row.input_ids) for row in rows], np.int64)
+    ids = np.concatenate([np.array(row.input_ids, np.int32) for row in rows])
+    trained = np.concatenate([np.array(row.trained, bool) for row in rows])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    spans, span_offsets = _spans(trained, offsets)
+    keys = b"".join(_key(conversation, part, plan.overlap) for _, conversation, part in kept)
+    minima = near.signatures(loose)
+    return pa.record_batch(
+        {
+            "number": pa.array([row.source_row for row in rows], pa.int64()),
+            "part": pa.array(parts, pa.int32()),
+            "source": pa.array(np.full(len(rows), source, np.int16)),
+            "ids": pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(ids)),
+            "spans": pa.ListArray.from_arrays(pa.array(span_offsets), pa.array(spans)),
+            "trained": pa.array(_trained_counts(trained, offsets)),
+            "key": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(rows), [None, pa.py_buffer(keys)]),
+            "loose": pa.array([near.loose_key(text) for text in loose], pa.binary(16)),
+            "minima": pa.FixedSizeListArray.from_arrays(pa.array(minima.reshape(-1)), near.MINIMA),
+            "flags": pa.array(_flags(plan, kept, pieces, _ends_trained(plan, ids, trained, offsets))),
+            "script": pa.array(scripts.dominant(pieces)),
+            "bos": pa.array(_count(ids, offsets, plan.tokenizer.bos_token_id)),
+            "unknown": pa.array(_count(ids, offsets, plan.tokenizer.unk_token_id)),
+        }
+    )
+
+
+def _piece(row: TokenRow, conversation: Conversation) -> str:
+    return row.text if conversation.text is not None else said(conversation)
+
+
+def _key(conversation: Conversation, part: int, overlap: int) -> bytes:
+    """16 bytes of what the row says. Pieces of a text are rows of their own unless they overlap."""
+    key = bytes.fromhex(conversation.content_key())[:16]
+    if part and not overlap:
+        return near.loose_key(f"{key.hex()}:{part}")
+    return key
+
+
+def _spans(trained: Any, offsets: Any) -> tuple[Any, Any]:
+    """(flat int32 of first and last+1 trained token of each run, within its row; int32 offsets of rows in it)."""
+    import numpy as np
+
+    padded = np.zeros(len(trained) + len(offsets), np.int8)
+    rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    padded[np.arange(len(trained)) + rows] = trained
+    edges = np.diff(padded, prepend=np.int8(0))
+    begins, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    shifted = offsets[:-1] + np.arange(len(offsets) - 1)
+    row_of = np.searchsorted(shifted, begins, side="right") - 1
+    flat = np.stack([begins - shifted[row_of], ends - shifted[row_of]], axis=1).reshape(-1).astype(np.int32)
+    counts = np.bincount(row_of, minlength=len(offsets) - 1) * 2
+    return flat, np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+
+
+def _trained_counts(trained: Any, offsets: Any) -> Any:
+    """Trained tokens of each row but its first, which nothing predicts."""
+    import numpy as np
+
+    counted = trained.copy()
+    counted[offsets[:-1]] = False
+    return np.add.reduceat(counted, offsets[:-1]).astype(np.int32)
+
+
+def _count(ids: Any, offsets: Any, token: int | None) -> Any:
+    import numpy as np
+
+    if token is None:
+        return np.zeros(len(offsets) - 1, np.int32)
+    return np.add.reduceat((ids == token).astype(np.int32), offsets[:-1])
+
+
+def _ends_trained(plan: Plan, ids: Any, trained: Any, offsets: Any) -> Any:
+    """Whether each row trains a token that ends an answer."""
+    import numpy as np
+
+    is_end = np.zeros(len(ids), bool)
+    for token in plan.end_ids:
+        is_end |= ids == token
+    return np.logical_or.reduceat(is_end & trained, offsets[:-1])
+
+
+def _flags(
+    plan: Plan, kept: Sequence[tuple[TokenRow, Conversation, int]], pieces: Sequence[str], ends: Any
+) -> Any:
+    import numpy as np
+
+    found = np.zeros(len(kept), np.uint16)
+    for place, ((row, conversation, _), piece, has_end) in enumerate(
+        zip(kept, pieces, ends.tolist(), strict=True)
+    ):
+        answers = [m for m in conversation.messages if m.is_answer]
+        found[place] = (
+            HAS_SECRET * secrets.has_secret(piece)
+            | HAS_EMAIL * secrets.has_email(piece)
+            | HAS_REASONING * any(m.reasoning for m in answers)
+            | HAS_CALLS * any(m.calls for m in answers)
+            | HAS_TOOLS * bool(conversation.tools)
+            | HAS_END * bool(has_end)
+            | IS_TEXT * (conversation.text is not None)
+            | HAS_UNTRAINED_ANSWER * any(m.is_trained is False for m in answers)
+            | LOST_REASONING * (plan.policy.reasoning != "remove" and _is_thought_lost(row, answers))
+        )
+    return found
+
+
+def _is_thought_lost(row: TokenRow, answers: Sequence[Message]) -> bool:
+    """Whether the template left out what an answer's author thought (CORRECTNESS 20)."""
+    return any(m.reasoning is not None and m.reasoning.strip() not in row.text for m in answers)
+
+
+def as_processed(plan: Plan, conversation: Conversation) -> list[TokenRow]:
+    """The rows of one conversation, for looking at them: the same code as for a million.
+
+    Raises:
+        RowProblem: it is left out, with the reason.
+    """
+    if conversation.text is not None:
+        return list(text_rows(plan, conversation))
+    (row,) = tokenize([conversation], plan.tokenizer, plan.template, plan.policy)
+    if isinstance(row, RowProblem):
+        raise row
+    return [replace(row, source_row=conversation.number)]
