@@ -325,12 +325,14 @@ class DataSettings:
         help='Datasets mixed in, each with how often its rows are seen per epoch: `"chat.jsonl" = 1.0`; 0.5 is a fixed half.',
         default_factory=dict,
         is_expert=True,
+        resume="rows",
     )
     encoding: str = knob(
         "auto",
         label="Encoding",
         help="Of text files. Auto finds UTF-8, UTF-16 and Western ones, and refuses what it cannot tell; else its name.",
         is_expert=True,
+        resume="rows",
     )
     bad_rows: float = knob(
         0.5,
@@ -339,6 +341,7 @@ class DataSettings:
         lo=0,
         hi=1,
         is_expert=True,
+        resume="safe",
     )
     overlap: int = knob(
         0,
@@ -348,6 +351,7 @@ class DataSettings:
         lo=0,
         hi=65_536,
         is_expert=True,
+        resume="rows",
     )
     tree_paths: str = knob(
         "best",
@@ -355,6 +359,7 @@ class DataSettings:
         help="Of an OpenAssistant tree: the path along the answers ranked first, or every path.",
         choices={"best": "Best path", "all": "All paths"},
         is_expert=True,
+        resume="rows",
     )
 
 

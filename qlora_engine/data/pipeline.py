@@ -208,6 +208,8 @@ def _tokenize_all(store: RowStore, plan: Plan, request: Request, folder: Path) -
                 request.report_progress("tokenizing", done, len(store), "rows")
         if writer is not None:
             writer.close()
+    if not rows:
+        (folder / TOKENS_FILE).unlink()
     store.require_unchanged()
     meta = {"rows": rows, "numbers": len(store), "problems": problems, "counts": dict(counts)}
     (folder / META_FILE).write_text(json.dumps(meta), encoding="utf-8")

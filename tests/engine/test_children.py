@@ -63,7 +63,8 @@ def test_no_process_runs_what_lies_in_the_current_folder(module: str, places: st
 
 def test_every_process_was_found() -> None:
     assert modules() == [
-        "qlora_engine.cli.torch_facts", "qlora_engine.export.verify_child", "qlora_engine.memory.context_probe",
+        "qlora_engine.cli.torch_facts", "qlora_engine.data.tokenizing_child", "qlora_engine.export.verify_child",
+        "qlora_engine.memory.context_probe",
         "qlora_engine.models.class_child", "qlora_engine.worker",
     ]  # fmt: skip
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from qlora_engine.data.sources.encodings import Encoding
+from qlora_engine.data.sources.opening import as_text
 from qlora_engine.data.sources.places import LINES
 from qlora_engine.data.sources.reading import MAX_ROW_BYTES, BadRow, Reading
 from qlora_engine.parsing import Malformed, from_json
@@ -68,14 +68,14 @@ def copied(stream: IO[bytes], reading: Reading, encoding: Encoding) -> Iterator[
     if encoding.is_utf8:
         yield from _split(stream, reading)
         return
-    text = io.TextIOWrapper(stream, encoding.codec, encoding.errors, newline="\n")
     try:
-        while line := text.readline(MAX_ROW_BYTES):
-            reading.check()
-            try:
-                yield line.encode("utf-8")
-            except UnicodeEncodeError:
-                yield BadRow(f"it is not {encoding.words} text")
+        with as_text(stream, encoding.codec, encoding.errors, "\n") as text:
+            while line := text.readline(MAX_ROW_BYTES):
+                reading.check()
+                try:
+                    yield line.encode("utf-8")
+                except UnicodeEncodeError:
+                    yield BadRow(f"it is not {encoding.words} text")
     except UnicodeDecodeError:
         yield BadRow(f"it is not {encoding.words} text, and the file cannot be read further")
 

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 from qlora_engine.data.sources.places import Place
 from qlora_engine.errors import EngineError
@@ -35,6 +35,17 @@ def opened(place: Place) -> Iterator[IO[bytes]]:
             guarded = Guarded(stream, place.name, place.path.stat().st_size)
             stream = stack.enter_context(io.BufferedReader(guarded, 1 << 20))
         yield stream
+
+
+@contextlib.contextmanager
+def as_text(stream: IO[bytes], codec: str, errors: str, newline: str | None) -> Iterator[TextIO]:
+    """`stream` as text, for as long as it is read; it is not closed."""
+    text = io.TextIOWrapper(stream, codec, errors, newline=newline)
+    try:
+        yield text
+    finally:
+        with contextlib.suppress(ValueError, OSError):
+            text.detach()
 
 
 def unreadable(path: Path, error: BaseException) -> EngineError:

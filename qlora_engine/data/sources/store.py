@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import time
@@ -22,7 +21,7 @@ from qlora_engine import paths
 from qlora_engine.config import DataSettings
 from qlora_engine.data import cache, oasst
 from qlora_engine.data.sources import columnar, documents, encodings, hub, lines, places, tables, texts
-from qlora_engine.data.sources.opening import opened, unreadable
+from qlora_engine.data.sources.opening import as_text, opened, unreadable
 from qlora_engine.data.sources.places import Place
 from qlora_engine.data.sources.reading import (
     MAX_ROW_BYTES,
@@ -389,14 +388,14 @@ def _read(stream: IO[bytes], place: Place, kind: _Kind, reading: Reading) -> Ite
         return
     newline = "" if place.kind in places.TABLES else None
     codec = "utf-8-sig" if kind.encoding.codec == "utf-8" else kind.encoding.codec
-    text = io.TextIOWrapper(stream, codec, kind.encoding.errors, newline=newline)
     try:
-        if place.kind in places.TABLES:
-            yield from tables.read(text, reading, place.kind)
-        elif place.kind in places.TEXTS:
-            yield from texts.read(text, reading)
-        else:
-            yield from documents.read(text, reading)
+        with as_text(stream, codec, kind.encoding.errors, newline) as text:
+            if place.kind in places.TABLES:
+                yield from tables.read(text, reading, place.kind)
+            elif place.kind in places.TEXTS:
+                yield from texts.read(text, reading)
+            else:
+                yield from documents.read(text, reading)
     except UnicodeDecodeError:
         yield BadRow(f"it is not {kind.encoding.words} text, and the file cannot be read further")
 

@@ -104,7 +104,7 @@ def test_examples_of_the_data_page_are_read(tmp_path: Path) -> None:
     for row, name in zip(rows, wanted, strict=True):
         file = tmp_path / f"{name}.jsonl"
         file.write_text(row + "\n", encoding="utf-8")
-        assert sources.load_rows(DataSettings(path=str(file))).rows == [json.loads(row)]
+        assert sources.open_store(DataSettings(path=str(file))).row(1) == json.loads(row)
 
 
 def test_help_names_only_commands_that_exist() -> None:

@@ -94,7 +94,7 @@ def test_an_answer_that_cannot_be_found_stops_everything(tmp_path: Path) -> None
     rows = write_rows(tmp_path / "a.jsonl", instruction_rows(4))
     with pytest.raises(EngineError, match="cannot be found") as caught:
         data.prepare(DataSettings(path=str(rows)), tokenizer, seed=1)
-    assert caught.value.code == "data.mask"
+    assert caught.value.code == "data.columns"
 
 
 def test_padding_equal_to_the_end_token_does_not_untrain_the_end() -> None:

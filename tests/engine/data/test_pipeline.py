@@ -50,21 +50,21 @@ def row(ids: list[int], trained: list[bool] | None = None) -> TokenRow:
 def test_the_split_shares_no_content_and_is_stable(tmp_path: Path) -> None:
     rows = instruction_rows(60) + instruction_rows(10)
     one, two = prepare(tmp_path, rows, held_out_fraction=0.2), prepare(tmp_path, rows, held_out_fraction=0.2)
-    train, held = {r.text for r in one.train}, {r.text for r in one.held_out}
+    train, held = {tuple(r.input_ids) for r in one.train}, {tuple(r.input_ids) for r in one.held_out}
     assert not train & held
     assert len(held) == 12
-    assert [r.text for r in one.held_out] == [r.text for r in two.held_out]
+    assert [tuple(r.input_ids) for r in one.held_out] == [tuple(r.input_ids) for r in two.held_out]
     assert one.report.duplicate_rows == 10
 
 
 def test_a_row_keeps_its_side_when_others_come(tmp_path: Path) -> None:
     few, many = prepare(tmp_path, instruction_rows(50)), prepare(tmp_path, instruction_rows(52))
-    assert {r.text for r in few.held_out} & {r.text for r in many.held_out}
+    assert {tuple(r.input_ids) for r in few.held_out} & {tuple(r.input_ids) for r in many.held_out}
 
 
 def test_nothing_held_out_is_said(tmp_path: Path) -> None:
     prepared = prepare(tmp_path, instruction_rows(10), held_out_fraction=0.0)
-    assert prepared.held_out == []
+    assert len(prepared.held_out) == 0
     assert any("Nothing is held out" in notice for notice in prepared.report.notices)
 
 

@@ -15,10 +15,18 @@ from pyarrow import parquet
 from qlora_engine.config import DataSettings
 from qlora_engine.data import oasst
 from qlora_engine.data.formats import RowProblem, detect, read_row
-from qlora_engine.data.sources import load_rows, read_path
+from qlora_engine.data.sources import BadRow, RowStore, open_store
 from qlora_engine.errors import EngineError
 
 ROWS = [{"instruction": "a", "output": "b"}, {"instruction": "c ü", "output": "d"}]
+
+
+def read_path(path: Path, **settings: Any) -> RowStore:
+    return open_store(DataSettings(path=str(path), **settings))
+
+
+def all_rows(store: RowStore) -> list[Any]:
+    return [row for block in store.blocks(2) for _, row in block.rows()]
 
 
 def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -44,40 +52,38 @@ def as_lines(rows: list[Any]) -> str:
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str, text: str, encoding: str) -> None:
-    assert read_path(write(tmp_path / name, text, encoding)).rows == ROWS
+    assert all_rows(read_path(write(tmp_path / name, text, encoding))) == ROWS
 
 
 def test_parquet(tmp_path: Path) -> None:
     parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
-    assert read_path(tmp_path / "a.parquet").rows == ROWS
+    assert all_rows(read_path(tmp_path / "a.parquet")) == ROWS
 
 
-def test_text_is_read_by_paragraph(tmp_path: Path) -> None:
-    rows = read_path(write(tmp_path / "a.txt", "one\nstill one\n\n\ntwo\n")).rows
-    assert rows == [{"text": "one\nstill one"}, {"text": "two"}]
+def test_a_text_is_a_document(tmp_path: Path) -> None:
+    text = "one\nstill one\n\n\ntwo\n"
+    assert all_rows(read_path(write(tmp_path / "a.txt", text))) == [{"text": text}]
 
 
 def test_a_folder_is_read_in_order(tmp_path: Path) -> None:
     write(tmp_path / "2.jsonl", as_lines(ROWS[1:]))
     write(tmp_path / "1.jsonl", as_lines(ROWS[:1]))
     write(tmp_path / "notes.pdf", "x")
-    assert read_path(tmp_path).rows == ROWS
+    assert all_rows(read_path(tmp_path)) == ROWS
 
 
 def test_a_newline_inside_a_csv_value_is_kept(tmp_path: Path) -> None:
-    rows = read_path(write(tmp_path / "a.csv", 'instruction,output\n"a\nb",c\n')).rows
+    rows = all_rows(read_path(write(tmp_path / "a.csv", 'instruction,output\n"a\nb",c\n')))
     assert rows == [{"instruction": "a\nb", "output": "c"}]
 
 
 BROKEN = {
-    "line 2: broken JSON": ("a.jsonl", '{"a": 1}\n{"a": \n'),
-    "line 3: broken JSON": ("a.json", '[{"a": 1},\n{"b": 2},\n{"c": }]'),
-    "a row must be an object": ("a.jsonl", "[1, 2]\n"),
     "no list of rows": ("a.json", "17"),
-    "more values than columns": ("a.csv", "a,b\n1,2,3\n"),
     "not a whole Parquet file": ("a.parquet", "PAR1 nonsense"),
     "not read": ("a.docx", "x"),
     "has no rows": ("a.jsonl", "\n\n"),
+    "two columns named 'a'": ("a.csv", "a,a\n1,2\n"),
+    "not a whole zip archive": ("a.zip", "PK nonsense"),
 }
 
 
@@ -85,21 +91,34 @@ BROKEN = {
 def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, words: str) -> None:
     name, text = BROKEN[words]
     with pytest.raises(EngineError, match=words) as caught:
-        load_rows(DataSettings(path=str(write(tmp_path / name, text))))
+        read_path(write(tmp_path / name, text))
     assert caught.value.exit_code == 2
     assert caught.value.hint
 
 
-def test_bytes_that_are_no_text_name_their_line(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n\xff\xfe')
-    with pytest.raises(EngineError, match="line 2: not UTF-8"):
-        read_path(tmp_path / "a.jsonl")
+BAD_ROWS = {
+    "it ends in the middle": ("a.jsonl", '{"a": 1}\n{"a": \n{"a": 3}\n'),
+    "Expecting value": ("a.json", '[{"a": 1},\n{"a": },\n{"a": 3}]'),
+    "must be an object, not a list": ("b.jsonl", '{"a": 1}\n[1, 2]\n{"a": 3}\n'),
+    "4 values for 2 columns": ("a.csv", "a,b\n1,\n1,2,3,4\n3,\n"),
+}
+
+
+@pytest.mark.parametrize("words", sorted(BAD_ROWS))
+def test_a_row_that_cannot_be_read_is_left_out_alone(tmp_path: Path, words: str) -> None:
+    name, text = BAD_ROWS[words]
+    good, bad, last = all_rows(read_path(write(tmp_path / name, text)))
+    assert isinstance(bad, BadRow)
+    assert words.split(" ", 1)[1] in bad.reason
+    assert isinstance(good, dict)
+    assert isinstance(last, dict)
+    assert str(last["a"]) == "3"
 
 
 @pytest.mark.parametrize("path", ["/no/such/file.json", "./missing.csv", "nothing"])
 def test_a_missing_file_is_said(path: str) -> None:
     with pytest.raises(EngineError, match="there is no file"):
-        load_rows(DataSettings(path=path))
+        open_store(DataSettings(path=path))
 
 
 def test_the_hash_is_of_the_content(tmp_path: Path) -> None:
@@ -117,7 +136,7 @@ def test_the_hash_is_of_the_content(tmp_path: Path) -> None:
 def test_jsonl_round_trips(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> None:
     file = tmp_path_factory.mktemp("jsonl") / "a.jsonl"
     write(file, as_lines(rows))
-    assert read_path(file).rows == rows
+    assert all_rows(read_path(file)) == rows
 
 
 TALK = [("user", "hi"), ("assistant", "hello")]
