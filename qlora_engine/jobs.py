@@ -54,6 +54,9 @@ class PrepareModelJob(Job):
     offline: bool = False
 
 
+WORST_ROWS = ("longest", "most_cut", "fewest_trained", "most_unknown")
+
+
 @dataclass(frozen=True)
 class DataReportJob(Job):
     """Read and tokenize the data as a run would; result: {"report", "rows": shown rows, "asked"}.

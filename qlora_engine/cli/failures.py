@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 
 from qlora_engine import paths
+from qlora_engine.cli import output
 from qlora_engine.errors import Cancelled, EngineError, did_you_mean
 
 INTERRUPTED = 130
@@ -71,7 +72,7 @@ def write_log(details: str) -> Path:
 def say(message: str, hint: str) -> None:
     """The one form of an error on a terminal."""
     text = f"error: {message.rstrip('.')}"
-    print(f"{text}; hint: {hint.rstrip('.')}" if hint else text, file=sys.stderr)
+    output.note(f"{text}; hint: {hint.rstrip('.')}" if hint else text)
 
 
 def unknown_command(name: str, known: Iterable[str]) -> EngineError:

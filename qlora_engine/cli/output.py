@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -17,6 +18,10 @@ import click
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 
 NOT_AVAILABLE = "n/a"
+OWN_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+"""Colours, which this program writes itself."""
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Characters that a terminal obeys instead of showing: escapes, bells, carriage returns, changes of direction."""
 
 stream: TextIO | None = None
 """Where results go while a job in this process has `sys.stdout` pointed at stderr; None: `sys.stdout`."""
@@ -24,17 +29,44 @@ stream: TextIO | None = None
 
 def print_json(document: Any) -> None:
     """One document on stdout; NaN becomes null because JSON has none."""
-    _write(json.dumps(_plain(document), ensure_ascii=False, allow_nan=False, indent=1))
+    _write(_json(document, indent=1))
 
 
 def print_line(document: Mapping[str, Any]) -> None:
     """One document on one line, flushed, for streams."""
-    _write(json.dumps(_plain(document), ensure_ascii=False, allow_nan=False))
+    _write(_json(document))
+
+
+def _json(document: Any, indent: int | None = None) -> str:
+    text = json.dumps(_plain(document), ensure_ascii=False, allow_nan=False, indent=indent)
+    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def say(text: str = "") -> None:
     """One line of the result."""
     _write(text)
+
+
+def visible(text: str) -> str:
+    """`text` with every character that a terminal would obey in a form that is only seen: ESC becomes `\\x1b`.
+
+    Everything that this program writes to a terminal goes through here, whoever wrote it. Colours stay where there is
+    colour; `quoted` is for texts of others, which have none.
+    """
+    if CONTROL.search(text) is None:
+        return text
+    if not has_colour():
+        return quoted(text)
+    pieces, at = [], 0
+    for style in OWN_STYLE.finditer(text):
+        pieces += [quoted(text[at : style.start()]), style[0]]
+        at = style.end()
+    return "".join([*pieces, quoted(text[at:])])
+
+
+def quoted(text: str) -> str:
+    """A text of a dataset or a model with all its control characters made visible."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def has_colour() -> bool:
@@ -45,7 +77,7 @@ def has_colour() -> bool:
 def write_piece(text: str) -> None:
     """A piece of a line, shown at once."""
     out = stream or sys.stdout
-    out.write(text)
+    out.write(visible(text))
     out.flush()
 
 
@@ -66,7 +98,7 @@ def program() -> str:
 
 def note(text: str) -> None:
     """A word beside the result: stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -90,7 +90,7 @@ class Bars:
 
     def show(self, event: Event) -> None:
         for words in self._story.of(event):
-            self._progress.console.print(words, markup=False, highlight=False, soft_wrap=True)
+            self._progress.console.print(output.quoted(words), markup=False, highlight=False, soft_wrap=True)
         match event:
             case Progressed():
                 self._move(event.phase.capitalize(), event.done, event.total, amount(event))
@@ -105,4 +105,4 @@ class Bars:
                 self._progress.remove_task(self._task)
             self._task = self._progress.add_task(phase, total=total, detail="")
             self._phase = phase
-        self._progress.update(self._task, completed=done, total=total, detail=detail)
+        self._progress.update(self._task, completed=done, total=total, detail=output.quoted(detail))

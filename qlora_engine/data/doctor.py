@@ -12,7 +12,9 @@ from typing import Any
 from qlora_engine.config import DataSettings
 from qlora_engine.data import report as reports
 from qlora_engine.data import working
+from qlora_engine.data.formats import Detection
 from qlora_engine.data.report import EXAMPLES_NAMED, DataReport, Found
+from qlora_engine.data.sources import RowStore
 from qlora_engine.errors import EngineError
 
 BLOCKS, LOOK, NOTE = "blocks", "look", "note"
@@ -71,7 +73,12 @@ def require_start(all_found: Iterable[Finding]) -> None:
 
 
 def _open_questions(found: Found, report: DataReport, settings: DataSettings) -> Iterator[Finding]:
-    for source, detection in zip(found.store.sources, found.detections, strict=True):
+    yield from open_questions(found.store, found.detections)
+
+
+def open_questions(store: RowStore, detections: Sequence[Detection]) -> Iterator[Finding]:
+    """What only a person can decide."""
+    for source, detection in zip(store.sources, detections, strict=True):
         for question in detection.questions:
             choices = " or ".join(f'{question.setting} = "{value}"' for value in question.values)
             repair = {"setting": question.setting, "value": question.values[0]}
@@ -81,15 +88,21 @@ def _open_questions(found: Found, report: DataReport, settings: DataSettings) ->
 
 
 def _left_out(found: Found, report: DataReport, settings: DataSettings) -> Iterator[Finding]:
-    unread = reports.Drops(found.tokens.problems)
+    yield from left_out(
+        reports.Drops(found.tokens.problems), found.tokens.numbers, report.format, settings.bad_rows
+    )
+
+
+def left_out(unread: reports.Drops, total: int, format_name: str, most: float) -> Iterator[Finding]:
+    """Rows that cannot be used: each reason, or that they are too many."""
     if not unread.count:
         return
-    share = unread.count / max(1, found.tokens.numbers)
+    share = unread.count / max(1, total)
     rows = tuple(unread.numbers[:EXAMPLES_NAMED])
-    if share > settings.bad_rows or unread.count == found.tokens.numbers:
+    if share > most or unread.count == total:
         yield Finding(
             BLOCKS, "data.columns",
-            f"{unread.count:,} of {found.tokens.numbers:,} rows cannot be read as {report.format}: {unread.summary()}",
+            f"{unread.count:,} of {total:,} rows cannot be read as {format_name}: {unread.summary()}",
             unread.count, rows, None, "check data.format and data.columns, or allow more with data.bad_rows",
         )  # fmt: skip
         return

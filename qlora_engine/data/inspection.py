@@ -19,8 +19,8 @@ from qlora_engine.data.sources import UnreadableRow
 from qlora_engine.data.tokenize import TokenRow, cut
 from qlora_engine.data.tokens import TokenRows
 from qlora_engine.errors import EngineError, did_you_mean
+from qlora_engine.jobs import WORST_ROWS
 
-WORST = ("longest", "most_cut", "fewest_trained", "most_unknown")
 SEARCH_LIMIT = 50
 RAW_CHARS = 20_000
 
@@ -105,8 +105,8 @@ class Inspector:
             EngineError: there is no such kind.
         """
         rows = self.prepared.whole
-        if kind not in WORST:
-            raise EngineError("data.worst", f"there is no worst {kind!r}", did_you_mean(kind, WORST))
+        if kind not in WORST_ROWS:
+            raise EngineError("data.worst", f"there is no worst {kind!r}", did_you_mean(kind, WORST_ROWS))
         whole = rows.store.lengths[rows.places]
         badness = {
             "longest": lambda: whole,

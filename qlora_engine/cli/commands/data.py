@@ -13,7 +13,7 @@ from qlora_engine.cli.commands.job import set_option
 from qlora_engine.config import DataSettings
 from qlora_engine.errors import EngineError
 from qlora_engine.events import RunFinished
-from qlora_engine.jobs import DataReportJob
+from qlora_engine.jobs import WORST_ROWS, DataReportJob
 from qlora_engine.knobs import knobs_of
 
 FORMATS = tuple(knobs_of(DataSettings)["format"].choices or ())
@@ -48,6 +48,28 @@ LEGEND = "[trained] masked ~cut~"
     metavar="N",
     help="Show N rows as trained.",
 )
+@click.option(
+    "--row",
+    "numbers",
+    type=click.IntRange(1),
+    multiple=True,
+    metavar="N",
+    help="Show row N, raw and rendered.",
+)
+@click.option(
+    "--worst", type=click.Choice(WORST_ROWS), help="Show the worst rows: which are longest, most cut ..."
+)
+@click.option("--search", metavar="TEXT", help="Show the rows that hold TEXT.")
+@click.option(
+    "--count",
+    type=click.IntRange(1, 1000),
+    default=5,
+    show_default=True,
+    help="Rows shown by --worst and --search.",
+)
+@click.option(
+    "--write-clean", metavar="FILE", help="Write the rows that can be trained, each once, to FILE.jsonl."
+)
 @set_option
 @output.json_option
 def data(
@@ -56,6 +78,11 @@ def data(
     format_: str,
     columns: tuple[str, ...],
     shown: int,
+    numbers: tuple[int, ...],
+    worst: str | None,
+    search: str | None,
+    count: int,
+    write_clean: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -73,7 +100,14 @@ def data(
     for option, value in given.items():
         config = with_value(config, option, value)
     config = config_io.with_overrides(config, list(overrides))
-    job = DataReportJob(config_io.to_dict(config), show_rows=shown)
+    ask = {
+        "numbers": list(numbers),
+        "worst": worst,
+        "search": search,
+        "write_clean": write_clean,
+        "count": count,
+    }
+    job = DataReportJob(config_io.to_dict(config), show_rows=shown, ask=ask)
     with progress.view(is_quiet=as_json) as view:
         end = driving.run_job(job, view.show)
     if not isinstance(end, RunFinished):
@@ -83,6 +117,7 @@ def data(
         return
     _print_report(end.result["report"])
     _print_rows(end.result["rows"])
+    _print_asked(end.result["asked"])
 
 
 def _mapping(columns: tuple[str, ...]) -> dict[str, str]:
@@ -100,8 +135,17 @@ def _print_report(report: Mapping[str, Any]) -> None:
         rows = ", ".join(map(str, drop["first_rows"]))
         more = " ..." if drop["count"] > len(drop["first_rows"]) else ""
         output.say(f"left out: {drop['count']} rows, {drop['reason']} (rows {rows}{more})")
-    for notice in report["notices"]:
-        output.say(f"note: {notice}")
+    for finding in report["findings"]:
+        if finding["code"] != "data.left_out":
+            output.say(finding_text(finding))
+
+
+def finding_text(finding: Mapping[str, Any]) -> str:
+    """One finding of the doctor as a line: `look: 3 rows hold ... (rows 4, 9, 12)`."""
+    rows = ", ".join(map(str, finding["rows"]))
+    where = f" ({'row' if len(finding['rows']) == 1 else 'rows'} {rows})" if rows else ""
+    repair = f"; {finding['repair_text']}" if finding["repair_text"] and finding["grade"] == "blocks" else ""
+    return f"{finding['grade']}: {finding['text'].rstrip('.')}{where}{repair}"
 
 
 def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -123,6 +167,15 @@ def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("rows", rows),
         ("lengths", lengths),
         ("sequence", f"{report['seq_len']} tokens, {length}; {report['truncated_rows']} rows are cut"),
+        (
+            "kept",
+            f"{report['keeps']['rows']:.1%} of rows whole, {report['keeps']['trained_tokens']:.1%} of answer tokens",
+        ),
+        (
+            "scripts",
+            ", ".join(f"{name} {count:,}" for name, count in report["scripts"].items())
+            or output.NOT_AVAILABLE,
+        ),
         ("tokens", f"{report['train_tokens']:,} in all, {report['trained_tokens']:,} trained ({share:.0%})"),
     ]
 
@@ -136,10 +189,29 @@ def _print_rows(rows: Iterable[Mapping[str, Any]]) -> None:
         output.say(rendered(row["tokens"]))
 
 
+def _print_asked(asked: Mapping[str, Any]) -> None:
+    if "worst" in asked:
+        _print_rows(asked["worst"])
+    if "search" in asked:
+        found = asked["search"]["numbers"]
+        output.say(f"\nfound in {len(found)} rows: {', '.join(map(str, found)) or 'none'}")
+    for row in (*asked.get("numbers", ()), *asked.get("search", {}).get("rows", ())):
+        output.say(
+            f"\nrow {row['row']} ({row['file']}, row {row['row_in_file']}; {row['side'].replace('_', ' ')}):"
+        )
+        output.say(output.quoted(row["raw"]))
+        if row["problem"]:
+            output.say(f"left out: {row['problem']}")
+        _print_rows(row["rendered"])
+    if "write_clean" in asked:
+        written = asked["write_clean"]
+        output.say(f"\nwrote {written['rows']:,} rows to {written['path']}; {written['left_out']:,} left out")
+
+
 def rendered(tokens: Iterable[Mapping[str, Any]]) -> str:
     """Tokens as text, neighbours of one state together, marked so that it reads without colour too."""
     pieces = []
     for state, group in itertools.groupby(tokens, key=lambda token: token["state"]):
-        text = MARKS[state].format("".join(token["text"] for token in group))
+        text = MARKS[state].format(output.quoted("".join(token["text"] for token in group)))
         pieces.append(click.style(text, **STYLES[state]) if output.has_colour() else text)
     return "".join(pieces)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from qlora_engine.cli import output
+from qlora_engine.cli import driving, output, progress
 from qlora_engine.cli.commands.doctor import driver
 from qlora_engine.errors import EngineError
 
 if TYPE_CHECKING:
-    from qlora_engine.config import Issue
+    from qlora_engine.config import Issue, TrainingConfig
 
 set_option = click.option(
     "--set",
@@ -71,25 +72,68 @@ def init(
 @set_option
 @output.json_option
 def check(file: Path, overrides: tuple[str, ...], as_json: bool) -> int:
-    """Print every problem of a job file at once."""
+    """Print every problem of a job file and of its data at once."""
     from qlora_engine import config_io
 
+    findings: list[Mapping[str, Any]] = []
+    problems: list[Issue] = []
     try:
-        config_io.with_overrides(config_io.load(file), list(overrides))
-        problems: list[Issue] = []
+        config = config_io.with_overrides(config_io.load(file), list(overrides))
+        findings = data_findings(config)
     except config_io.ConfigError as error:
         problems = error.issues
+    blocking = [finding for finding in findings if finding["grade"] == "blocks"]
     if as_json:
         found = [{"path": problem.path, "message": problem.message} for problem in problems]
-        output.print_json({"path": file, "is_valid": not problems, "problems": found})
-    elif problems:
-        _print_problems(file, problems)
+        found += [{"path": "data", "message": finding["text"]} for finding in blocking]
+        output.print_json({"path": file, "is_valid": not found, "problems": found, "findings": findings})
+    elif problems or blocking:
+        _print_problems(
+            file, [str(problem) for problem in problems] + [_words(finding) for finding in blocking]
+        )
     else:
+        for finding in findings:
+            output.say(f"data: {_words(finding)}")
         output.say(f"{file}: no problems")
-    return 2 if problems else 0
+    return 2 if problems or blocking else 0
 
 
-def _print_problems(file: Path, problems: list[Issue]) -> None:
+def data_findings(config: TrainingConfig) -> list[Mapping[str, Any]]:
+    """What the start would find in the data: with the model's tokenizer where the model is on this disk, else what can
+    be said without."""
+    from qlora_engine import config_io
+    from qlora_engine.jobs import DataReportJob
+    from qlora_engine.models import catalog
+
+    try:
+        is_here = catalog.resolve(config.model.name, config.model.revision, True).needs is None
+    except EngineError:
+        is_here = False
+    try:
+        if is_here:
+            with progress.view(is_quiet=True) as view:
+                end = driving.run_job(DataReportJob(config_io.to_dict(config), show_rows=0), view.show)
+            return list(end.result["report"]["findings"])
+        return _read_findings(config)
+    except EngineError as error:
+        return [{"grade": "blocks", "code": error.code, "text": error.message, "count": 0, "rows": [], "repair": None,
+                 "repair_text": error.hint}]  # fmt: skip
+
+
+def _read_findings(config: TrainingConfig) -> list[Mapping[str, Any]]:
+    from qlora_engine.data import reading_check
+    from qlora_engine.data.sources import store
+
+    is_near = config.data.path == store.STARTER or store.is_local(config.data.path)
+    return list(reading_check.check(config.data)) if is_near else []
+
+
+def _words(finding: Mapping[str, Any]) -> str:
+    rows = ", ".join(map(str, finding["rows"]))
+    return finding["text"].rstrip(".") + (f" (rows {rows})" if rows else "")
+
+
+def _print_problems(file: Path, problems: Sequence[str]) -> None:
     for problem in problems:
         output.note(f"{file}: {problem}")
     words = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
