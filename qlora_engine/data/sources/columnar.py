@@ -30,23 +30,16 @@ def read(stream: IO[bytes], reading: Reading, kind: str) -> Iterator[Row | BadRo
     if first is None:
         return
     yield from _rows(first)
-    yield from _guarded(parts, reading)
-
-
-def _guarded(parts: Iterator[Any], reading: Reading) -> Iterator[Row | BadRow]:
-    import pyarrow as pa
-
     while True:
         reading.check()
         try:
             part = next(parts, None)
-            if part is None:
-                return
-            rows = list(_rows(part))
         except (pa.ArrowException, OSError, ValueError) as error:
             yield BadRow(f"the file is damaged from here on: {short(error)}")
             return
-        yield from rows
+        if part is None:
+            return
+        yield from _rows(part)
 
 
 def _parquet(stream: IO[bytes]) -> Iterator[Any]:
@@ -76,6 +69,25 @@ def _seekable(stream: IO[bytes]) -> Any:
     return stream if stream.seekable() else io.BytesIO(stream.read())
 
 
-def _rows(batch: Any) -> Iterator[Row]:
+def _rows(batch: Any) -> Iterator[Row | BadRow]:
+    """Arrow trusts what a file says of itself: looking at a value that lies outside it would end the process."""
     for start in range(0, batch.num_rows, BATCH_ROWS):
-        yield from batch.slice(start, BATCH_ROWS).to_pylist()
+        part = batch.slice(start, BATCH_ROWS)
+        try:
+            part.validate(full=True)
+            rows = part.to_pylist()
+        except (ValueError, OverflowError, OSError):  # pyarrow's own errors are among them
+            yield from (_row(part, place) for place in range(part.num_rows))
+        else:
+            yield from rows
+
+
+def _row(batch: Any, place: int) -> Row | BadRow:
+    """One row of a batch in which some row is damaged."""
+    row = batch.slice(place, 1)
+    try:
+        row.validate(full=True)
+        found: Row = row.to_pylist()[0]
+    except (ValueError, OverflowError, OSError) as error:
+        return BadRow(f"it is damaged: {short(error)}")
+    return found

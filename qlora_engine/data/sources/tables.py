@@ -53,8 +53,8 @@ def find_shape(sample: str, kind: str) -> Shape:
     return max(shapes, key=lambda shape: _fit(sample, shape))
 
 
-def _fit(sample: str, shape: Shape) -> tuple[float, int]:
-    """(share of rows with the header's width, width), (0, 0) for one column."""
+def _fit(sample: str, shape: Shape) -> tuple[float, int, int]:
+    """(share of rows with the header's width, width, quoted cells), zeros for one column."""
     widths: Counter[int] = Counter()
     rows = bad = 0
     header = 0
@@ -70,8 +70,9 @@ def _fit(sample: str, shape: Shape) -> tuple[float, int]:
     except csv.Error:
         bad = 1 if rows and len(sample) >= SAMPLE_CHARS else 2
     if header < 2 or not rows:
-        return 0.0, 0
-    return widths[header] / (rows + bad), header
+        return 0.0, 0, 0
+    quoted = sample.count(f"{shape.separator}{shape.quote}") if shape.has_quotes else 0
+    return widths[header] / (rows + bad), header, quoted
 
 
 class _Readable(Protocol):
