@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) packaging/bootstrap.py
 
-.PHONY: test-faults bench-speed run test lint bench bench-ui bench-memory bench-merge bench-exports test-gpu gpu-kit gpu-rehearsal gpu-report clean check-templates
+.PHONY: test-faults bench-speed run test lint bench bench-ui bench-memory bench-data bench-merge bench-exports test-gpu gpu-kit gpu-rehearsal gpu-report clean check-templates
 
 run:  ## open the window; without a display, train the starter in the terminal
 	@$(BOOTSTRAP) run
@@ -24,6 +24,9 @@ bench-speed:  ## tokens per second beside a bare PEFT loop and TRL
 
 bench-memory:  ## predicted against measured memory, per setting
 	@$(BOOTSTRAP) bench-memory
+
+bench-data:  ## reading and tokenizing a large dataset against datasets.map
+	@$(BOOTSTRAP) bench-data
 
 bench-merge:  ## merging a billion parameters against the disk's copy speed
 	@$(BOOTSTRAP) bench-merge

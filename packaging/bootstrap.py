@@ -65,6 +65,7 @@ def main(arguments: list[str]) -> int:
         "bench-ui": lambda: module("tests.bench.ui_gaps"),
         "bench-speed": lambda: module("tests.bench.speed_table"),
         "bench-memory": lambda: module("tests.bench.memory_table"),
+        "bench-data": lambda: module("tests.bench.data_speed"),
         "bench-merge": lambda: module("tests.bench.merge_speed"),
         "bench-exports": lambda: module("tests.bench.starter_exports"),
         "test-faults": test_faults,

@@ -199,12 +199,6 @@ def _contents(found: Found, report: DataReport, settings: DataSettings) -> Itera
             "The model has no chat template of its own; a plain one (### Instruction, ### Response) is used."
         )
         yield Finding(NOTE, "data.template", text)
-    if report.reasoning_rows_dropped:
-        yield Finding(
-            NOTE, "data.reasoning_dropped",
-            f"The chat template drops earlier reasoning in {_rows(report.reasoning_rows_dropped)}.",
-            report.reasoning_rows_dropped, _flagged(found, working.LOST_REASONING),
-        )  # fmt: skip
     for name, count in found.tokens.counts.items():
         if name.startswith("note:"):
             yield Finding(

@@ -13,8 +13,8 @@ from typing import Any
 from qlora_engine.data import working
 from qlora_engine.data.conversation import RowProblem
 from qlora_engine.data.formats import read_row
-from qlora_engine.data.rectangle import IGNORED, lay_out
 from qlora_engine.data.pipeline import PreparedData
+from qlora_engine.data.rectangle import IGNORED, lay_out
 from qlora_engine.data.sources import UnreadableRow
 from qlora_engine.data.tokenize import TokenRow, cut
 from qlora_engine.data.tokens import TokenRows

@@ -80,7 +80,7 @@ def groups(keys: Any, loose_keys: Any, minima: Any) -> Any:
     largest = max(LARGEST, int(LARGEST_SHARE * rows))
     compared = np.flatnonzero(minima.any(axis=1))
     for start in range(0, MINIMA, BAND):
-        _join_alike(parent, compared, minima, start, largest)
+        _join_alike(parent, compared, minima, start)
     found = _roots(parent)
     sizes = np.bincount(found, minlength=rows)
     found = np.where(sizes[found] > largest, np.arange(rows), found)
@@ -98,7 +98,7 @@ def _join_equal(parent: Any, keys: Any) -> None:
         _union(parent, row, int(target[row]))
 
 
-def _join_alike(parent: Any, compared: Any, minima: Any, start: int, largest: int) -> None:
+def _join_alike(parent: Any, compared: Any, minima: Any, start: int) -> None:
     import numpy as np
 
     band = minima[compared, start : start + BAND].astype(np.uint64)
@@ -108,7 +108,7 @@ def _join_alike(parent: Any, compared: Any, minima: Any, start: int, largest: in
     order = np.argsort(hashed, kind="stable")
     edges = np.concatenate([[0], np.flatnonzero(np.diff(hashed[order])) + 1, [len(order)]]).astype(np.int64)
     for bucket in np.flatnonzero(np.diff(edges) > 1).tolist():
-        members = compared[order[edges[bucket] : min(edges[bucket + 1], edges[bucket] + largest + 1)]]
+        members = compared[order[edges[bucket] : edges[bucket + 1]]]
         alike = (minima[members[1:]] == minima[members[0]]).sum(axis=1) >= ALIKE
         for row in members[1:][alike].tolist():
             _union(parent, row, int(members[0]))

@@ -61,10 +61,18 @@ def tokenize(
 ) -> Iterator[TokenRow | RowProblem]:
     """Whole rows, not yet cut, in order; a row that cannot be trained comes out as its problem, with its number."""
     waiting = iter(conversations)
-    vocabulary = tokenizer.get_vocab()
-    marker_ids = frozenset(vocabulary[m] for m in template.source.markers if m in vocabulary)
+    marker_ids = _ids_of(template.source.markers, tokenizer)
     while group := list(islice(waiting, BATCH_ROWS)):
         yield from _tokenize_group(group, tokenizer, template, policy, marker_ids)
+
+
+def _ids_of(markers: Sequence[str], tokenizer: Any) -> frozenset[int]:
+    """The tokens that markers are, without copying a vocabulary of a hundred thousand for every block of rows."""
+    ids = tokenizer.convert_tokens_to_ids(list(markers)) if markers else []
+    known = [i for i in ids if isinstance(i, int)]
+    names = tokenizer.convert_ids_to_tokens(known)
+    wanted = set(markers)
+    return frozenset(i for i, name in zip(known, names, strict=True) if name in wanted)
 
 
 def _tokenize_group(
@@ -113,7 +121,7 @@ def _ready_or_problem(
 ) -> _Ready | RowProblem:
     """The template writes BOS itself; a plain text gets BOS and EOS here (CORRECTNESS 15 and 16)."""
     if conversation.text is not None:
-        text = _with_ends(conversation.text, tokenizer)
+        text = with_ends(conversation.text, tokenizer)
         return _Ready(text, [(0, len(text))])
     try:
         found = laid_out(conversation, template, policy)
@@ -165,7 +173,7 @@ def cut(row: TokenRow, seq_len: int) -> TokenRow:
     )
 
 
-def _with_ends(text: str, tokenizer: Any) -> str:
+def with_ends(text: str, tokenizer: Any) -> str:
     begin = tokenizer.bos_token if tokenizer.bos_token and getattr(tokenizer, "add_bos_token", False) else ""
     end = tokenizer.eos_token or ""
     if begin and text.startswith(begin):

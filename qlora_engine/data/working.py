@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qlora_engine.data import near, scripts, secrets, splitting
-from qlora_engine.data.conversation import Conversation, Message, RowProblem
+from qlora_engine.data.conversation import Conversation, RowProblem
 from qlora_engine.data.formats import Detection, read_row
 from qlora_engine.data.sources import BadRow, Block
 from qlora_engine.data.templates import Template
-from qlora_engine.data.tokenize import Policy, TokenRow, rendered, tokenize
+from qlora_engine.data.tokenize import Policy, TokenRow, tokenize, with_ends
 
 (
     HAS_SECRET,
@@ -100,7 +100,8 @@ def _conversations(
 
 def text_rows(plan: Plan, conversation: Conversation) -> Iterator[TokenRow]:
     """A plain text as one row, or as many as its length needs."""
-    text, _ = rendered(conversation, plan.tokenizer, plan.template, plan.policy)
+    assert conversation.text is not None
+    text = with_ends(conversation.text, plan.tokenizer)
     encoded = plan.tokenizer(
         text,
         add_special_tokens=False,
@@ -172,7 +173,7 @@ def _batch(plan: Plan, source: int, kept: Sequence[tuple[TokenRow, Conversation,
             "key": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(rows), [None, pa.py_buffer(keys)]),
             "loose": pa.array([near.loose_key(text) for text in loose], pa.binary(16)),
             "minima": pa.FixedSizeListArray.from_arrays(pa.array(minima.reshape(-1)), near.MINIMA),
-            "flags": pa.array(_flags(plan, kept, pieces, _ends_trained(plan, ids, trained, offsets))),
+            "flags": pa.array(_flags(kept, pieces, _ends_trained(plan, ids, trained, offsets))),
             "script": pa.array(scripts.dominant(pieces)),
             "bos": pa.array(_count(ids, offsets, plan.tokenizer.bos_token_id)),
             "unknown": pa.array(_count(ids, offsets, plan.tokenizer.unk_token_id)),
@@ -235,9 +236,7 @@ def _ends_trained(plan: Plan, ids: Any, trained: Any, offsets: Any) -> Any:
     return np.logical_or.reduceat(is_end & trained, offsets[:-1])
 
 
-def _flags(
-    plan: Plan, kept: Sequence[tuple[TokenRow, Conversation, int]], pieces: Sequence[str], ends: Any
-) -> Any:
+def _flags(kept: Sequence[tuple[TokenRow, Conversation, int]], pieces: Sequence[str], ends: Any) -> Any:
     import numpy as np
 
     found = np.zeros(len(kept), np.uint16)
@@ -254,14 +253,9 @@ def _flags(
             | HAS_END * bool(has_end)
             | IS_TEXT * (conversation.text is not None)
             | HAS_UNTRAINED_ANSWER * any(m.is_trained is False for m in answers)
-            | LOST_REASONING * (plan.policy.reasoning != "remove" and _is_thought_lost(row, answers))
+            | LOST_REASONING * any("reasoning" in note for note in row.notes)
         )
     return found
-
-
-def _is_thought_lost(row: TokenRow, answers: Sequence[Message]) -> bool:
-    """Whether the template left out what an answer's author thought (CORRECTNESS 20)."""
-    return any(m.reasoning is not None and m.reasoning.strip() not in row.text for m in answers)
 
 
 def as_processed(plan: Plan, conversation: Conversation) -> list[TokenRow]:

@@ -43,9 +43,7 @@ def find(path: Path, part: str = "train") -> tuple[list[Place], list[str]]:
         EngineError: missing, of an unknown kind, or none inside.
     """
     if not path.exists():
-        raise EngineError(
-            "data.missing", f"there is no file {path}", "check the path, or choose another dataset"
-        )
+        raise missing(path)
     if path.is_file():
         if part != "train":
             raise EngineError(
@@ -57,6 +55,12 @@ def find(path: Path, part: str = "train") -> tuple[list[Place], list[str]]:
     if not path.is_dir():
         raise EngineError("data.kind", f"{path} is neither a file nor a folder", "choose a file")
     return _of_folder(path, part)
+
+
+def missing(path: Path) -> EngineError:
+    return EngineError(
+        "data.missing", f"there is no file {path}", "check the path, or choose another dataset"
+    )
 
 
 def kind_of(name: str) -> tuple[str, str] | None:

@@ -250,8 +250,17 @@ def open_held_out(settings: DataSettings, *, check: Check = lambda: None) -> Row
 
 
 def is_local(path: str) -> bool:
-    """Whether a dataset's name means a place on this disk."""
-    return Path(path).expanduser().exists() or not hub.is_hub_id(path) or path.startswith((".", "/", "~"))
+    """True for a file or a folder, also a missing one; False for what only the hub can have, and for the starter."""
+    is_here = Path(path).expanduser().exists() or not hub.is_hub_id(path) or path.startswith((".", "/", "~"))
+    return path != STARTER and is_here
+
+
+def missing(settings: DataSettings) -> EngineError | None:
+    """What reading would say of files that are not there, without reading anything."""
+    for path in (settings.path, *settings.more, settings.held_out_path):
+        if path and is_local(path) and not Path(path).expanduser().exists():
+            return places.missing(Path(path).expanduser())
+    return None
 
 
 def _source(path: str, settings: DataSettings, is_offline: bool, check: Check) -> SourceRows:
