@@ -29,7 +29,7 @@ from qlora_engine.models import loading
 from tests.support import tiny_runs
 from tests.support.starter import starter_folder
 
-ROWS, SEQ_LEN, PACKED_PER_STEP, ROWS_PER_STEP, STEPS = 72, 512, 2, 8, 4
+ROWS, SEQ_LEN, PACKED_PER_STEP, ROWS_PER_STEP, STEPS = 72, 512, 2, 8, 3
 RANK, ALPHA, RATE = 16, 32, 2e-4
 SHAPE_COUNTS = {(576, 576): 60, (192, 576): 60, (1536, 576): 60, (576, 1536): 30}
 """The starter's linear layers by (out, in)."""

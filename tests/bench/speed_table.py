@@ -44,9 +44,16 @@ def main(arguments: Sequence[str]) -> int:
     ceilings = []
     for number in range(rounds):
         ceilings.append(multiply_speed())
-        for name, train in programs.items():
+        for name, train in list(programs.items()):
             began = time.perf_counter()
-            runs[name].append(train())
+            try:
+                runs[name].append(train())
+            except Exception as error:
+                if name.startswith("engine"):
+                    raise
+                print(f"{name} is left out: {type(error).__name__}: {error}", flush=True)
+                del programs[name], runs[name]
+                continue
             print(f"round {number + 1}: {name}: {runs[name][-1].tokens_per_second:.1f} tokens/s ({time.perf_counter() - began:.0f} s)", flush=True)  # fmt: skip
     found = summary(load, runs, ceilings)
     print(table(found))
