@@ -129,7 +129,7 @@ class MemoryView(QWidget):
         )
         if is_history:
             self.pause.hide()
-        self.legend = markup("", "small", wraps=True)
+        self.legend = markup("", "small")
         set_tip(self.legend, "Events of the run")
         self.no_gpu = label("", "small")
         self.memory = StackPanel(self.axis, "Chart: memory by part over time", rows=LEGEND_ROWS)
@@ -154,8 +154,7 @@ class MemoryView(QWidget):
         self._choose_span(None if is_history else USUAL_SPAN)
 
     def _laid_out(self, beside: QWidget | None, is_history: bool) -> Any:
-        tools = row(self.spans, self.pause, self.legend, self.no_gpu, gap=8)
-        tools.setStretch(2, 1)
+        tools = row(self.spans, self.pause, None, self.no_gpu, gap=8)
         if is_history:
             self.legend.hide()
         lower = row(self.memory, *([beside] if beside is not None else []))
@@ -168,8 +167,10 @@ class MemoryView(QWidget):
         paged.setStretch(0, 2)
         paged.setStretch(1, 1)
         self._paged_row = boxed(paged)
-        whole = column(tools, lower, self.memory_line, self._paged_row, self.paging_words, self._rows)
-        for index, stretch in enumerate((0, 3, 0, 2, 0, 1)):
+        whole = column(
+            tools, self.legend, lower, self.memory_line, self._paged_row, self.paging_words, self._rows
+        )
+        for index, stretch in enumerate((0, 0, 3, 0, 2, 0, 1)):
             whole.setStretch(index, stretch)
         return whole
 

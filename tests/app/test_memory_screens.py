@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -127,6 +128,8 @@ def test_live_memory_can_be_looked_at(
     for state, (make, is_live) in STATES.items():
         show(window, make, is_live=is_live)
         qtbot.wait(120)
+        with contextlib.suppress(qtbot.TimeoutError):  # a busy machine lays out late
+            qtbot.waitUntil(lambda: not problems_of(window), timeout=5000)
         view = window.pages.screens["train"].charts.memory_view
         if PICTURES:
             folder = Path(PICTURES) / mode
