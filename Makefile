@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) packaging/bootstrap.py
 
-.PHONY: test-faults bench-speed run test lint bench bench-ui bench-memory bench-data bench-merge bench-exports test-gpu gpu-kit gpu-rehearsal gpu-report clean check-templates
+.PHONY: test-faults bench-speed run test lint bench bench-ui bench-memory bench-data bench-merge bench-exports test-architectures test-gpu gpu-kit gpu-rehearsal gpu-report clean check-templates
 
 run:  ## open the window; without a display, train the starter in the terminal
 	@$(BOOTSTRAP) run
@@ -38,6 +38,9 @@ test-faults:  ## every file a run writes, damaged in every way, met by every rea
 	@$(BOOTSTRAP) test-faults
 check-templates:  ## every chat template in a folder, on a fixed list of conversations: make check-templates DIR=folder
 	@DIR="$(DIR)" $(BOOTSTRAP) check-templates
+
+test-architectures:  ## every model type of the installed transformers, trained and proven as a tiny model
+	@$(BOOTSTRAP) test-architectures
 
 test-gpu:  ## the confirmations only an NVIDIA GPU can give
 	@$(BOOTSTRAP) test-gpu

@@ -69,6 +69,7 @@ def main(arguments: list[str]) -> int:
         "bench-merge": lambda: module("tests.bench.merge_speed"),
         "bench-exports": lambda: module("tests.bench.starter_exports"),
         "test-faults": test_faults,
+        "test-architectures": lambda: module("tests.architectures.campaign"),
         "test-gpu": lambda: pytest("tests/gpu", "-m", "gpu"),
         "gpu-kit": lambda: script_file("packaging/gpu_kit.py"),
         "gpu-rehearsal": lambda: (

@@ -133,6 +133,8 @@ def _scaled(key: str, value: Any, values: Mapping[str, Any], kept: list[int]) ->
         return len(kept)
     if re.search(r"token_(id|index)$", key):
         return {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}.get(key, 3)
+    if key == "num_key_value_heads" and value == values.get("num_attention_heads"):
+        return 4  # where every head has keys of its own, the class may rely on it
     for pattern, small in RULES:
         if re.search(pattern, key):
             return min(small, value) if value > 0 else value

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from qlora_engine.config import TrainingConfig
-from qlora_engine.memory import static
+from qlora_engine.memory import generic, static
 from qlora_engine.memory.blocks import Block, block_of, caps_logits, sliding_layers
 from qlora_engine.memory.passes import FP32, Shape, backward, first_layer_spares, layer_kept, run_again
 from qlora_engine.models.spec import ModelFacts
@@ -35,8 +35,39 @@ class Moving:
 
 
 def moving(facts: ModelFacts, config: TrainingConfig, shape: Shape) -> Moving:
-    """The highest of: the loss, the backward pass of the last and of the first block, the optimizer's step."""
+    """The highest of: the loss, the backward pass of the last and of the first block, the optimizer's step. Of a class that
+    no block describes: its count, brought to scale by its rehearsal where there was one."""
+    if facts.source != "table":
+        return _counted(facts, config, shape)
     return max(_candidates(facts, config, shape), key=lambda found: found.total)
+
+
+def counted_bytes(facts: ModelFacts, config: TrainingConfig, shape: Shape) -> generic.Count:
+    """The count of a class (memory.generic)."""
+    return generic.count(facts, config, shape, _loss_bytes(facts, config, shape))
+
+
+def gradient_bytes(facts: ModelFacts, config: TrainingConfig, shape: Shape) -> int:
+    """Of every adapter, all there at once."""
+    return shape.adapter_bytes * sum(n * count for n, count in static.adapter_tensors(facts, config))
+
+
+def _counted(facts: ModelFacts, config: TrainingConfig, shape: Shape) -> Moving:
+    found = counted_bytes(facts, config, shape)
+    gradients = gradient_bytes(facts, config, shape)
+    side = "double_quant" if shape.is_double_quant else "single_quant"
+    points = generic.points_of(facts, config, "cuda" if shape.is_cuda else "cpu", side)
+    optimizer = Moving(0, _optimizer_temporary(facts, config, shape), gradients, "optimizer")
+    if points is None:
+        rough = Moving(
+            round(found.kept),
+            round(max(found.working, found.loss)),
+            gradients,
+            "a block or the loss, by count",
+        )
+        return max(rough, optimizer, key=lambda one: one.total)
+    kept, working = generic.scaled(points, found.total)
+    return max(Moving(kept, working, gradients, "rehearsed, scaled"), optimizer, key=lambda one: one.total)
 
 
 def _candidates(facts: ModelFacts, config: TrainingConfig, shape: Shape) -> Iterator[Moving]:
@@ -124,6 +155,15 @@ def _optimizer_temporary(facts: ModelFacts, config: TrainingConfig, shape: Shape
 
 def numbers(facts: ModelFacts, config: TrainingConfig, shape: Shape) -> Mapping[str, int | str]:
     """What the activations' formula was computed from."""
+    if facts.source != "table":
+        is_measured = generic.is_measured(facts, config, "cuda" if shape.is_cuda else "cpu")
+        return {
+            "tokens": shape.tokens,
+            "layers": facts.layers,
+            "by": "its own rehearsal, scaled"
+            if is_measured
+            else "a count of its layers; rehearse it to know",
+        }
     block = block_of(facts, config)
     found: dict[str, int | str] = {"tokens": shape.tokens, "layers": facts.layers}
     if config.training.gradient_checkpointing:

@@ -258,23 +258,30 @@ def optimizer_bytes(facts: ModelFacts, config: TrainingConfig, device: str) -> S
     )
 
 
-def _variant(
-    facts: ModelFacts, config: TrainingConfig, seq_len: int, micro_batch: int, device: str, upcast: bool, side: str,
-    context: Context,
-) -> Variant:  # fmt: skip
-    facts = experts.as_configured(facts, config.quantization)
+def shape_of(
+    config: TrainingConfig, seq_len: int, micro_batch: int, device: str, upcast: bool, side: str
+) -> Shape:
+    """The micro-batch in the types that a side computes in."""
     element = 2 if device == "cuda" else 4
-    stream = 4 if upcast else element
-    shape = Shape(
+    return Shape(
         micro_batch=micro_batch,
         seq_len=seq_len,
         element_bytes=element,
-        stream_bytes=stream,
+        stream_bytes=4 if upcast else element,
         adapter_bytes=4 if config.lora.dtype == "fp32" else 2,
         is_cuda=device == "cuda",
         is_double_quant=side == "double_quant",
         is_packed=config.data.packing,
     )
+
+
+def _variant(
+    facts: ModelFacts, config: TrainingConfig, seq_len: int, micro_batch: int, device: str, upcast: bool, side: str,
+    context: Context,
+) -> Variant:  # fmt: skip
+    facts = experts.as_configured(facts, config.quantization)
+    shape = shape_of(config, seq_len, micro_batch, device, upcast, side)
+    stream = shape.stream_bytes
     found = activations.moving(facts, config, shape)
     parts, numbers = _static_parts(facts, config, device, stream, side)
     if side in ("double_quant", "single_quant") and config.quantization.expert_placement == "host":

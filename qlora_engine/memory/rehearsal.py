@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from qlora_engine.data.batches import IGNORED, Batch
 from qlora_engine.errors import EngineError
 from qlora_engine.events import Event, PhaseChanged, Progressed, RunFinished
 from qlora_engine.jobs import RehearseJob
+from qlora_engine.memory import activations, generic, symbolic
 from qlora_engine.memory import estimate as closed_form
-from qlora_engine.memory import symbolic
 from qlora_engine.memory.context import context_of
 from qlora_engine.memory.estimate import Estimate
 from qlora_engine.memory.ledger import Ledger, Peak
@@ -37,9 +37,11 @@ from qlora_engine.models.spec import ModelFacts
 from qlora_engine.training import loss as losses
 from qlora_engine.training import optim
 
-SCHEMA = 5
+SCHEMA = 6
 SIDES = {"double_quant": True, "single_quant": False}
 MOVING = ("activations", "step_temporary", "gradients")
+LINE_LENGTHS = (256, 512, 1024)
+"""Where the curve of a class is measured that has no formula of its own."""
 Report = Callable[[int, int], None]
 
 
@@ -107,6 +109,7 @@ def rehearse(
     `check` is called at every operation and may raise to stop it; `report(done, total)` counts traced models.
     """
     outcomes = _cached(question) or _store(question, trace(question, check or (lambda: None), report))
+    _measure_line(question, check or (lambda: None))
     base = closed_form.estimate(
         question.facts,
         question.config,
@@ -120,36 +123,62 @@ def rehearse(
     return closed_form.rehearsed(base, moving, {side: one.operation for side, one in outcomes.items()})
 
 
+def _measure_line(question: Question, check: Callable[[], None]) -> None:
+    """Rehearse a class without a formula of its own at three lengths, once for each way to train it."""
+    facts, config = question.facts, question.config
+    if generic.is_measured(facts, config, question.device):
+        return
+    points: dict[str, list[generic.Point]] = {side: [] for side in SIDES}
+    longest = min(LINE_LENGTHS[-1], facts.max_positions or LINE_LENGTHS[-1])
+    for seq_len in (length * longest // LINE_LENGTHS[-1] for length in LINE_LENGTHS):
+        one = replace(question, seq_len=seq_len, micro_batch=1)
+        for side, outcome in (_cached(one) or _store(one, trace(one, check))).items():
+            shape = closed_form.shape_of(config, one.seq_len, 1, question.device, False, side)
+            counted = activations.counted_bytes(facts, config, shape).total
+            gradients = activations.gradient_bytes(facts, config, shape)
+            moved = outcome.activations + outcome.step_temporary + outcome.gradients - gradients
+            kept = min(outcome.activations, moved)
+            points[side].append(generic.Point(counted, kept, moved - kept))
+    generic.keep(facts, config, question.device, points)
+
+
 def trace(
     question: Question, check: Callable[[], None], report: Report | None = None, *, is_whole: bool = False
 ) -> dict[str, Outcome]:
     """The peak on both sides. `is_whole`: run all layers instead of extrapolating."""
     config = symbolic.full_config(question.facts)
-    kinds = symbolic.layer_kinds(config)
-    distinct = _base(kinds, is_checkpointed=question.config.training.gradient_checkpointing)
-    if is_whole or len(kinds) <= len(distinct) + 1:
-        plans = [kinds]
+    kinds = symbolic.layer_kinds(config, question.facts.blocks)
+    base = _base(kinds, is_checkpointed=question.config.training.gradient_checkpointing)
+    kept = [kinds[number] for number in base]
+    missing = [kind for kind in dict.fromkeys(kinds) if kinds.count(kind) > kept.count(kind)]
+    if is_whole or not missing:
+        plans: list[Sequence[int] | None] = [None]
+        missing = []
     else:
-        plans = [distinct, *(_with_one_more(distinct, kind) for kind in dict.fromkeys(kinds))]
+        plans = [base, *(_with_one_more(base, kinds, kind) for kind in missing)]
     profiles = []
     for index, plan in enumerate(plans):
         if report is not None:
             report(index, len(plans))
-        profiles.append(_profiles(question, symbolic.with_layers(config, plan), check))
-    more = [kinds.count(kind) - distinct.count(kind) for kind in dict.fromkeys(kinds)]
+        profiles.append(_profiles(question, config, plan, check))
+    more = [kinds.count(kind) - kept.count(kind) for kind in missing]
     return {side: _outcome([p[side] for p in profiles], more) for side in SIDES}
 
 
-def _base(kinds: Sequence[str], *, is_checkpointed: bool) -> tuple[str, ...]:
-    """One layer of each kind. Without checkpointing the first layer keeps less than the others, since nothing before it
-    is trained: then it comes on top."""
-    distinct = tuple(dict.fromkeys(kinds))
-    return distinct if is_checkpointed else (distinct[0], *distinct)
+def _base(kinds: Sequence[str], *, is_checkpointed: bool) -> tuple[int, ...]:
+    """The first layer of each kind. Without checkpointing the first layer keeps less than the others, since nothing before
+    it is trained: then another of its kind comes with it."""
+    first = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
+    if not is_checkpointed and kinds:
+        second = next((n for n, kind in enumerate(kinds) if n and kind == kinds[0]), None)
+        first += [second] if second is not None else []
+    return tuple(sorted(first))
 
 
-def _with_one_more(distinct: Sequence[str], kind: str) -> tuple[str, ...]:
-    at = list(distinct).index(kind)
-    return (*distinct[:at], kind, *distinct[at:])
+def _with_one_more(base: Sequence[int], kinds: Sequence[str], kind: str) -> tuple[int, ...]:
+    """`base` and the next layer of that kind."""
+    other = next(n for n, one in enumerate(kinds) if one == kind and n not in base)
+    return tuple(sorted((*base, other)))
 
 
 def _outcome(profiles: Sequence[Profile], more: Sequence[int]) -> Outcome:
@@ -174,15 +203,18 @@ def _words(phase: str, operation: str) -> str:
     return f"{phase}: {name}"
 
 
-def _profiles(question: Question, config: Any, check: Callable[[], None]) -> dict[str, Profile]:
-    """Run one step of a model with `config`, and return the peak of each phase with and without double quantization."""
+def _profiles(
+    question: Question, config: Any, layers: Sequence[int] | None, check: Callable[[], None]
+) -> dict[str, Profile]:
+    """Run one step of a model with `config`, or of those of its `layers`, and return the peak of each phase with and without double quantization."""
     model = symbolic.build(
         config,
         question.config,
         compute_dtype=question.compute_dtype,
         upcast_unquantized=question.upcast_unquantized,
+        blocks=question.facts.blocks,
+        layers=layers,
     )
-    trained = [p for p in model.parameters() if p.requires_grad]
     rows, length = question.micro_batch, question.seq_len
     ledger = Ledger(
         device=question.device,
@@ -197,12 +229,12 @@ def _profiles(question: Question, config: Any, check: Callable[[], None]) -> dic
         if question.accumulates:
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter)
-        _mark_phases(model, question.facts, ledger)
+        count = _mark_phases(model, question.facts, ledger)
         ledger.know([*model.parameters(), *symbolic.quantization_states(model)])
         with ledger:
             gradients, state = _step(question, model, optimizer, trained, ledger)
     return {
-        side: _named(ledger.peaks(gradients, state, has_nested=is_double), config.num_hidden_layers)
+        side: _named(ledger.peaks(gradients, state, has_nested=is_double), count)
         for side, is_double in SIDES.items()
     }
 
@@ -244,13 +276,13 @@ def _optimizer(question: Question, trained: list[Any]) -> Any:
     return optimizer
 
 
-def _mark_phases(model: Any, facts: ModelFacts, ledger: Ledger) -> None:
-    """Tell the ledger where the step is: forward 0 ... forward L-1, loss, backward L-1 ... backward 0."""
-    prefix = facts.linears[0].path.split(".*.")[0]
-    layers = model.get_base_model().get_submodule(prefix)
+def _mark_phases(model: Any, facts: ModelFacts, ledger: Ledger) -> int:
+    """Tell the ledger where the step is: forward 0 ... forward L-1, loss, backward L-1 ... backward 0. Returns L."""
+    layers = model.get_base_model().get_submodule(facts.blocks) if facts.blocks else ()
     for index, layer in enumerate(layers):
         layer.register_forward_pre_hook(_before(index, ledger))
         layer.register_forward_hook(_after(index, len(layers), ledger))
+    return len(layers)
 
 
 def _before(index: int, ledger: Ledger) -> Callable[..., None]:

@@ -6,25 +6,24 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Linear4bit, Params4bit
-from transformers import AutoConfig, AutoModelForCausalLM, masking_utils
+from transformers import masking_utils
 
 from qlora_engine import adapters
 from qlora_engine.config import TrainingConfig
 from qlora_engine.errors import EngineError
 from qlora_engine.memory import static
+from qlora_engine.models import class_child, structure
 from qlora_engine.models.quiet import quiet
 from qlora_engine.models.spec import ModelFacts, brings_code, text_config
 
-NOT_FOR_THE_CLASS = frozenset(
-    {"model_type", "architectures", "quantization_config", "torch_dtype", "dtype", "auto_map"}
-)
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 _thread = threading.local()
 
 
@@ -40,43 +39,50 @@ def full_config(facts: ModelFacts) -> Any:
             f"{facts.name} brings code of its own, which a rehearsal does not run",
             "the closed form still holds: leave out --rehearse",
         )
-    plain = text_config(facts.config)
-    values = {key: value for key, value in plain.items() if key not in NOT_FOR_THE_CLASS}
-    values["tie_word_embeddings"] = facts.is_tied
     try:
-        with quiet():
-            return AutoConfig.for_model(facts.model_type, **values)
-    except Exception as error:
+        return class_child.class_config({**text_config(facts.config), "tie_word_embeddings": facts.is_tied})
+    except EngineError as error:
         raise EngineError(
             "rehearsal.unsupported",
-            f"transformers does not build {facts.name}: {error}",
+            f"transformers does not build {facts.name}: {error.message}",
             "the closed form still holds: leave out --rehearse",
         ) from error
 
 
-def layer_kinds(config: Any) -> tuple[str, ...]:
-    """The kind of each layer: attention over all tokens or over a window; layers of one kind cost the same."""
-    found = getattr(config, "layer_types", None)
-    return tuple(found) if found else ("full_attention",) * int(config.num_hidden_layers)
+def layer_kinds(config: Any, blocks: str) -> tuple[str, ...]:
+    """The kind of each decoder block, read off the class: blocks of the same tensors and the same settings cost the same."""
+    model = class_child.build(copy.deepcopy(config))
+    layers = model.get_submodule(blocks) if blocks else ()
+    settings = _per_layer(model.config, len(layers))
+    return tuple(
+        repr([
+            sorted((name, tuple(p.shape)) for name, p in layer.named_parameters()),
+            [str(values[number]) for values in settings.values()],
+        ])
+        for number, layer in enumerate(layers)
+    )  # fmt: skip
 
 
-def with_layers(config: Any, kinds: tuple[str, ...]) -> Any:
-    """`config` cut down to layers of the given kinds."""
-    cut = copy.deepcopy(config)
-    cut.num_hidden_layers = len(kinds)
-    if getattr(cut, "layer_types", None):
-        cut.layer_types = list(kinds)
-    cut.use_cache = False
-    return cut
-
-
-def build(config: Any, job: TrainingConfig, *, compute_dtype: torch.dtype, upcast_unquantized: bool) -> Any:
-    """The PEFT model on the meta device, ready to train: quantized, adapters attached, checkpointing as asked."""
+def build(
+    config: Any,
+    job: TrainingConfig,
+    *,
+    compute_dtype: torch.dtype,
+    upcast_unquantized: bool,
+    blocks: str = "",
+    layers: Sequence[int] | None = None,
+) -> Any:
+    """The PEFT model on the meta device, ready to train: quantized, adapters attached, checkpointing as asked. With
+    `layers`, of the decoder blocks in `blocks` only those numbers, in that order."""
+    with quiet():
+        model = class_child.build(copy.deepcopy(config), compute_dtype)
     with quiet(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=compute_dtype)
+        if layers is not None:
+            _keep_layers(model, blocks, layers)
         _quantize(model, job, compute_dtype)
         if upcast_unquantized:
             _upcast(model)
+    model.config.use_cache = False
     model.requires_grad_(False)
     model.is_loaded_in_4bit = True
     with quiet():
@@ -86,6 +92,29 @@ def build(config: Any, job: TrainingConfig, *, compute_dtype: torch.dtype, upcas
         model.activation_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     return peft_model
+
+
+def _keep_layers(model: Any, blocks: str, layers: Sequence[int]) -> None:
+    """Cut the list of decoder blocks, and every setting that the config gives by layer."""
+    whole = model.get_submodule(blocks)
+    parent, _, leaf = blocks.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, torch.nn.ModuleList([whole[number] for number in layers]))
+    for one in {id(c): c for c in (model.config, model.config.get_text_config(decoder=True))}.values():
+        cut = {name: [values[n] for n in layers] for name, values in _per_layer(one, len(whole)).items()}
+        for name in LAYER_COUNTS:
+            if name in vars(one):
+                vars(one)[name] = len(layers)
+        vars(one).update(cut)
+
+
+def _per_layer(config: Any, count: int) -> dict[str, list[Any]]:
+    """The settings that hold one value for each layer."""
+    text = config.get_text_config(decoder=True)
+    return {
+        name: list(values)
+        for name, values in vars(text).items()
+        if isinstance(values, list | tuple) and len(values) == count and count > 1
+    }
 
 
 def give_storage(model: Any) -> None:
@@ -135,28 +164,24 @@ def _install() -> None:
 
 
 def _quantize(model: Any, job: TrainingConfig, compute_dtype: torch.dtype) -> None:
-    """Replace each linear layer but the head, as transformers does."""
-    head = model.get_output_embeddings()
-    linears = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
+    """Replace each linear layer that loading quantizes."""
+    linears = structure.quantizable_linears(model)
     for name, module in linears.items():
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, _packed(module, job, compute_dtype))
 
 
-def _packed(module: torch.nn.Linear, job: TrainingConfig, compute_dtype: torch.dtype) -> Linear4bit:
+def _packed(module: Any, job: TrainingConfig, compute_dtype: torch.dtype) -> Linear4bit:
     settings = job.quantization
+    in_features, out_features = structure.features_of(module)
     packed = Linear4bit(
-        module.in_features,
-        module.out_features,
+        in_features,
+        out_features,
         bias=module.bias is not None,
         compute_dtype=compute_dtype,
         quant_type=settings.quant_type,
     )
-    weights = module.in_features * module.out_features
+    weights = in_features * out_features
     packed.weight = Params4bit(
         torch.empty((weights + 1) // 2, 1, dtype=torch.uint8),
         requires_grad=False,
@@ -170,13 +195,14 @@ def _packed(module: torch.nn.Linear, job: TrainingConfig, compute_dtype: torch.d
     return packed
 
 
-def _double_quantized(module: torch.nn.Linear, quant_type: str, dtype: torch.dtype) -> QuantState:
+def _double_quantized(module: Any, quant_type: str, dtype: torch.dtype) -> QuantState:
     """Constants as `quantize_4bit(compress_statistics=True)` makes them; without double quantization the ledger leaves
     out what only it allocates."""
-    blocks = -(-module.in_features * module.out_features // static.BLOCK)
+    in_features, out_features = structure.features_of(module)
+    blocks = -(-in_features * out_features // static.BLOCK)
     return QuantState(
         absmax=torch.empty(blocks, dtype=torch.uint8),
-        shape=torch.Size((module.out_features, module.in_features)),
+        shape=torch.Size((out_features, in_features)),
         code=torch.empty(16),
         blocksize=static.BLOCK,
         quant_type=quant_type,

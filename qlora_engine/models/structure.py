@@ -87,12 +87,12 @@ def expert_counts(model: Any) -> frozenset[int]:
 
 def blocks_path(model: Any, layers: int) -> str:
     """Path of the list of decoder blocks: the one of that length with the most parameters."""
-    best, most = "", 0
+    found = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == layers:
+        if isinstance(module, nn.ModuleList) and len(module):
             size = sum(p.numel() for p in module.parameters())
-            best, most = (name, size) if size > most else (best, most)
-    return best
+            found.append((len(module) == layers, size, name))
+    return max(found)[2] if found else ""
 
 
 def describe(model: Any) -> dict[str, Any]:

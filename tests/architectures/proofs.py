@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,17 +15,19 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Params4bit
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
-from qlora_engine import adapters
+from qlora_engine import adapters, config_io
 from qlora_engine.architectures import trial
 from qlora_engine.config import TrainingConfig, with_value
 from qlora_engine.control import Control
 from qlora_engine.export import writers
 from qlora_engine.export.journal import Journal
+from qlora_engine.export.reference import adapter_fit
 from qlora_engine.export.source import Source
 from qlora_engine.memory.estimate import estimate
-from qlora_engine.models import loading, spec
+from qlora_engine.models import names, spec
+from qlora_engine.models.experts.stack import Stacked4bit
 from qlora_engine.models.quiet import quiet
 from qlora_engine.training import checkpoint
 
@@ -52,13 +54,13 @@ def prove(kind: str, folder: Path) -> dict[str, float]:
     plain = trial.logits_of_base(parts.model, prompt())
     acted = distance(told, plain)
     require(acted > 10 * SAME, f"training changed the logits by {acted:.1e} only")
-    adapter = saved_adapter(parts, folder / "adapter", base)
+    adapter = saved_adapter(parts, folder / "adapter")
     tuned, untuned = reloaded(parts, base, adapter)
     require(distance(tuned, told) <= SAME, f"the adapter loaded plainly is {distance(tuned, told):.1e} away")
     require(
         distance(untuned, plain) <= SAME, f"the base loaded plainly is {distance(untuned, plain):.1e} away"
     )
-    zeroed, _ = reloaded(parts, base, with_zeros(adapter, folder / "zeroed"))
+    zeroed, _ = reloaded(parts, base, with_zeros(adapter, folder / "zeroed"), is_zeroed=True)
     require(distance(zeroed, told) > SAME, "an adapter of zeros passes for the trained one")
     merged = merged_logits(parts, base, adapter, folder / "merged")
     require(distance(merged, told) <= SAME, f"the merged model is {distance(merged, told):.1e} away")
@@ -88,17 +90,25 @@ def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 def trained_and_resumed(parts: SimpleNamespace, folder: Path) -> list[float]:
     """Three steps straight, and one step, a checkpoint, everything anew and two steps: the same bits."""
-    place = SimpleNamespace(path=folder, checkpoints_dir=folder / "checkpoints")
+    place = SimpleNamespace(path=folder, checkpoints_dir=folder / "checkpoints", record=dict)
     first = trial.train(parts, 1)
+    made = {"settings": config_io.to_dict(TrainingConfig())}
+    state = checkpoint.TrainState(step=1)
     saved = checkpoint.save(
-        place, parts.model, parts.optimizer, parts.scheduler, checkpoint.TrainState(step=1), parts.scaler
+        place,
+        parts.model,
+        parts.optimizer,
+        parts.scheduler,
+        state,
+        parts.scaler,
+        made,
     )
     straight = [*first[:1], *trial.train(parts, 2)]
     require(straight[-1] < straight[0], f"the loss does not fall: {straight}")
     wanted = weights(parts.model)
     parts.model.base_model.unload()
     loaded = SimpleNamespace(model=parts.loaded.model, report=parts.loaded.report)
-    again = trial.equip(loaded, parts.plan, seed=7)
+    again = trial.equip(loaded, parts.plan, seed=7, folder=parts.folder)
     checkpoint.load(saved, again.model, again.optimizer, again.scheduler, again.scaler)
     trial.train(again, 2)
     found = weights(again.model)
@@ -137,7 +147,7 @@ def storages(model: Any, *, has_buffers: bool) -> dict[str, int]:
         found[part][tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
 
     for name, parameter in model.named_parameters():
-        if hasattr(parameter, "stored"):  # a stack of experts
+        if isinstance(parameter, Stacked4bit):
             add("quantized_weights", parameter)
             for constant in (
                 *parameter.stored.tensors()[1:],
@@ -161,8 +171,8 @@ def constants(state: Any) -> list[torch.Tensor]:
     return [*kept, state.state2.absmax, state.state2.code, state.offset] if state.nested else kept
 
 
-def saved_adapter(parts: SimpleNamespace, folder: Path, base: Path) -> Path:
-    adapters.save(parts.model, folder, base)
+def saved_adapter(parts: SimpleNamespace, folder: Path) -> Path:
+    adapters.save(parts.model, folder, parts.folder)
     return folder
 
 
@@ -178,56 +188,61 @@ def with_zeros(adapter: Path, folder: Path) -> Path:
     return folder
 
 
-def reloaded(parts: SimpleNamespace, base: Path, adapter: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def reloaded(
+    parts: SimpleNamespace, base: Path, adapter: Path, *, is_zeroed: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits with and without the adapter of plain transformers and PEFT: the base in fp32, its weights brought to what the
     4-bit model computes with. No key of the file may be left over, none may be missing."""
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(
-            str(base), dtype=torch.float32, **loading.text_model_arguments(base)
-        )
+        model = names.plain_class(base).from_pretrained(str(base), dtype=torch.float32)
         bring_to_live(model, parts.model.get_base_model())
         tuned = PeftModel.from_pretrained(model, str(adapter)).eval()
-    stored = load_file(adapter / "adapter_model.safetensors")
-    wanted = get_peft_model_state_dict(tuned)
-    require(stored.keys() == wanted.keys(), f"keys differ: {sorted(stored.keys() ^ wanted.keys())[:3]}")
-    require(
-        all(torch.equal(stored[name], wanted[name]) for name in stored), "a tensor of the file was not loaded"
-    )
+    fit = adapter_fit(tuned, adapter)
+    require(bool(fit.dead) is is_zeroed, f"the proof says: {fit}")
+    require(not fit.left_over and not fit.missing, f"keys differ: {fit}")
     with tuned.disable_adapter():
         plain = trial.logits_of(tuned, prompt())
     return trial.logits_of(tuned, prompt()), plain
 
 
 def bring_to_live(model: Any, live: Any) -> None:
-    """Give the plain model the values that the 4-bit one computes with."""
-    values: dict[str, Callable[[], torch.Tensor]] = {}
+    """Give the plain model the values that the 4-bit one computes with; where it also sees, its language model's."""
+    plain = dict(model.named_parameters())
+    transposed = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, Conv1D)}
     for name, parameter in live.named_parameters():
-        plain_name = name.replace(".base_layer.", ".")
-        if hasattr(parameter, "stored"):
-            values[plain_name] = parameter.dequantized
-        elif isinstance(parameter, Params4bit):
-            values[plain_name] = lambda p=parameter: dequantize_4bit(p.data, p.quant_state)  # type: ignore[misc]
-    for name, parameter in model.named_parameters():
-        if name in values:
-            value = values[name]().float()
-            parameter.data = value.T.contiguous() if value.shape != parameter.shape else value
-    require(len(values) <= sum(1 for _ in model.parameters()), "other parameters than the 4-bit model's")
+        value = values_of(parameter)
+        if value is not None:
+            wanted = name.replace(".base_layer.", ".")
+            found = wanted if wanted in plain else ending_in(plain, wanted)
+            plain[found].data = value.T.contiguous() if found in transposed else value
+
+
+def values_of(parameter: Any) -> torch.Tensor | None:
+    """What a 4-bit parameter stands for, in fp32."""
+    if isinstance(parameter, Stacked4bit):
+        return torch.stack([parameter.expert(n) for n in range(parameter.experts)]).float()
+    if isinstance(parameter, Params4bit):
+        return dequantize_4bit(parameter.data, parameter.quant_state).float()
+    return None
+
+
+def ending_in(names: Iterable[str], wanted: str) -> str:
+    (found,) = [name for name in names if name.endswith("." + wanted.removeprefix("model."))]
+    return found
 
 
 def merged_logits(parts: SimpleNamespace, base: Path, adapter: Path, out: Path) -> torch.Tensor:
     """Logits of the merged model that the program writes into the dequantized weights, loaded by transformers alone."""
     record = {"load_report": asdict(parts.loaded.report), "model": {"name": str(base), "path": str(base)}}
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    source = Source(SimpleNamespace(run_id="tiny"), TrainingConfig(), record, adapter, config, base)  # type: ignore[arg-type]
+    source = Source(SimpleNamespace(run_id="tiny"), TrainingConfig(), record, adapter, config, base)
     journal = Journal(out, {})
     with quiet():
         writers.writer_of(source, "merged", writers.Choice(dtype="fp32", into="dequantized")).write(
             journal, Control(), lambda *_: None
         )
         journal.finish()
-        model = AutoModelForCausalLM.from_pretrained(
-            str(journal.folder), dtype=torch.float32, **loading.text_model_arguments(journal.folder)
-        )
+        model = names.plain_class(base).from_pretrained(str(journal.folder), dtype=torch.float32)
     return trial.logits_of(model.eval(), prompt())
 
 
