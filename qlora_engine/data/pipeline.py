@@ -143,6 +143,8 @@ def detections(store: RowStore, settings: DataSettings) -> tuple[Detection, ...]
     found = []
     for index in range(len(store.sources)):
         sample = store.sample(index, SAMPLE_ROWS)
+        if not sample:
+            raise _nothing_readable(store, index)
         try:
             found.append(detect(sample, settings))
         except EngineError:
@@ -150,6 +152,20 @@ def detections(store: RowStore, settings: DataSettings) -> tuple[Detection, ...]
                 raise
             found.append(detect(sample, replace(settings, format="auto", columns={})))
     return tuple(found)
+
+
+def _nothing_readable(store: RowStore, source: int) -> EngineError:
+    number = 1 + sum(len(earlier) for earlier in store.sources[:source])
+    file, place = store.place(number)
+    try:
+        store.row(number)
+        reason = "it is empty"
+    except sources.UnreadableRow as problem:
+        reason = str(problem)
+    return EngineError(
+        "data.unreadable", f"no row of {store.sources[source].name} can be read: {file}, row {place}: {reason}",
+        "correct the file, or choose another",
+    )  # fmt: skip
 
 
 def _held_detections(held: RowStore, plan: Plan, settings: DataSettings) -> tuple[Detection, ...]:

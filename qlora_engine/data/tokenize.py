@@ -6,7 +6,7 @@ A row that cannot be trained rightly comes out as a RowProblem with its number, 
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -148,11 +148,11 @@ def trained_mask(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
 
     A token that begins before an answer and reaches into it belongs to the prompt.
     """
-    mask, current = [], 0
-    for start, end in offsets:
-        while current < len(spans) and start >= spans[current][1]:
-            current += 1
-        mask.append(current < len(spans) and end > start >= spans[current][0])
+    starts = [start for start, _ in offsets]
+    mask = [False] * len(offsets)
+    for begin, end in spans:
+        first, last = bisect_left(starts, begin), bisect_left(starts, end)
+        mask[first:last] = [e > s for s, e in offsets[first:last]]
     return mask
 
 

@@ -91,7 +91,7 @@ def weights(text: str, tmp_path: Path) -> None:
 def data(suffix: str) -> Callable[[str, Path], None]:
     def reading(text: str, tmp_path: Path) -> None:
         (tmp_path / f"rows.{suffix}").write_text(text, encoding="utf-8")
-        sources.load_rows(DataSettings(path=str(tmp_path / f"rows.{suffix}")))
+        sources.open_store(DataSettings(path=str(tmp_path / f"rows.{suffix}"))).sample(0, 5)
 
     return reading
 

@@ -112,12 +112,16 @@ def data(
         end = driving.run_job(job, view.show)
     if not isinstance(end, RunFinished):
         raise click.Abort
+    blocking = [finding for finding in end.result["report"]["findings"] if finding["grade"] == "blocks"]
     if as_json:
         output.print_json(end.result)
-        return
-    _print_report(end.result["report"])
-    _print_rows(end.result["rows"])
-    _print_asked(end.result["asked"])
+    elif end.result["report"]["train_rows"] or end.result["asked"]:
+        _print_report(end.result["report"])
+        _print_rows(end.result["rows"])
+        _print_asked(end.result["asked"])
+    for finding in blocking:
+        hint = finding["repair_text"] or "look at the rows with --row"
+        raise EngineError(finding["code"], finding["text"].rstrip("."), hint)
 
 
 def _mapping(columns: tuple[str, ...]) -> dict[str, str]:

@@ -100,15 +100,15 @@ def test_missing_folder(qlora: Any, train: Any, tmp_path: Path) -> None:
 DATASETS = {
     "empty.jsonl": ("", ("empty",)),
     "broken.jsonl": (
-        '{"instruction": "a", "input": "", "output": "b"}\n{"instruction": "a", \n',
-        ("line 2",),
+        '{"instruction": "a", \n' * 2,
+        ("no row of", "broken.jsonl, row 1", "broken JSON"),
     ),
     "columns.jsonl": ('{"foo": "a", "bar": "b"}\n' * 4, ("foo", "bar")),
     "answerless.jsonl": ('{"instruction": "a", "input": "", "output": ""}\n' * 4, ("its output is empty",)),
     "header-only.csv": ("instruction,output\n", ("has no rows",)),
     "number.json": ("3", ("no list of rows",)),
-    "null.jsonl": ("null\n", ("line 1", "must be an object")),
-    "binary.jsonl": ("\ud800", ("line 1", "UTF-8")),
+    "null.jsonl": ("null\n", ("row 1", "must be an object")),
+    "binary.jsonl": ("\ud800", ("row 1", "UTF-8")),
     "words.xyz": ("words", (".xyz", ".jsonl")),
     "cut.parquet": ("PAR1", ("Parquet",)),
 }

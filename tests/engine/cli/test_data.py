@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qlora_engine.cli import failures, output
 from qlora_engine.cli.commands.data import rendered
 
 
@@ -69,3 +70,71 @@ def test_openassistant_turns_may_share_a_line(qlora: Any, tiny_model: Path, tmp_
     assert "Ada. #### Human: is no turn" in states["trained"]
     assert "1843." in states["trained"]
     assert "When?" in states["masked"]
+
+
+HOSTILE = "\x1b]0;owned\x07 \x1b]52;c;AAAA\x07 \x1b[2J \x9b31m \r\x08\x7f \u202e"
+WRITERS = {
+    "say": lambda: output.say(HOSTILE),
+    "note": lambda: output.note(HOSTILE),
+    "piece": lambda: output.write_piece(HOSTILE),
+    "table": lambda: output.table(["a"], [[HOSTILE]]),
+    "fields": lambda: output.fields([(HOSTILE, HOSTILE)]),
+    "json": lambda: output.print_json({HOSTILE: HOSTILE}),
+    "line": lambda: output.print_line({HOSTILE: [HOSTILE]}),
+    "error": lambda: failures.say(HOSTILE, HOSTILE),
+}
+
+
+@pytest.mark.parametrize("name", sorted(WRITERS))
+def test_nothing_that_a_terminal_obeys_is_printed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    WRITERS[name]()
+    shown = "".join(capsys.readouterr())
+    assert "owned" in shown
+    assert not output.CONTROL.search(shown)
+    if name in ("json", "line"):
+        assert HOSTILE in json.loads(shown)
+
+
+def test_every_command_prints_through_that_door() -> None:
+    root = Path(output.__file__).parent
+    allowed = {"output.py": 1, "failures.py": 2}
+    for file in root.rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        direct = text.count("print(") - text.count("_print(") - text.count("console.print(output.quoted(")
+        written = sum(
+            text.count(word) for word in ("stdout.write(", "stderr.write(", "click.echo(", "click.secho(")
+        )
+        assert written == 0, file
+        assert direct <= allowed.get(file.name, 0), file
+
+
+def test_rows_are_shown_by_number_by_search_and_at_their_worst(
+    qlora: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"instruction": f"{HOSTILE} ask {n}", "output": "word " * (n + 1)} for n in range(8)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n", encoding="utf-8")
+    clean = tmp_path / "clean.jsonl"
+    result = qlora(
+        "data", file, "--model", tiny_model, "--row", 2, "--row", 9, "--worst", "longest", "--count", 1, "--search", "ask 5",
+        "--write-clean", clean,
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert not output.CONTROL.search(result.out + result.err)
+    assert "row 2 (rows.jsonl, row 2" in result.out
+    assert "left out: broken JSON" in result.out
+    assert "found in 1 rows: 6" in result.out
+    assert "wrote 8 rows" in result.out
+    assert len(clean.read_text(encoding="utf-8").splitlines()) == 8
+
+
+def test_check_says_of_the_data_what_the_start_would(qlora: Any, tiny_model: Path, tmp_path: Path) -> None:
+    file, job = tmp_path / "rows.jsonl", tmp_path / "job.toml"
+    row = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
+    lines = [json.dumps(row), *['{"conversations": "text"}'] * 3]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    job.write_text(f'[model]\nname = "{tiny_model}"\n[data]\npath = "{file}"\n', encoding="utf-8")
+    result = qlora("check", job)
+    assert result.code == 2
+    assert "3 of 4 rows cannot be read as sharegpt" in result.err
+    assert "rows 2, 3, 4" in result.err

@@ -17,7 +17,7 @@ def test_init_writes_a_file_that_check_accepts(qlora: Any, tmp_path: Path) -> No
     assert "# Size of the adapters." in file.read_text(encoding="utf-8")
     result = qlora("check", file, "--json")
     assert result.code == 0
-    assert result.document == {"path": str(file), "is_valid": True, "problems": []}
+    assert result.document == {"path": str(file), "is_valid": True, "problems": [], "findings": []}
 
 
 def test_init_takes_presets_and_settings(qlora: Any, tmp_path: Path) -> None:

@@ -247,6 +247,7 @@ def test_other_processes_make_the_same_rows(tmp_path: Path, monkeypatch: pytest.
 def test_what_was_tokenized_is_kept_and_anything_that_matters_makes_it_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("QLORA_HOME", str(tmp_path / "home"))
     file = write_rows(tmp_path / "a.jsonl", instruction_rows(10))
     calls = []
     real = pipeline._tokenize_all
