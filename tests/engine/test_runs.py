@@ -10,8 +10,9 @@ import pytest
 from qlora_engine.config import TrainingConfig, with_value
 from qlora_engine.errors import EngineError
 from qlora_engine.events import Noticed, RunStarted, StepFinished
-from qlora_engine.runs import ownership, sealed
+from qlora_engine.runs import ownership
 from qlora_engine.runs.record import RunFolder, list_runs
+from tests.support.run_folders import add_checkpoint
 
 
 @pytest.fixture
@@ -30,15 +31,6 @@ def step(number: int, loss: float = 1.0) -> StepFinished:
 
 def started(from_step: int) -> RunStarted:
     return RunStarted("a", "/a", 1, True, 0.0, from_step)
-
-
-def add_checkpoint(folder: RunFolder, number: int) -> Path:
-    path = folder.checkpoints_dir / f"step-{number}"
-    path.mkdir(parents=True)
-    (path / "adapter.safetensors").write_bytes(b"12345")
-    (path / "state.json").write_bytes(sealed.sealed({"step": number}))
-    sealed.write_mark(path, path / "checkpoint.json", ["adapter.safetensors"])
-    return path
 
 
 def test_the_job_file_comes_back(folder: RunFolder, config: TrainingConfig) -> None:

@@ -21,7 +21,8 @@ from qlora_engine.cli.commands import export
 from qlora_engine.cli.commands.train import Outcome, last_words
 from qlora_engine.config import TrainingConfig, with_value
 from qlora_engine.events import RunFinished, RunStarted, RunStopped, StepFinished
-from qlora_engine.runs.record import CHECKPOINT_MARK, RunFolder
+from qlora_engine.runs.record import RunFolder
+from tests.support.run_folders import add_checkpoint
 
 WriteJob = Callable[..., Path]
 
@@ -255,10 +256,7 @@ def test_quitting_at_once_says_what_is_lost(home: Path, capsys: pytest.CaptureFi
         raise KeyboardInterrupt
     assert "before the first checkpoint" in capsys.readouterr().err
     for step in (5, 12):
-        (folder.checkpoints_dir / f"step-{step}").mkdir()
-        (folder.checkpoints_dir / f"step-{step}" / CHECKPOINT_MARK).write_text(
-            '{"files": {}}', encoding="utf-8"
-        )
+        add_checkpoint(folder, step)
     with pytest.raises(KeyboardInterrupt), last_words(outcome):
         raise KeyboardInterrupt
     assert "after step 12 is lost. Go on with: qlora resume one" in capsys.readouterr().err
