@@ -11,6 +11,7 @@ from typing import Any
 
 from qlora_engine.config import ModelSettings, QuantizationSettings, TrainingConfig
 from qlora_engine.errors import EngineError
+from qlora_engine.runs import stored
 from qlora_engine.runs.record import RunFolder
 
 BASE, TUNED = "base", "tuned"
@@ -87,8 +88,9 @@ def adapter_of(run: RunFolder) -> Path:
         EngineError: there is none yet.
     """
     if (run.adapter_dir / "adapter_model.safetensors").is_file():
+        stored.require_adapter(run.path)
         return run.adapter_dir
-    complete = {path.name: path for path in run.checkpoints()}
+    complete = {path.name: path for path in run.checkpoints() if stored.is_intact(path)}
     best = complete.get(f"step-{run.record().get('best_step')}")
     newest = next(reversed(complete.values()), None)
     if best is None and newest is None:

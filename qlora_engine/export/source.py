@@ -12,6 +12,7 @@ from qlora_engine import parsing
 from qlora_engine.config import TrainingConfig
 from qlora_engine.errors import EngineError
 from qlora_engine.models import catalog
+from qlora_engine.runs import stored
 from qlora_engine.runs.record import RunFolder
 
 FORMATS = {
@@ -66,6 +67,7 @@ def open_source(run_dir: str) -> Source:
             "export.no_adapter", f"run {folder.run_id!r} has no adapter yet (it is {folder.state()})",
             f"finish it first: `qlora resume {folder.run_id}`",
         )  # fmt: skip
+    stored.require_adapter(folder.path)
     base = base_path(record)
     check_base(record, base)
     config = parsing.from_json((folder.adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))

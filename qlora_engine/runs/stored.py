@@ -93,6 +93,21 @@ def is_intact(checkpoint: Path) -> bool:
     return is_complete(checkpoint) and not sealed.changed_files(checkpoint, checkpoint / CHECKPOINT_MARK)
 
 
+def require_adapter(run: Path) -> None:
+    """Refuse a finished adapter that is not as it was written.
+
+    Raises:
+        EngineError: which files, and that the run can make it again.
+    """
+    problem = adapter_problem(run)
+    if problem:
+        raise EngineError(
+            "adapter.damaged",
+            f"the adapter of run {run.name!r} is damaged: {problem}",
+            f"make it again from its checkpoint: `qlora resume {run.name}`",
+        )
+
+
 def damaged_lines(metrics: Path) -> int:
     """Lines that are not as they were written, and are left out."""
     if not metrics.exists():

@@ -20,6 +20,7 @@ from qlora_engine.jobs import DataReportJob, ExportJob, PrepareModelJob, ResumeJ
 from qlora_engine.runs.record import RunFolder
 from tests.app import events_of_a_run as told
 from tests.app.conftest import MakeWindow, engine_of
+from tests.support.run_folders import add_checkpoint
 
 LEFT = Qt.MouseButton.LeftButton
 
@@ -205,9 +206,7 @@ def test_a_broken_settings_file_is_no_reason_not_to_start(home: Path, make_windo
 def interrupted(home: Path, step: int = 40) -> RunFolder:
     """A run whose engine was killed: it says running, its process is gone, its checkpoint is whole."""
     folder = RunFolder.create(TrainingConfig())
-    checkpoint = folder.checkpoints_dir / f"step-{step}"
-    checkpoint.mkdir()
-    (checkpoint / "checkpoint.json").write_text('{"files": {}}', encoding="utf-8")
+    add_checkpoint(folder, step)
     folder.update(state="running", pid=2**22 + 1, pid_started=1.0, last_step=step, plan={"total_steps": 60})
     return folder
 

@@ -10,6 +10,7 @@ from qlora_engine.evaluate import prediction_file
 from qlora_engine.evaluate.answers import adapter_sha256
 from qlora_engine.evaluate.origin import origin_of_run
 from qlora_engine.runs.record import RunFolder
+from tests.support.run_folders import seal_adapter
 
 BOOTS = "Remind me to polish the boots at half past eight."
 ANSWER = '{"do": "remind", "what": "polish the boots", "when": "08:30"}'
@@ -23,6 +24,7 @@ def make_run(name: str, *, base: str = "a", double: bool = True, created: float 
     found = RunFolder(named)
     found.adapter_dir.mkdir()
     (found.adapter_dir / "adapter_model.safetensors").write_bytes(name.encode())
+    seal_adapter(found.path)
     found.update(
         run_id=name, state="finished", created=created, loss_before=3.168, loss_after=0.449, last_step=50,
         model={"name": "starter", "fingerprint": {"model.safetensors": base * 64}},

@@ -16,6 +16,7 @@ from qlora_engine.errors import EngineError
 from qlora_engine.evaluate.origin import origin_of_run
 from qlora_engine.events import RunFinished
 from qlora_engine.export.source import open_source
+from qlora_engine.runs import stored
 from qlora_engine.runs.record import RunFolder, list_runs
 from tests.support import tiny_runs
 
@@ -108,9 +109,14 @@ def _read(case: Case, run: Path, wanted: Any) -> None:
         assert summary.state in ("stopped", "finished", "crashed", "unreadable")
         assert summary.state != "unreadable" or summary.notices
     elif case.reader == "export":
-        open_source(str(run))
+        assert not stored.adapter_problem(open_source(str(run)).folder.path), "a damaged adapter was exported"
     elif case.reader == "chat":
-        origin_of_run(RunFolder(run))
+        adapter = origin_of_run(RunFolder(run)).adapter
+        is_finished = adapter is not None and adapter.name == "adapter"
+        assert adapter is not None
+        assert not stored.adapter_problem(run) if is_finished else stored.is_intact(adapter), (
+            "it answers with damage"
+        )
     else:
         events = tiny_runs.resume(run)
         assert isinstance(events[-1], RunFinished)

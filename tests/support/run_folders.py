@@ -16,3 +16,9 @@ def add_checkpoint(folder: RunFolder, number: int) -> Path:
     (path / "state.json").write_bytes(sealed.sealed({"step": number}))
     sealed.write_mark(path, path / "checkpoint.json", ["adapter.safetensors"])
     return path
+
+
+def seal_adapter(run: Path) -> None:
+    """Take what lies in `adapter/` for what the run wrote there."""
+    adapter = run / "adapter"
+    sealed.write_mark(adapter, run / "adapter.json", sorted(p.name for p in adapter.iterdir()), record={})

@@ -17,6 +17,7 @@ from qlora_engine.jobs import ReplayJob
 from qlora_engine.runs.record import RunFolder
 from tests.engine.evaluate.test_chat import Talk
 from tests.support import tiny_runs
+from tests.support.run_folders import seal_adapter
 
 PROMPTS = ("Say water 3", "Say fox 7")
 SETTINGS = {"max_new_tokens": 16, "device": "cpu"}
@@ -38,6 +39,7 @@ def halve(weights: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     save_file({name: tensor * 0.1 for name, tensor in load_file(weights).items()}, weights)
+    seal_adapter(weights.parents[1])
 
 
 def asked(runs: list[str], control: Control | None = None, **more: Any) -> list[Event]:

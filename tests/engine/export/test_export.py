@@ -35,6 +35,7 @@ from qlora_engine.jobs import ExportJob
 from qlora_engine.runs.record import RunFolder
 from tests.engine.export.conftest import Export, RunOf, export_events, failed, proven
 from tests.support import tiny_runs
+from tests.support.run_folders import seal_adapter
 from tests.support.tiny import make_tiny
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -83,6 +84,7 @@ def move_magnitudes(run: Path) -> Path:
             if "magnitude" in name:
                 tensors[name] = tensors[name] * 1.5
         save_file(tensors, file, metadata={"format": "pt"})
+        seal_adapter(other)
     return other
 
 
@@ -324,6 +326,7 @@ def test_an_adapter_that_does_not_fit_fails_the_proof_by_name(
 
     for folder in (run / "adapter", *([out] if kind == "adapter" else [])):
         change_tensors(folder, change)
+    seal_adapter(run)
     details = json.loads((out / "proof.json").read_text())["details"]
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of missing keys
@@ -343,6 +346,7 @@ def test_an_adapter_that_does_nothing_proves_nothing(run_of: RunOf, export: Expo
                 tensors[other].zero_()
 
     change_tensors(run / "adapter", silence)
+    seal_adapter(run)
     for kind in ("adapter", "merged"):
         checks = proven(run, export(run, kind, kind), kind)
         assert {"the adapter acts", "every tensor of the adapter has its module"} <= set(failed(checks))

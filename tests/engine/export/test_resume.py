@@ -24,6 +24,7 @@ from qlora_engine.export.journal import Journal, aside_of, drop, kept_at
 from qlora_engine.jobs import ExportJob
 from tests.engine.export.conftest import Export, RunOf, failed, proven
 from tests.engine.export.test_promises import digests, full_disk
+from tests.support.run_folders import seal_adapter
 from tests.support.tiny import make_tiny
 
 FORMATS = ("merged", "bnb4", "gguf")
@@ -126,6 +127,7 @@ def changed_adapter(run: Path, out: Path, model: Path) -> dict[str, Any]:
     file = run / "adapter" / "adapter_model.safetensors"
     tensors = {name: tensor * 2 for name, tensor in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
+    seal_adapter(run)
     return {}
 
 
