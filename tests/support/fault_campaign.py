@@ -52,9 +52,17 @@ def garbage(path: Path, _: bytes) -> None:
     path.write_bytes(b"[" * 100_000)
 
 
+def older(path: Path, content: bytes) -> None:
+    """As after restoring a single file: that of the checkpoint before, or half the lines of what only grows."""
+    number = int(path.parent.name.removeprefix("step-")) if path.parent.name.startswith("step-") else 0
+    earlier = path.parent.with_name(f"step-{number - 1}") / path.name
+    lines = content.splitlines(keepends=True)
+    path.write_bytes(earlier.read_bytes() if earlier.is_file() else b"".join(lines[: len(lines) // 2]))
+
+
 DAMAGES: dict[str, Callable[[Path, bytes], None]] = {
     "missing": missing, "empty": empty, "cut": cut, "one bit flipped": flipped, "another schema": another_schema,
-    "garbage": garbage,
+    "older copy": older, "garbage": garbage,
 }  # fmt: skip
 READERS = ("resume", "export", "chat", "list")
 

@@ -540,3 +540,177 @@ def test_an_unexpected_error_is_a_crash_with_its_traceback_kept(
     assert end.code == "engine.bug"
     assert "ZeroDivisionError" in end.log_tail
     assert only_run(config).state == "crashed"
+
+
+# ---- memory of the computer
+
+CPU_WORDS = "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
+
+
+def out_of_memory_once(
+    monkeypatch: pytest.MonkeyPatch, place: Any, name: str, at: int, error: Exception
+) -> None:
+    """The call number `at` of a function fails before it does anything."""
+    original, calls = getattr(place, name), iter(range(10**9))
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == at:
+            raise error
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, failing)
+
+
+PLACES: dict[str, tuple[Any, str, int, str]] = {
+    "forward": (loss, "summed_loss", 3, "micro-batch 2 -> 1"),
+    "backward": (torch.Tensor, "backward", 3, "micro-batch 2 -> 1"),
+    "optimizer": (optim, "step", 0, "micro-batch 2 -> 1"),
+    "evaluation": (loss, "token_losses", 1, "micro-batch 2 -> 1"),
+    "checkpoint": (optim, "export_state", 0, ""),
+}
+ERRORS = {
+    "computer": RuntimeError(CPU_WORDS),
+    "Python": MemoryError(),
+    "GPU": torch.OutOfMemoryError("CUDA out of memory."),
+    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+@pytest.mark.parametrize(("place", "name", "at", "words"), PLACES.values(), ids=PLACES)
+def test_memory_that_runs_out_anywhere_is_gone_on_from(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, at: int, words: str, error: Exception
+) -> None:  # fmt: skip
+    with monkeypatch.context() as patch:
+        out_of_memory_once(patch, place, name, at, error)
+        events = engine_events(make_config(training__max_steps=2, training__warmup_ratio=0.0))
+    assert isinstance(events[-1], RunFinished), events[-1]
+    assert len(tiny_runs.losses(events)) == 2
+    said = [e.message for e in tiny_runs.of(events, Noticed) if e.code == "memory.micro_batch"]
+    assert [words in text for text in said] == ([True] if words else [])
+
+
+def test_at_the_end_of_the_ladder_everything_was_tried(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise RuntimeError(CPU_WORDS)
+
+    monkeypatch.setattr(recipe, "dry_step", never)
+    events = engine_events(make_config(training__gradient_checkpointing=False, training__loss="full"))
+    said = [e.message for e in tiny_runs.of(events, Noticed) if e.code == "memory.micro_batch"]
+    assert [text.split(": ", 1)[1].split(",")[0] for text in said] == [
+        "micro-batch 2 -> 1", "activations are recomputed from here on; going on",
+        "the loss is computed in chunks from here on; going on",
+    ]  # fmt: skip
+    end = events[-1]
+    assert isinstance(end, RunFailed)
+    assert (end.code, end.log_tail) == ("memory.host", "")
+
+
+def test_a_later_optimizer_step_that_fails_is_not_tried_again(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows which weights it has changed."""
+    config = make_config(training__max_steps=4, checkpoint__every_steps=1)
+    with monkeypatch.context() as patch:
+        out_of_memory_once(patch, optim, "step", 2, MemoryError())
+        end = engine_events(config)[-1]
+    assert isinstance(end, RunFailed)
+    assert end.code == "memory.optimizer"
+    assert checkpoint.step_of(checkpoint.newest(RunFolder(only_run(config).path)) or Path()) == 2
+
+
+# ---- divergence
+
+
+def test_a_gradient_that_explodes_stops_the_run_before_a_checkpoint_holds_it() -> None:
+    watchdog = Watchdog()
+    for _ in range(10):
+        watchdog.look(step_result(grad_norm=0.5))
+    watchdog.look(step_result(grad_norm=600.0))
+    assert not watchdog.is_content
+    watchdog.look(step_result(grad_norm=700.0))
+    with pytest.raises(EngineError, match=r"800 long for 3 steps, and 0\.5 before") as caught:
+        watchdog.look(step_result(grad_norm=800.0))
+    assert "learning_rate" in caught.value.hint
+
+
+def test_an_adapter_that_is_no_number_is_never_written(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = optim.step, iter(range(10**9))
+
+    def spoiling(optimizer: torch.optim.Optimizer) -> None:
+        original(optimizer)
+        if next(calls) == 2:
+            optimizer.param_groups[0]["params"][0].data.fill_(math.nan)
+
+    monkeypatch.setattr(optim, "step", spoiling)
+    config = make_config(training__max_steps=3, checkpoint__every_steps=1, training__eval_every_steps=9)
+    end = engine_events(config)[-1]
+    assert isinstance(end, RunFailed)
+    assert end.code == "training.not_finite"
+    folder = RunFolder(only_run(config).path)
+    assert not folder.adapter_dir.exists()
+    assert [path.name for path in folder.checkpoints()] == ["step-1", "step-2"]
+
+
+# ---- a folder that cannot be written
+
+
+def test_a_disk_that_is_full_or_read_only_at_resume_is_a_sentence(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stopped_at(make_config, 1)
+    for number in (errno.ENOSPC, errno.EROFS, errno.EACCES):
+
+        def refused(*_: Any, number: int = number) -> None:
+            raise OSError(number, os.strerror(number), str(run / "run.json"))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "write_record", refused)
+            end = list(InlineEngine().run(ResumeJob(str(run))))[-1]
+        assert isinstance(end, RunFailed)
+        assert (end.code, end.log_tail) == ("disk.write", "")
+    assert isinstance(tiny_runs.resume(run)[-1], RunFinished)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="SIGHUP is POSIX")
+def test_a_terminal_that_goes_away_loses_nothing(make_config: MakeConfig) -> None:
+    config = make_config(**{**LONG, "checkpoint__every_steps": 1000})
+    engine, seen = ProcessEngine(), []
+    for event in engine.run(TrainJob(config_io.to_dict(config))):
+        seen.append(event)
+        if isinstance(event, StepFinished) and event.step == 5:
+            assert engine.pid is not None
+            os.kill(engine.pid, signal.SIGHUP)
+    assert isinstance(seen[-1], RunStopped)
+    newest = checkpoint.newest(RunFolder(only_run(config).path))
+    assert newest is not None
+    assert checkpoint.step_of(newest) == max(e.step for e in tiny_runs.of(seen, StepFinished))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="POSIX timers")
+def test_an_orphan_that_loops_for_ever_ends(tmp_path: Path) -> None:
+    """As inside a chat template that never returns."""
+    import subprocess
+    import sys
+
+    from qlora_engine import child
+
+    script = (
+        "from qlora_engine import jobs, worker\n"
+        "def loop(job, control):\n    while True: pass\n    yield\n"
+        "jobs.handler_of = lambda job: loop\nworker.main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        text=True, env={**child.environment(), "QLORA_ORPHAN_SECONDS": "1"},
+    )  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.write('{"job": "PrepareModelJob", "name": "x"}\n')
+    process.stdin.close()
+    assert process.wait(60) != 0
