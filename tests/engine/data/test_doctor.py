@@ -114,6 +114,23 @@ def test_no_copy_stands_on_both_sides_of_an_own_file_either(tmp_path: Path) -> N
     assert len(prepared.held_out) == 1
 
 
+@pytest.mark.parametrize(("tree_paths", "answers"), [("best", ["good"]), ("all", ["bad", "good"])])
+def test_a_message_tree_gives_its_best_path_or_all_of_them(
+    tree_paths: str, answers: list[str], tmp_path: Path
+) -> None:
+    def message(text: str, parent: str | None, role: str, rank: int | None) -> dict[str, Any]:
+        return {"message_id": text, "parent_id": parent, "role": role, "text": text, "rank": rank}
+
+    tree = [
+        message("question", None, "prompter", None),
+        message("bad", "question", "assistant", 1),
+        message("good", "question", "assistant", 0),
+    ]
+    prepared = prepare(write_rows(tmp_path / "a.jsonl", tree), tree_paths=tree_paths, held_out_fraction=0.0)
+    shown = [tiny_tokenizer().decode(row.input_ids) for row in prepared.train]
+    assert sorted(answer for answer in ("bad", "good") if any(answer in text for text in shown)) == answers
+
+
 def test_sources_are_mixed_by_weight_each_with_its_own_format_and_share(tmp_path: Path) -> None:
     one = write_rows(tmp_path / "a.jsonl", instruction_rows(40))
     two = write_rows(tmp_path / "b.jsonl", sharegpt(40, {}))

@@ -49,7 +49,8 @@ def shapes_built(config: Any) -> dict[str, tuple[int, ...]]:
 def shapes_told(facts: spec.ModelFacts) -> dict[str, tuple[int, ...]]:
     told = {tensor.name: tensor.shape for tensor in facts.sixteen_bit}
     weights = {f"{n.path}.weight": (n.out_features, n.in_features) for n in facts.linears}
-    return {**told, **weights}
+    experts = {one.path: one.shape for one in facts.stacked}
+    return {**told, **weights, **experts}
 
 
 def _pattern(name: str) -> str:
