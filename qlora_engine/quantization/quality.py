@@ -19,8 +19,7 @@ from qlora_engine.models import loading, prepare, spec
 from qlora_engine.models.fingerprint import base_sha256
 from qlora_engine.quantization import heldout, store, weights
 from qlora_engine.quantization.report import HeldOut, QualityReport, Score, WeightErrors
-from qlora_engine.quantization.roundtrip import is_dequantized_right
-from qlora_engine.quantization.variants import MAIN, TRAINED_BLOCK, Options, options_from
+from qlora_engine.quantization.variants import MAIN, Options, options_from
 
 WEIGHTS_SHARE = 0.4
 """Of a time limit, where the loss is measured too."""
@@ -67,9 +66,9 @@ def quality_job(job: QualityJob, control: Control) -> Iterator[Event]:
 def _measured(question: _Question) -> Generator[Event, None, QualityReport]:
     """Whatever can fail cheaply comes first."""
     places = weights.places_of(question.path, question.facts)
-    notices = tuple(_scrambled(question))
+    notices = tuple(_left_out(question))
     for notice in notices:
-        yield Noticed("warning", "quality.cpu_blocks", notice)
+        yield Noticed("warning", "quality.experts", notice)
     why_not = _why_no_loss(question)
     if question.options.has_loss and why_not:
         yield Noticed("warning", "quality.no_loss", f"The loss is not measured: {why_not}")
@@ -91,17 +90,13 @@ def _measured(question: _Question) -> Generator[Event, None, QualityReport]:
     )
 
 
-def _scrambled(question: _Question) -> Iterator[str]:
-    """What a 4-bit run on the CPU would compute differently from what is stored."""
-    if question.plan.kind != "cpu":
-        return
-    widths = {linear.in_features for linear in question.facts.linears if linear.is_quantized}
-    wrong = sorted(width for width in widths if not is_dequantized_right(width))
-    if wrong:
+def _left_out(question: _Question) -> Iterator[str]:
+    """What a run keeps in 4 bits and this does not."""
+    count = sum(one.weights for one in question.facts.stacked if one.is_quantized)
+    if count:
         yield (
-            f"Layers with {', '.join(map(str, wrong))} inputs, no multiple of {TRAINED_BLOCK}, are dequantized wrongly by this "
-            "bitsandbytes on the CPU: a run there computes with other weights than those measured here, a run on a GPU "
-            "does not."
+            f"The experts, {count:,} parameters, stay in 16 bits here and are not measured; a run keeps them in 4 bits "
+            "unless quantization.experts says otherwise."
         )
 
 

@@ -13,7 +13,7 @@ import torch
 from bitsandbytes import functional
 
 from qlora_engine.models.loading import constants_bytes
-from qlora_engine.quantization.variants import TRAINED_BLOCK, Variant
+from qlora_engine.quantization.variants import Variant
 
 INT4_TOP = 7
 NESTED_BLOCK = 256
@@ -44,20 +44,6 @@ def round_trip(weight: torch.Tensor, variant: Variant) -> RoundTrip:
     )
     restored = functional.dequantize_4bit(packed, state)
     return RoundTrip(restored.reshape(weight.shape), packed.nbytes + constants_bytes(state))
-
-
-def is_dequantized_right(in_features: int) -> bool:
-    """Whether a 4-bit layer with that many inputs computes on the CPU with the weights that were stored.
-
-    On some processors bitsandbytes 0.50.2's CPU kernel counts blocks from the start of each row, its quantization counts
-    them through the whole weight: where a row is no whole number of blocks of 64, most rows are scaled by a neighbour's
-    constants. On others, and on CUDA, the kernel counts as the quantization does; so it is tried, not assumed.
-    """
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(4, in_features, generator=generator)
-    packed, state = functional.quantize_4bit(weight, blocksize=TRAINED_BLOCK, quant_type="nf4")
-    direct = functional.dequantize_4bit(packed, state)
-    return torch.equal(direct, round_trip(weight, Variant("nf4")).weight)
 
 
 def _linear_int4(weight: torch.Tensor, block_size: int, *, is_nested: bool) -> RoundTrip:

@@ -47,7 +47,7 @@ def test_the_loss_is_that_of_the_model_that_training_loads(
     rows = held_out_rows(config, path)[:4]
     assert report.held_out is not None
     for quant_type, nested in (("nf4", True), ("fp4", False)):
-        settings = QuantizationSettings(quant_type=quant_type, double_quant=nested)
+        settings = QuantizationSettings(quant_type=quant_type, double_quant=nested, experts="16bit")
         loaded = loading.load_quantized(path, settings, CPU)
         live = [losses.token_losses(loaded.model, collate([row], 0)) for row in rows]
         key = f"{quant_type}-64{'-dq' if nested else ''}"
@@ -231,10 +231,19 @@ def test_a_model_that_does_not_fit_is_measured_without_loss(
     assert "GiB" in report.why_no_held_out
 
 
-def test_broken_rows_on_the_cpu_are_told(tmp_path: Path, configured: Configure) -> None:
+def test_experts_that_are_not_measured_are_told(tmp_path: Path, configured: Configure) -> None:
+    path = make_tiny("qwen3_moe", tmp_path / "mixture", **WHOLE)
+    report = measured(configured(path), has_loss=False, block_sizes=[64])
+    assert "experts" in report.notices[0]
+    assert report.weights.totals["nf4-64"].relative_error < 0.12
+
+
+def test_rows_that_are_not_whole_blocks_are_measured_as_they_are_stored(
+    tmp_path: Path, configured: Configure
+) -> None:
     path = make_tiny("llama", tmp_path / "broken")  # 96 inputs in the second half of each block
     report = measured(configured(path), has_loss=False, block_sizes=[64])
-    assert "96" in report.notices[0]
+    assert report.notices == ()
     assert report.weights.totals["nf4-64"].relative_error < 0.12
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from bitsandbytes import functional
 
-from qlora_engine.quantization.roundtrip import is_dequantized_right, round_trip
+from qlora_engine.quantization.roundtrip import round_trip
 from qlora_engine.quantization.variants import BLOCK_SIZES, Variant, grid
 
 ALL = grid(BLOCK_SIZES)
@@ -110,23 +110,3 @@ def test_every_weight_type_is_kept(dtype: torch.dtype, quant_type: str, normal: 
     trip = round_trip(normal.to(dtype), Variant(quant_type, 64, True))
     assert trip.weight.dtype == dtype
     assert trip.weight.shape == normal.shape
-
-
-@pytest.mark.parametrize("width", [64, 96, 128, 160])
-def test_what_the_processor_makes_of_rows_that_are_not_whole_blocks_is_noticed(width: int) -> None:
-    """bitsandbytes 0.50.2 is right on some processors and wrong on others, so each is asked; whole blocks are right on all."""
-    weight = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
-    direct = functional.dequantize_4bit(*functional.quantize_4bit(weight, blocksize=64, quant_type="nf4"))
-    is_right = np.allclose(direct.numpy(), plain(weight, "nf4", 64), atol=1e-5)
-    assert is_dequantized_right(width) == is_right
-    assert is_right or width % 64
-
-
-def test_rows_scaled_by_a_neighbours_constants_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def by_rows(packed: torch.Tensor, state: functional.QuantState) -> torch.Tensor:
-        restored = right(packed, state)
-        return restored if restored.dim() == 1 else restored.roll(1, dims=0)
-
-    right = functional.dequantize_4bit
-    monkeypatch.setattr(functional, "dequantize_4bit", by_rows)
-    assert not is_dequantized_right(96)
