@@ -50,6 +50,7 @@ class MemoryAnswers(QObject):
         self.own: Comparison | None = None
         self.what_if: Comparison | None = None
         self._rehearsals: dict[str, Mapping[str, Any]] = {}
+        self._rows: dict[str, tuple[tuple[Any, ...], int]] = {}
 
     @property
     def gpu(self) -> str | None:
@@ -128,13 +129,22 @@ class MemoryAnswers(QObject):
         usable = gpu.usable_bytes if gpu is not None else self.usable_gpu_bytes
         if self._base.facts is None or self._job.draft.issues:
             return self._job.config.training.micro_batch or 1
+        name = gpu.name if gpu is not None else None
+        asked = (self._base.facts, self._job.config, self.seq_len, usable)
+        known = self._rows.get(f"{device} {name}")
+        if known is None or known[0] != asked:  # asked several times per move of a slider
+            known = self._rows[f"{device} {name}"] = (asked, self._rows_that_fit(device, name, usable))
+        return known[1]
+
+    def _rows_that_fit(self, device: str, gpu_name: str | None, usable: int | None) -> int:
+        assert self._base.facts is not None
         return closed_form.rows_at_once(
             self._base.facts,
             self._job.config,
             seq_len=self.seq_len,
             device=device,
             usable_bytes=None if device == "cpu" else usable,
-            context=context_of(gpu.name if gpu is not None else None),
+            context=context_of(gpu_name),
         )
 
     def _comparison(self, device: str, gpu: Gpu | None = None) -> Comparison:
