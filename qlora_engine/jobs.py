@@ -42,7 +42,10 @@ class ResumeJob(Job):
     """
 
     run_dir: str
-    accept: Sequence[str] = ()
+    accept: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "accept", tuple(self.accept))  # JSON knows lists only
 
 
 @dataclass(frozen=True)
