@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from qlora_engine import __version__, config_io
-from qlora_engine.config import TrainingConfig, get_value, with_value
+from qlora_engine.config import TrainingConfig, all_knobs, get_value, with_value
 from qlora_engine.export.source import Source
-
-PLACES = ("model.name", "data.path", "data.held_out_path", "output.runs_dir")
-"""Settings that may be places on this disk: a card is read by others, so it keeps their last names only."""
 
 
 def model_card(source: Source, what: str, details: Mapping[str, Any]) -> str:
     """Markdown with front matter, for `README.md`."""
     record, model = source.record, source.record.get("model") or {}
-    name = _public(str(model.get("name") or ""))
+    name = public(str(model.get("name") or ""))
     load, data = record.get("load_report") or {}, record.get("data") or {}
     lines = [
         "---",
@@ -57,11 +54,11 @@ def _facts(
 ) -> dict[str, Any]:
     nested = "with" if load.get("is_double_quant") else "without"
     return {
-        "base": _public(str(model.get("name") or "")),
+        "base": public(str(model.get("name") or "")),
         "revision": model.get("revision") or "as on disk",
         "quantization in training": f"{load.get('quant_type')}, block {load.get('block_size')}, {nested} double quantization",
         "compute type": load.get("compute_dtype"),
-        "data": f"{_public(str(data.get('origin')))} ({data.get('train_rows')} rows)",
+        "data": f"{public(str(data.get('origin')))} ({data.get('train_rows')} rows)",
         "data sha256": data.get("sha256"),
         "held-out loss before": _number(record.get("loss_before")),
         "held-out loss after": _number(record.get("loss_after")),
@@ -77,14 +74,15 @@ def _number(value: Any) -> str:
 
 
 def _published(config: TrainingConfig) -> TrainingConfig:
-    for path in PLACES:
+    """Any setting may be a place on this disk, a template's or a dataset's; a card is read by others."""
+    for path in all_knobs():
         value = get_value(config, path)
         if isinstance(value, str):
-            config = with_value(config, path, _public(value))
+            config = with_value(config, path, public(value))
     return config
 
 
-def _public(name: str) -> str:
+def public(name: str) -> str:
     """A hub id or a name as it is; of a place on this disk, only its last part."""
     place = Path(name).expanduser()
     return place.name if place.is_absolute() or place.exists() else name

@@ -7,14 +7,13 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from qlora_engine.control import Control
 from qlora_engine.errors import EngineError
-from qlora_engine.export import bnb4, gguf, gguf_lora, merge, ollama, surroundings
+from qlora_engine.export import bnb4, card, gguf, gguf_lora, merge, ollama, surroundings
 from qlora_engine.export.deltas import Change, on_disk
 from qlora_engine.export.journal import Journal
 from qlora_engine.export.pieces import Piece
@@ -89,11 +88,12 @@ class AdapterWriter:
         for file in self.source.adapter_dir.iterdir():
             control.check()
             if file.is_file() and file.name != "README.md":
-                shutil.copy2(file, journal.folder / file.name)
+                shutil.copyfile(
+                    file, journal.folder / file.name
+                )  # not its mode: a run is its owner's, an export is not
         config = dict(self.source.adapter_config)
         name = str((self.source.record.get("model") or {}).get("name", ""))
-        is_hub_id = "/" in name and not Path(name).exists()
-        config["base_model_name_or_path"] = name if is_hub_id else str(self.source.base_path)
+        config["base_model_name_or_path"] = card.public(name)
         (journal.folder / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
@@ -124,8 +124,9 @@ def _gguf_lora(source: Source, choice: Choice) -> GgufLoraWriter:
     plan = _gguf_plan(source, "f16")
     gguf_lora.tensors_of(plan, deltas := _linear_deltas(source), float(source.adapter_config["lora_alpha"]))
     elements = sum(one.elements for one in deltas.values())
+    base = card.public(str((source.record.get("model") or {}).get("name")))
     details = {
-        "goes on": f"a GGUF file of {(source.record.get('model') or {}).get('name')}, not quantized below 8 bits if it can be",
+        "goes on": f"a GGUF file of {base}, not quantized below 8 bits if it can be",
         "stored as": f"GGUF LoRA, {choice.dtype.upper()}", "dtype": choice.dtype, "into": "original",
         "file": f"{source.folder.run_id}-lora-{choice.dtype}.gguf",
     }  # fmt: skip

@@ -80,12 +80,12 @@ def step_of(checkpoint: Path) -> int:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """True when the loop's position can be read and every other file has the size written in the mark."""
+    """True when the loop's position can be read and is this one's, and every other file has the size written in the mark."""
     try:
-        sealed.read(checkpoint / STATE_FILE)
-    except (OSError, ValueError):
+        position = sealed.read(checkpoint / STATE_FILE)["train_state"]["step"]
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    return sealed.has_files(checkpoint, checkpoint / CHECKPOINT_MARK)
+    return position == step_of(checkpoint) and sealed.has_files(checkpoint, checkpoint / CHECKPOINT_MARK)
 
 
 def is_intact(checkpoint: Path) -> bool:

@@ -13,7 +13,7 @@ def add_checkpoint(folder: RunFolder, number: int) -> Path:
     path = folder.checkpoints_dir / f"step-{number}"
     path.mkdir(parents=True)
     (path / "adapter.safetensors").write_bytes(b"12345")
-    (path / "state.json").write_bytes(sealed.sealed({"step": number}))
+    (path / "state.json").write_bytes(sealed.sealed({"train_state": {"step": number}}))
     sealed.write_mark(path, path / "checkpoint.json", ["adapter.safetensors"])
     return path
 

@@ -174,7 +174,7 @@ def test_the_adapter_runs_in_plain_peft(run_of: RunOf, model_dir: Path, export: 
         torch.testing.assert_close(exported, own(prompt).logits)
     assert float((exported - plain).abs().max()) > 0.01
     config = json.loads((out / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == str(model_dir)
+    assert config["base_model_name_or_path"] == model_dir.name
     assert AutoTokenizer.from_pretrained(out).chat_template
     card = (out / "README.md").read_text()
     fingerprint = RunFolder(run).record()["model"]["fingerprint"]

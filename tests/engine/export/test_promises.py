@@ -190,7 +190,7 @@ BREAKS: dict[str, tuple[str, Any, str, Any]] = {
     "full disk, 4-bit weights": ("bnb4", stream, "_write_all", full_disk),
     "full disk, flush": ("merged", stream.os, "fsync", full_disk),
     "full disk, gguf": ("gguf", gguf.TensorPlan, "stored", full_disk),
-    "full disk, adapter": ("adapter", writers.shutil, "copy2", full_disk),
+    "full disk, adapter": ("adapter", writers.shutil, "copyfile", full_disk),
     "full disk, llama.cpp adapter": ("gguf-lora", writers.gguf_lora, "_stored", full_disk),
     "full disk, card": ("merged", Path, "write_text", full_disk),
     "denied, weights": ("merged", stream, "_opened_at", denied),
