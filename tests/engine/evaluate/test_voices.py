@@ -24,6 +24,7 @@ from qlora_engine.models import loading
 from qlora_engine.runs.record import RunFolder
 from tests.engine.evaluate.test_chat import QUESTION, Talk, returned
 from tests.support import tiny_runs
+from tests.support.run_folders import seal_adapter
 
 KINDS: dict[str, dict[str, Any]] = {
     "v1.5": {"lora__rank": 8, "lora__targets": ("q_proj", "down_proj")},  # a dot in the name, other targets
@@ -176,6 +177,7 @@ def test_an_adapter_that_cannot_be_put_on_leaves_no_trace(
     run = other("model")
     file = run / "adapter" / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    seal_adapter(run)
     before = logits(chat, "tuned")
     with pytest.raises(EngineError) as refused:
         chat.add_run(RunFolder(run))
