@@ -50,6 +50,11 @@ def test_the_watch_can_see_a_breach() -> None:
     assert loaded_by("numpy", ("numpy", "torch")) == ["numpy"]
 
 
+def test_asking_for_files_imports_no_reader() -> None:
+    readers = ("numpy", "pyarrow", "jinja2", "qlora_engine.data.pipeline", "qlora_engine.data.doctor")
+    assert loaded_by("app.services.data_place", readers) == []
+
+
 def test_import_contracts_hold() -> None:
     done = subprocess.run(
         [str(Path(sys.executable).with_name("lint-imports"))],
