@@ -14,7 +14,7 @@ from app.services.tryout import Tryout
 from app.services.workspace import Workspace
 from qlora_engine.monitor.nvml import Nvml
 
-JOBS = ("train", "data", "model", "chat", "export", "quality", "rehearse")
+JOBS = ("train", "data", "desk", "model", "chat", "export", "quality", "rehearse")
 BEFORE_REHEARSING = ("train", "data", "model", "export", "quality")
 """The jobs that a person waits for: a rehearsal never runs beside them."""
 
@@ -29,7 +29,9 @@ class Studio:
         make = make_engine or engine_factory(self.settings.value.engine)
         self.background = Background()
         self.jobs = {name: JobRunner(make) for name in JOBS}
-        self.workspace = Workspace(self.settings, self.background, self.jobs["data"], self.jobs["model"])
+        self.workspace = Workspace(
+            self.settings, self.background, self.jobs["data"], self.jobs["desk"], self.jobs["model"]
+        )
         self.trainer = Trainer(self.jobs["train"])
         self.tryout = Tryout(self.jobs["chat"])
         self.rehearser = Rehearser(

@@ -234,6 +234,16 @@ class CheckFinished(Event):
 
 
 @dataclass(frozen=True)
+class DataAnswered(Event):
+    """What a data desk was asked under `topic`; `error` is {"code", "message", "hint"} where there is no answer."""
+
+    request: int
+    topic: str
+    answer: Mapping[str, JSON]
+    error: Mapping[str, JSON] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class RunFinished(Event):
     """Terminal: the job did all it was asked. `result` depends on the job."""
 

@@ -74,6 +74,15 @@ class DataReportJob(Job):
 
 
 @dataclass(frozen=True)
+class DataDeskJob(Job):
+    """A long-lived look at data, so that a page of rows costs no start of a process.
+
+    Commands: {"command": "data", "request": int, "topic": str, "config": {...}, "ask": {...}}, with the topics of
+    data.desk, and {"command": "stop"}. Each is answered by one DataAnswered, unless a newer one of its topic came first.
+    """
+
+
+@dataclass(frozen=True)
 class ChatJob(Job):
     """A long-lived chat: loads once, then answers commands until stopped.
 
@@ -154,6 +163,7 @@ _HANDLERS: dict[type[Job], str] = {
     ResumeJob: "qlora_engine.training.recipe:resume",
     PrepareModelJob: "qlora_engine.models.prepare:prepare_job",
     DataReportJob: "qlora_engine.data.reporting:report_job",
+    DataDeskJob: "qlora_engine.data.desk:desk_job",
     ChatJob: "qlora_engine.evaluate.chat:chat_job",
     ReplayJob: "qlora_engine.evaluate.replay:replay_job",
     PredictionsJob: "qlora_engine.evaluate.predictions:predictions_job",

@@ -24,7 +24,7 @@ class RunCardController(QObject):
         self.can_start = False
         work, trainer = studio.workspace, studio.trainer
         for signal in (
-            work.job.changed, work.base.facts_changed, work.data.changed, work.watch.place.changed, work.memory.changed,
+            work.job.changed, work.base.facts_changed, work.data.changed, work.watch.place.changed, work.watch.changed, work.memory.changed,
             trainer.state_changed, trainer.changed,
         ):  # fmt: skip
             signal.connect(self.paint)
@@ -35,9 +35,7 @@ class RunCardController(QObject):
 
     def paint(self) -> None:
         work, run = self._studio.workspace, self._studio.trainer.run
-        problems = problems_of(
-            work.job.draft, work.base.facts_error, work.data.error or work.watch.place.problem
-        )
+        problems = problems_of(work.job.draft, work.base.facts_error, work.watch.problem)
         memory = own_state(self._studio)
         state = run_card(
             work.job.draft, work.base.facts, work.data.report, memory.short_verdict, problems, run

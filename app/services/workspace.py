@@ -21,12 +21,13 @@ class Workspace(QObject):
     """Lives in the GUI thread. `data` is what was found in the data that `watch` looks at."""
 
     def __init__(
-        self, settings: SettingsFile, background: Background, data_job: JobRunner, model_job: JobRunner
-    ) -> None:
+        self, settings: SettingsFile, background: Background, data_job: JobRunner, desk_job: JobRunner,
+        model_job: JobRunner,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.job = Drafting(settings)
         self.base = BaseModel(settings, background, self.job, model_job)
-        self.watch = DataWatch(background, self.job, self.base, data_job)
+        self.watch = DataWatch(background, self.job, self.base, data_job, desk_job)
         self.data = self.watch.answer
         self.memory = MemoryAnswers(settings, self.job, self.base, self.data)
         self.job.replaced.connect(self._follow)

@@ -5,39 +5,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from qlora_engine.config import DataSettings
 from qlora_engine.data import report as reports
 from qlora_engine.data import working
 from qlora_engine.data.formats import Detection
+from qlora_engine.data.formats.kind import MEANINGS
+from qlora_engine.data.grades import BLOCKS, GRADES, LOOK, NOTE, Finding, first_blocking
 from qlora_engine.data.report import EXAMPLES_NAMED, DataReport, Found
 from qlora_engine.data.sources import RowStore
-from qlora_engine.errors import EngineError
 
-BLOCKS, LOOK, NOTE = "blocks", "look", "note"
-GRADES = (BLOCKS, LOOK, NOTE)
 MANY_BAD = 0.05
+Place = Callable[[int], tuple[str, int]]
+"""The file that holds a row, and the row's number in it."""
 WRITE_CLEAN = {"action": "write_clean"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """`count` rows are concerned, `rows` are the first of them; `repair` is {"setting", "value"} or {"action"} where
-    one click mends it safely, `repair_text` says what that does."""
-
-    grade: str
-    code: str
-    text: str
-    count: int = 0
-    rows: tuple[int, ...] = ()
-    repair: Mapping[str, Any] | None = None
-    repair_text: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def findings(found: Found, report: DataReport, settings: DataSettings) -> tuple[Finding, ...]:
@@ -59,17 +42,15 @@ def findings(found: Found, report: DataReport, settings: DataSettings) -> tuple[
     return tuple(sorted(all_found, key=lambda finding: GRADES.index(finding.grade)))
 
 
-def require_start(all_found: Iterable[Finding]) -> None:
+def require_start(all_found: Iterable[Finding | Mapping[str, Any]]) -> None:
     """Refuse to train on data that blocks.
 
     Raises:
         EngineError: the first finding that does.
     """
-    for finding in all_found:
-        if finding.grade == BLOCKS:
-            raise EngineError(
-                finding.code, finding.text.rstrip("."), finding.repair_text or "look with `qlora data`"
-            )
+    error = first_blocking(all_found)
+    if error is not None:
+        raise error
 
 
 def _open_questions(found: Found, report: DataReport, settings: DataSettings) -> Iterator[Finding]:
@@ -89,20 +70,25 @@ def open_questions(store: RowStore, detections: Sequence[Detection]) -> Iterator
 
 def _left_out(found: Found, report: DataReport, settings: DataSettings) -> Iterator[Finding]:
     yield from left_out(
-        reports.Drops(found.tokens.problems), found.tokens.numbers, report.format, settings.bad_rows
-    )
+        reports.Drops(found.tokens.problems), found.tokens.numbers, report.format, settings.bad_rows,
+        found.store.place,
+    )  # fmt: skip
 
 
-def left_out(unread: reports.Drops, total: int, format_name: str, most: float) -> Iterator[Finding]:
+def left_out(
+    unread: reports.Drops, total: int, format_name: str, most: float, place: Place
+) -> Iterator[Finding]:
     """Rows that cannot be used: each reason, or that they are too many."""
     if not unread.count:
         return
+    yield from _changed_meaning(unread, total)
     share = unread.count / max(1, total)
     rows = tuple(unread.numbers[:EXAMPLES_NAMED])
     if share > most or unread.count == total:
         yield Finding(
             BLOCKS, "data.columns",
-            f"{unread.count:,} of {total:,} rows cannot be read as {format_name}: {unread.summary()}",
+            f"{unread.count:,} of {total:,} rows cannot be read as {format_name}, the first in {_words(place(rows[0]))}: "
+            f"{unread.summary()}",
             unread.count, rows, None, "check data.format and data.columns, or allow more with data.bad_rows",
         )  # fmt: skip
         return
@@ -113,6 +99,26 @@ def left_out(unread: reports.Drops, total: int, format_name: str, most: float) -
             grade, "data.left_out", text, reason["count"], tuple(reason["first_rows"]), WRITE_CLEAN,
             "keep the other rows as a file of their own",
         )  # fmt: skip
+
+
+def _changed_meaning(unread: reports.Drops, total: int) -> Iterator[Finding]:
+    """Rows left out because of what they carry besides text: whether to train them without it only a person can say."""
+    for kind in MEANINGS:
+        mine = [r for r in unread.reasons() if f'data.ignore = ["{kind}"]' in r["reason"]]
+        count = sum(reason["count"] for reason in mine)
+        if not count:
+            continue
+        rows = tuple(sorted(n for reason in mine for n in reason["first_rows"]))[:EXAMPLES_NAMED]
+        yield Finding(
+            BLOCKS if count > MANY_BAD * total else LOOK, "data.meaning",
+            f"{_rows(count)} carry {kind}, which change what a row means and are not used: {mine[0]['reason']}.",
+            count, rows, {"setting": "data.ignore", "value": [kind], "adds": True},
+            f"train these rows without their {kind}, or keep the other rows as a file of their own",
+        )  # fmt: skip
+
+
+def _words(where: tuple[str, int]) -> str:
+    return f"{where[0]}, row {where[1]:,}"
 
 
 def _nothing(found: Found, report: DataReport, settings: DataSettings) -> Iterator[Finding]:

@@ -150,8 +150,9 @@ class Inspector:
 
 
 def asked(inspector: Inspector, ask: Mapping[str, Any], check: Callable[[], None]) -> dict[str, Any]:
-    """Answers to the questions of a DataReportJob: "numbers", "first" and "count", "worst", "search", "write_clean"."""
-    from qlora_engine.data import clean
+    """Answers to the questions of a DataReportJob: "numbers", "first" and "count", "worst", "search", "reasoning" (with the
+    job's chat template), "write_clean"."""
+    from qlora_engine.data import clean, policy_example
 
     found: dict[str, Any] = {}
     count = int(ask.get("count", 5))
@@ -164,6 +165,8 @@ def asked(inspector: Inspector, ask: Mapping[str, Any], check: Callable[[], None
     if ask.get("search"):
         numbers = inspector.search(str(ask["search"]), check)
         found["search"] = {"numbers": numbers, "rows": [inspector.row(number) for number in numbers[:count]]}
+    if ask.get("reasoning"):
+        found["reasoning"] = policy_example.examples(inspector, str(ask["reasoning"]))
     if ask.get("write_clean"):
         found["write_clean"] = clean.write(inspector.prepared, str(ask["write_clean"]), check)
     return found

@@ -110,7 +110,7 @@ def prepare(
         held_key, held_tokens = _tokens(held_store, held_plan, request)
     prepared = _from_cache_or_made(request, store, plan, (key, tokens), (held_key, held_tokens))
     if not is_look:
-        doctor.require_start(doctor.Finding(**finding) for finding in prepared.report.findings)
+        doctor.require_start(prepared.report.findings)
     return prepared
 
 

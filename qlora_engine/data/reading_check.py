@@ -36,5 +36,5 @@ def check(settings: DataSettings) -> list[dict[str, Any]]:
                 drops.add(reason, number)
         if read >= MOST_ROWS:
             break
-    found.extend(doctor.left_out(drops, read, detections[0].format, settings.bad_rows))
+    found.extend(doctor.left_out(drops, read, detections[0].format, settings.bad_rows, store.place))
     return [finding.to_json() for finding in found]

@@ -8,11 +8,31 @@ from typing import Any
 
 from qlora_engine import config_io
 from qlora_engine.bridge import Emit, events_while
+from qlora_engine.config import TrainingConfig
 from qlora_engine.control import Control
 from qlora_engine.data import inspection, pipeline
 from qlora_engine.events import Event, PhaseChanged, Progressed, RunFinished
 from qlora_engine.jobs import DataReportJob
 from qlora_engine.models import prepare, spec, tokenizer_file
+
+
+def opened(config: TrainingConfig, control: Control, report: pipeline.Report) -> inspection.Inspector:
+    """The data as a run of `config` would read them, but not packed; from the cache where they were read before.
+
+    Raises:
+        EngineError: no such model or data.
+        Cancelled: asked to stop.
+    """
+    path = prepare.ensure_ready(
+        config.model.name, config.model.revision, config.model.offline, control, report
+    )
+    tokenizer = tokenizer_file.load_tokenizer(path, trust_remote_code=config.model.trust_remote_code)
+    found = pipeline.prepare(
+        replace(config.data, packing=False), tokenizer, seed=config.training.seed,
+        model_max_length=spec.facts_of_folder(path).max_positions, is_offline=config.model.offline,
+        report_progress=report, control=control, is_look=True,
+    )  # fmt: skip
+    return inspection.Inspector(found, tokenizer)
 
 
 def report_job(job: DataReportJob, control: Control) -> Iterator[Event]:
@@ -23,19 +43,11 @@ def report_job(job: DataReportJob, control: Control) -> Iterator[Event]:
         def report(phase: str, done: int, total: int | None, unit: str) -> None:
             emit(Progressed(phase, done, total, unit))
 
-        path = prepare.ensure_ready(
-            config.model.name, config.model.revision, config.model.offline, control, report
-        )
-        tokenizer = tokenizer_file.load_tokenizer(path, trust_remote_code=config.model.trust_remote_code)
-        found = pipeline.prepare(
-            replace(config.data, packing=False), tokenizer, seed=config.training.seed,
-            model_max_length=spec.facts_of_folder(path).max_positions, is_offline=config.model.offline,
-            report_progress=report, control=control, is_look=True,
-        )  # fmt: skip
-        inspector = inspection.Inspector(found, tokenizer)
+        inspector = opened(config, control, report)
+        prepared = inspector.prepared
         return {
-            "report": found.report.to_json(),
-            "rows": inspection.shown_rows(found.train, tokenizer, job.show_rows),
+            "report": prepared.report.to_json(),
+            "rows": inspection.shown_rows(prepared.whole, inspector.tokenizer, job.show_rows),
             "asked": inspection.asked(inspector, job.ask, control.check),
         }
 

@@ -11,6 +11,7 @@ import click
 from qlora_engine.cli import driving, output, progress
 from qlora_engine.cli.commands.job import set_option
 from qlora_engine.config import DataSettings
+from qlora_engine.data.grades import first_blocking
 from qlora_engine.errors import EngineError
 from qlora_engine.events import RunFinished
 from qlora_engine.jobs import WORST_ROWS, DataReportJob
@@ -68,6 +69,11 @@ LEGEND = "[trained] masked ~cut~"
     help="Rows shown by --worst and --search.",
 )
 @click.option(
+    "--show-reasoning",
+    is_flag=True,
+    help="Show what each policy on reasoning does with the model's template.",
+)
+@click.option(
     "--write-clean", metavar="FILE", help="Write the rows that can be trained, each once, to FILE.jsonl."
 )
 @set_option
@@ -82,6 +88,7 @@ def data(
     worst: str | None,
     search: str | None,
     count: int,
+    show_reasoning: bool,
     write_clean: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -104,6 +111,7 @@ def data(
         "numbers": list(numbers),
         "worst": worst,
         "search": search,
+        "reasoning": config.data.chat_template if show_reasoning else None,
         "write_clean": write_clean,
         "count": count,
     }
@@ -112,16 +120,15 @@ def data(
         end = driving.run_job(job, view.show)
     if not isinstance(end, RunFinished):
         raise click.Abort
-    blocking = [finding for finding in end.result["report"]["findings"] if finding["grade"] == "blocks"]
     if as_json:
         output.print_json(end.result)
     elif end.result["report"]["train_rows"] or end.result["asked"]:
         _print_report(end.result["report"])
         _print_rows(end.result["rows"])
         _print_asked(end.result["asked"])
-    for finding in blocking:
-        hint = finding["repair_text"] or "look at the rows with --row"
-        raise EngineError(finding["code"], finding["text"].rstrip("."), hint)
+    blocking = first_blocking(end.result["report"]["findings"])
+    if blocking is not None:
+        raise blocking
 
 
 def _mapping(columns: tuple[str, ...]) -> dict[str, str]:
@@ -207,6 +214,13 @@ def _print_asked(asked: Mapping[str, Any]) -> None:
         if row["problem"]:
             output.say(f"left out: {row['problem']}")
         _print_rows(row["rendered"])
+    for name, example in asked.get("reasoning", {}).get("policies", {}).items():
+        output.say(f"\ndata.reasoning = {name}: {example['words'] or example['problem']}")
+        tokens = [
+            {"text": text, "state": "trained" if state == "t" else "masked"}
+            for text, state in example["tokens"]
+        ]
+        output.say(rendered(tokens))
     if "write_clean" in asked:
         written = asked["write_clean"]
         output.say(f"\nwrote {written['rows']:,} rows to {written['path']}; {written['left_out']:,} left out")

@@ -1,0 +1,135 @@
+"""The job behind the rows that the window shows: opens the data once, then answers questions about them. Torch-free."""
+
+from __future__ import annotations
+
+import json
+import queue
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from qlora_engine import config_io
+from qlora_engine.bridge import Emit, events_while
+from qlora_engine.config import TrainingConfig
+from qlora_engine.control import Control
+from qlora_engine.data import clean, policy_example, reading_check, reporting
+from qlora_engine.data.preview import preview
+from qlora_engine.data.row_table import RowTable
+from qlora_engine.errors import Cancelled, EngineError
+from qlora_engine.events import DataAnswered, Event, Progressed, RunFinished
+from qlora_engine.jobs import DataDeskJob
+
+Command = Mapping[str, Any]
+
+
+def desk_job(job: DataDeskJob, control: Control) -> Iterator[Event]:
+    """Answer questions until stopped; result: {"answers": number}.
+
+    Topics: `preview` (data.preview), `check` (data.reading_check), `list` {"kind", "first", "count"} or {"search": text},
+    `row` {"number"}, `batch` {"numbers"}, `reasoning` {"chat_template"}, `write_clean` {"path"}.
+    """
+    desk, count = Desk(control), 0
+    while (command := desk.inbox.next_command()) is not None:
+        try:
+            answer = yield from events_while(lambda emit, c=command: desk.answer(c, emit))  # type: ignore[misc]
+        except Cancelled:
+            continue  # a newer question came, or the end
+        except EngineError as error:
+            told = {"code": error.code, "message": error.message, "hint": error.hint}
+            yield DataAnswered(int(command["request"]), str(command["topic"]), {}, told)
+        else:
+            count += 1
+            yield DataAnswered(int(command["request"]), str(command["topic"]), answer)
+    yield RunFinished({"answers": count})
+
+
+class Inbox:
+    """Questions in their order; of one topic only the newest counts."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._waiting: deque[Command] = deque()
+        self._at_hand: Command | None = None
+
+    def next_command(self) -> Command | None:
+        """Wait for the next question; None once asked to stop."""
+        self._read_waiting()
+        while not self._control.is_stop_requested:
+            if self._waiting:
+                self._at_hand = self._waiting.popleft()
+                return self._at_hand
+            self._take(self._control.commands.get())
+        return None
+
+    def check(self) -> None:
+        """Raises:
+        Cancelled: asked to stop, or the question at hand has been asked anew.
+        """
+        self._control.check()
+        self._read_waiting()
+        topic = self._at_hand["topic"] if self._at_hand else None
+        if any(command["topic"] == topic for command in self._waiting):
+            raise Cancelled("asked anew")
+
+    def _read_waiting(self) -> None:
+        while True:
+            try:
+                self._take(self._control.commands.get_nowait())
+            except queue.Empty:
+                return
+
+    def _take(self, command: Command) -> None:
+        if command.get("command") != "data":
+            return
+        for older in [c for c in self._waiting if c["topic"] == command["topic"]]:
+            self._waiting.remove(older)
+        self._waiting.append(command)
+
+
+class Desk:
+    """What was opened last, and the answers of each topic."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self.inbox = Inbox(control)
+        self._key = ""
+        self._table: RowTable | None = None
+        self._topics: dict[str, Callable[[RowTable, Mapping[str, Any]], dict[str, Any]]] = {
+            "list": lambda table, ask: table.listed(ask, self.inbox.check),
+            "row": lambda table, ask: table.row(int(ask["number"])),
+            "batch": lambda table, ask: table.batch([int(number) for number in ask["numbers"]]),
+            "reasoning": lambda table, ask: policy_example.examples(
+                table.inspector, str(ask["chat_template"])
+            ),
+            "write_clean": lambda table, ask: clean.write(
+                table.inspector.prepared, str(ask["path"]), self.inbox.check
+            ),
+        }
+
+    def answer(self, command: Command, emit: Emit) -> dict[str, Any]:
+        """Raises:
+        EngineError: it cannot be answered.
+        Cancelled: nobody wants the answer any more.
+        """
+        config = config_io.from_dict(command["config"])
+        topic, ask = str(command["topic"]), command.get("ask", {})
+        if topic == "preview":
+            return preview(config.data)
+        if topic == "check":
+            return {"findings": reading_check.check(config.data)}
+        if topic not in self._topics:
+            raise EngineError("data.topic", f"there is no question {topic!r}", "ask what the desk knows")
+        return self._topics[topic](self._open(config, emit), ask)
+
+    def _open(self, config: TrainingConfig, emit: Emit) -> RowTable:
+        key = json.dumps([asdict(config.data), asdict(config.model), config.training.seed], sort_keys=True)
+        if self._table is None or key != self._key:
+            self._table = None
+            inspector = reporting.opened(
+                config,
+                self._control,
+                lambda phase, done, total, unit: emit(Progressed(phase, done, total, unit)),
+            )
+            self._key, self._table = key, RowTable(inspector)
+        return self._table

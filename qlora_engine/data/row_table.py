@@ -1,0 +1,283 @@
+"""All rows of prepared data as a table that is read in pages: what became of each, in any order, and one row in full.
+
+Torch-free. Samples are laid out by the code that training uses.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from qlora_engine.data.conversation import Conversation, RowProblem
+from qlora_engine.data.formats import read_row
+from qlora_engine.data.inspection import RAW_CHARS, Inspector
+from qlora_engine.data.pipeline import CUT_AWAY
+from qlora_engine.data.rectangle import lay_out
+from qlora_engine.data.sources import UnreadableRow
+from qlora_engine.data.tokenize import TokenRow, cut
+from qlora_engine.data.working import as_processed
+from qlora_engine.errors import EngineError, did_you_mean
+
+SIDES = ("left_out", "train", "held_out")
+ORDERS = ("longest", "most_cut", "fewest_trained", "most_unknown")
+KINDS = ("all", *SIDES, *ORDERS)
+BEGINNING = 160
+HEAD, TAIL = 3000, 500
+"""Tokens of a long row that are shown; what is between them is counted."""
+SEARCH_LIMIT = 1000
+LETTERS = {"trained": "t", "masked": "m", "special": "s", "cut": "c", "padding": "p"}
+
+
+@dataclass(frozen=True, eq=False)
+class RowTable:
+    """Rows by number from 1; answers are ready for JSON."""
+
+    inspector: Inspector
+
+    def listed(self, ask: Mapping[str, Any], check: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """A page: `kind` (one of KINDS) or `search`, from place `first` (0 is the first) on `count` rows.
+
+        Raises:
+            EngineError: there is no such kind.
+        """
+        first, count = int(ask.get("first", 0)), int(ask.get("count", 50))
+        if ask.get("search"):
+            numbers: Any = self._found(str(ask["search"]), check)
+        else:
+            numbers = self._numbers(str(ask.get("kind", "all")))
+        page = [int(number) for number in numbers[first : first + count]]
+        return {"total": len(numbers), "first": first, "rows": [self.brief(number) for number in page]}
+
+    def brief(self, number: int) -> dict[str, Any]:
+        """One line: where the row stands, what became of it, and how it begins."""
+        store = self.inspector.prepared.store
+        file, place = store.place(number)
+        length, trained = self._sizes(number)
+        side = SIDES[int(self._sides[number])]
+        return {
+            "row": number, "file": file, "row_in_file": place, "side": side, "tokens": length, "trained": trained,
+            "text": store.raw(number)[:BEGINNING], "problem": self._reason(number) if side == "left_out" else None,
+        }  # fmt: skip
+
+    def row(self, number: int) -> dict[str, Any]:
+        """A row in full: as stored, as read, and as the model is fed it.
+
+        Raises:
+            EngineError: there is no such row.
+        """
+        prepared = self.inspector.prepared
+        if not 1 <= number <= len(prepared.store):
+            raise EngineError(
+                "data.row",
+                f"there is no row {number}; the data has {len(prepared.store):,}",
+                "choose a smaller one",
+            )
+        found = {
+            **self.brief(number),
+            "raw": prepared.store.raw(number)[:RAW_CHARS],
+            "rendered": [],
+            "said": [],
+        }
+        try:
+            conversation = self._conversation(number)
+            found["said"] = [message.to_json() for message in conversation.messages]
+            found["rendered"] = [
+                self._shown(row, conversation) for row in as_processed(prepared.plan, conversation)
+            ]
+        except (UnreadableRow, RowProblem) as problem:
+            found["problem"] = str(problem)
+        return found
+
+    def batch(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """Rows side by side as one micro-batch, padded to the longest of them; rows that are left out are not in it."""
+        prepared, rows = self.inspector.prepared, []
+        for number in numbers:
+            try:
+                made = as_processed(prepared.plan, self._conversation(number))
+                rows += [cut(row, prepared.seq_len) for row in made]
+            except (UnreadableRow, RowProblem):
+                continue
+        if not rows:
+            return {"rows": []}
+        laid = lay_out(rows, self.inspector.tokenizer.pad_token_id or 0)
+        width = laid.input_ids.shape[1]
+        shown = [self._shown(row, None) for row in rows]
+        for row, one in zip(rows, shown, strict=True):
+            one["tokens"] = _padded(one["tokens"], width - len(row.input_ids), self.inspector.tokenizer)
+        return {
+            "rows": [{"row": row.source_row, **one} for row, one in zip(rows, shown, strict=True)],
+            "width": width,
+        }
+
+    # ------------------------------------------------------------ one row
+
+    def _conversation(self, number: int) -> Conversation:
+        prepared = self.inspector.prepared
+        plan, store = prepared.plan, prepared.store
+        read = read_row(store.row(number), number, plan.detections[store.source_of(number)])
+        return read.with_system(plan.system_prompt)
+
+    def _shown(self, whole: TokenRow, conversation: Conversation | None) -> dict[str, Any]:
+        prepared, tokenizer = self.inspector.prepared, self.inspector.tokenizer
+        row = cut(whole, prepared.seq_len)
+        roles = roles_of(whole, conversation, tokenizer) if conversation is not None else []
+        special = set(tokenizer.all_special_ids)
+        states = [
+            "c" if place >= len(row.input_ids)
+            else "t" if row.trained[place] and place
+            else "s" if token in special
+            else "m"
+            for place, token in enumerate(whole.input_ids)
+        ]  # fmt: skip
+        places = _kept(len(whole.input_ids))
+        tokens = [
+            [
+                tokenizer.decode([whole.input_ids[p]]),
+                whole.input_ids[p],
+                states[p],
+                p,
+                roles[p] if roles else "",
+            ]
+            for p in places
+        ]
+        return {
+            "tokens": tokens, "length": len(whole.input_ids), "hidden": len(whole.input_ids) - len(places),
+            "trained": row.trained_count, "cut": row.cut_tokens, "is_answer_cut": row.is_answer_cut,
+            "notes": list(whole.notes),
+        }  # fmt: skip
+
+    # ------------------------------------------------------------ what became of each
+
+    @cached_property
+    def _store_numbers(self) -> Any:
+        """(token rows,) the data row of each, ascending."""
+        return self.inspector.prepared.whole.store.column("number")
+
+    @cached_property
+    def _sides(self) -> Any:
+        """(rows + 1,) place in SIDES; a row of which one part is trained is trained."""
+        import numpy as np
+
+        prepared = self.inspector.prepared
+        found = np.zeros(len(prepared.store) + 1, np.int8)
+        if prepared.held_out.store is prepared.whole.store:
+            found[prepared.held_out.numbers] = 2
+        found[prepared.whole.numbers] = 1
+        return found
+
+    @cached_property
+    def _reasons(self) -> dict[int, str]:
+        problems = self.inspector.prepared.whole.store.problems
+        return {number: reason for reason, numbers in problems.items() for number in numbers}
+
+    @cached_property
+    def _orders(self) -> dict[str, Any]:
+        return {}
+
+    def _reason(self, number: int) -> str:
+        known = self._reasons.get(number)
+        if known is not None:
+            return known
+        return CUT_AWAY if self._sizes(number)[0] else "it stands in the held-out file too"
+
+    def _sizes(self, number: int) -> tuple[int | None, int | None]:
+        """(tokens uncut, trained tokens uncut) of all token rows that were made of a row; None where none was."""
+        import numpy as np
+
+        first, end = np.searchsorted(self._store_numbers, [number, number + 1]).tolist()
+        if first == end:
+            return None, None
+        store = self.inspector.prepared.whole.store
+        return int(store.lengths[first:end].sum()), int(self._trained[first:end].sum())
+
+    @cached_property
+    def _trained(self) -> Any:
+        return self.inspector.prepared.whole.store.column("trained")
+
+    def _numbers(self, kind: str) -> Any:
+        import numpy as np
+
+        if kind not in KINDS:
+            raise EngineError("data.rows", f"there are no rows {kind!r}", did_you_mean(kind, KINDS))
+        if kind == "all":
+            return range(1, len(self.inspector.prepared.store) + 1)
+        if kind not in self._orders:
+            if kind in SIDES:
+                found = np.flatnonzero(self._sides == SIDES.index(kind))
+                self._orders[kind] = found[found > 0]
+            else:
+                self._orders[kind] = self._worst(kind)
+        return self._orders[kind]
+
+    def _worst(self, kind: str) -> Any:
+        import numpy as np
+
+        rows = self.inspector.prepared.whole
+        whole = rows.store.lengths[rows.places]
+        badness = {
+            "longest": lambda: whole,
+            "most_cut": lambda: whole - rows.seq_len,
+            "fewest_trained": lambda: -rows.trained_counts,
+            "most_unknown": lambda: rows.store.column("unknown")[rows.places],
+        }[kind]()
+        order = (-badness).argsort(kind="stable")
+        if kind in ("most_cut", "most_unknown"):
+            order = order[badness[order] > 0]
+        numbers = rows.numbers[order]
+        _, first = np.unique(numbers, return_index=True)
+        return numbers[np.sort(first)]
+
+    def _found(self, text: str, check: Callable[[], None]) -> Any:
+        key = f"search:{text}"
+        if key not in self._orders:
+            self._orders[key] = self.inspector.search(text, check, SEARCH_LIMIT)
+        return self._orders[key]
+
+
+def roles_of(row: TokenRow, conversation: Conversation, tokenizer: Any) -> list[str]:
+    """Whose each token is: a message's role, or `template` for what stands between them. Empty where it cannot be told."""
+    if conversation.text is not None:
+        return ["text"] * len(row.input_ids)
+    encoded = tokenizer(row.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    if list(encoded["input_ids"]) != list(row.input_ids):
+        return []
+    places = list(_message_places(row.text, conversation))
+    starts = [start for start, _, _ in places]
+    found = []
+    for start, end in encoded["offset_mapping"]:
+        at = bisect_right(starts, max(start, end - 1)) - 1
+        is_inside = at >= 0 and end > places[at][0] and start < places[at][1]
+        found.append(places[at][2] if is_inside else "template")
+    return found
+
+
+def _message_places(text: str, conversation: Conversation) -> list[tuple[int, int, str]]:
+    """(first, last+1 character, role) of what each message says, in the order of the text."""
+    found, place = [], 0
+    for message in conversation.messages:
+        for piece, role in ((message.reasoning, f"{message.role}, reasoning"), (message.text, message.role)):
+            wanted = (piece or "").strip()
+            start = text.find(wanted, place) if wanted else -1
+            if start >= 0:
+                place = start + len(wanted)
+                found.append((start, place, role))
+    return found
+
+
+def _kept(length: int) -> list[int]:
+    if length <= HEAD + TAIL:
+        return list(range(length))
+    return [*range(HEAD), *range(length - TAIL, length)]
+
+
+def _padded(tokens: list[list[Any]], count: int, tokenizer: Any) -> list[list[Any]]:
+    """`tokens` without those that are cut, then the padding that a batch puts behind them."""
+    kept = [token for token in tokens if token[2] != "c"]
+    pad = tokenizer.pad_token_id or 0
+    shown = min(count, TAIL)
+    return kept + [
+        [tokenizer.decode([pad]), pad, "p", len(kept) + place, "padding"] for place in range(shown)
+    ]
