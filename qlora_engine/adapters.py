@@ -17,14 +17,14 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from qlora_engine.config import LoraSettings
 from qlora_engine.errors import EngineError, did_you_mean
-from qlora_engine.models import names, spec
+from qlora_engine.models import names, spec, weight_reader
 from qlora_engine.models.experts import lora
 from qlora_engine.models.four_bit import dequantized
+from qlora_engine.models.packing import is_used_as_it_is
 
 ATTENTION_LEAVES = frozenset(
     {
@@ -301,20 +301,24 @@ def _fit_loftq(peft_model: PeftModel, base_path: Path | None) -> None:
 
     PEFT's own helper needs a GPU and leaves the scaling out.
     """
-    files = {} if base_path is None else _tensor_files(base_path)
+    stored = {} if base_path is None else spec.headers_of_folder(base_path)
+    if base_path is not None and is_used_as_it_is(base_path):
+        raise EngineError(
+            "lora.init",
+            "LoftQ makes up for what quantization lost, and this base has its weights in 4 bits only",
+            "use the default initialisation",
+        )
     for name, module in peft_model.named_modules():
         if not isinstance(module, LoraLayer) or "default" not in module.lora_B:
             continue
         tensor = name.removeprefix("base_model.model.") + ".weight"
-        if tensor not in files:
+        if base_path is None or tensor not in stored:
             raise EngineError(
                 "lora.init",
                 f"LoftQ needs the model's 16-bit weights on disk, and {tensor} is not there",
                 "use the default initialisation",
             )
-        with safe_open(files[tensor], framework="pt") as stored:
-            original = stored.get_tensor(tensor)
-        a, b = _loftq_factors(module, original)
+        a, b = _loftq_factors(module, weight_reader.read(base_path, stored[tensor]))
         module.lora_A["default"].weight.data = a
         module.lora_B["default"].weight.data = b
 
@@ -343,15 +347,6 @@ def _loftq_factors(module: Any, original: torch.Tensor) -> tuple[torch.Tensor, t
         second = torch.nn.functional.pad(second, (0, 0, 0, missing))
     b, a = (first, second) if is_wide else (second.T, first.T)
     return a.contiguous(), (b / scaling).contiguous()
-
-
-def _tensor_files(base_path: Path) -> dict[str, Path]:
-    """Tensor name -> the file that holds it."""
-    found = {}
-    for file in spec.weight_files(base_path):
-        with safe_open(file, framework="pt") as stored:
-            found.update(dict.fromkeys(stored.keys(), file))
-    return found
 
 
 def _cast(peft_model: PeftModel, dtype: torch.dtype) -> None:

@@ -57,6 +57,7 @@ def _facts(
         "base": public(str(model.get("name") or "")),
         "revision": model.get("revision") or "as on disk",
         "quantization in training": f"{load.get('quant_type')}, block {load.get('block_size')}, {nested} double quantization",
+        **({"weights of the base": load["converted"]} if load.get("converted") else {}),
         "compute type": load.get("compute_dtype"),
         "data": f"{public(str(data.get('origin')))} ({data.get('train_rows')} rows)",
         "data sha256": data.get("sha256"),

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from qlora_engine.errors import EngineError
 from qlora_engine.models import names
-from qlora_engine.models.files import headers_of_folder
+from qlora_engine.models.packing import headers_of_folder
 
 PREFIX = "base_model.model."
 INNER = ".base_layer"

@@ -21,7 +21,8 @@ from qlora_engine import parsing
 from qlora_engine.export import gguf, merge
 from qlora_engine.export.quantized import quantized_paths, quantized_stacks
 from qlora_engine.models.four_bit import BLOCK, dequantized
-from qlora_engine.models.names import plain_class
+from qlora_engine.models.packed_loading import plain_model
+from qlora_engine.models.packing import is_used_as_it_is
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,8 @@ def expected(request: Mapping[str, Any], prompts: list[torch.Tensor]) -> tuple[l
 
 def _tuned(request: Mapping[str, Any], base: Path, *, is_live: bool) -> Any:
     """Base with adapter in fp32; `is_live`: with the weights that the 4-bit model computes with."""
-    model = plain_class(base).from_pretrained(str(base), dtype=torch.float32, local_files_only=True)
-    if is_live:
+    model = plain_model(base)
+    if is_live and not is_used_as_it_is(base):
         _round_trip(model, base, request["quantizer"])
     return PeftModel.from_pretrained(model, request["adapter"]).eval()
 

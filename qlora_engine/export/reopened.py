@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from qlora_engine.export import gguf_tokenizer
 from qlora_engine.models import gguf_facts, gguf_header, gguf_import, loading
 from qlora_engine.models.names import plain_class
+from qlora_engine.models.packed_loading import plain_model
 from qlora_engine.models.quiet import quiet
 
 LIBRARIES = {
@@ -40,7 +41,9 @@ def reopen(export: Path, base: Path, kind: str) -> tuple[Any, Any]:
         return model.eval(), gguf_tokenizer.read(file, pre)
     if kind in ("merged", "bnb4"):
         return _plain(export).eval(), AutoTokenizer.from_pretrained(str(export))
-    model = _plain(base)
+    with quiet():
+        model = plain_model(base)
+    compute_in_fp32(model)
     if kind == "adapter":
         return PeftModel.from_pretrained(model, str(export)).eval(), None
     _add_lora(model, base, gguf_of(export))

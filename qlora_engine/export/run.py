@@ -36,6 +36,7 @@ from qlora_engine.export.source import (
 )
 from qlora_engine.export.writers import Choice, Writer
 from qlora_engine.jobs import ExportJob
+from qlora_engine.models.packing import is_used_as_it_is
 
 SIXTEEN_BIT = {"f16": "fp16", "f32": "fp32"}
 """GGUF's names for types of torch; the merges are compared before fewer bits change both of them."""
@@ -132,6 +133,8 @@ def _chosen(
             f"no merge into {into!r} as {dtype!r}",
             f"into: {', '.join(INTO)}; dtype: {', '.join(known)}",
         )
+    if is_used_as_it_is(source.base_path):
+        into = "original"  # the 4-bit weights themselves: there are no others
     if into != "measured" or job.format not in MERGED:
         return Choice(dtype, into), {}
     writers.writer_of(source, job.format, Choice(dtype, "original"))  # refuses before the long measuring

@@ -25,6 +25,8 @@ def write(source: Source, folder: Path, dtype: str, quantization: Mapping[str, A
     """
     config = dict(spec.read_config(source.base_path))
     config.pop("quantization_config", None)
+    if isinstance(config.get("text_config"), Mapping):
+        config["text_config"] = {k: v for k, v in config["text_config"].items() if k != "quantization_config"}
     config.pop("torch_dtype", None)
     config["dtype"] = dtype
     if quantization is not None:

@@ -1,7 +1,4 @@
-"""Reads rows of a base's stored weights, a few at a time. Imports torch.
-
-Nothing is mapped: what is read through a mapping counts as this process's memory until the file is closed.
-"""
+"""A base's weights as an export reads them: shapes, types, some rows at a time. Imports torch."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from pathlib import Path
 import torch
 
 from qlora_engine.errors import EngineError
-from qlora_engine.models import spec
+from qlora_engine.models import spec, weight_reader
 from qlora_engine.models.files import StoredTensor
 
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -48,22 +45,12 @@ class Weights:
         return TYPES[self.headers[name].dtype]
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows `start` to `stop` as they are stored.
+        """Rows `start` to `stop` as they are stored, or what they stand for where they come quantized.
 
         Raises:
             OSError: the file is gone or shorter than its header says.
         """
-        header, dtype, shape = self.headers[name], self.dtype(name), self.shape(name)
-        row_bytes = header.nbytes // shape[0] if shape and shape[0] else header.nbytes
-        count = (stop - start) * row_bytes
-        buffer = torch.empty(count, dtype=torch.uint8)
-        assert header.start is not None
-        with (self.folder / header.file).open("rb", buffering=0) as stream:
-            stream.seek(header.start + start * row_bytes)
-            view = memoryview(buffer.numpy())
-            while view:
-                read = stream.readinto(view)
-                if not read:
-                    raise OSError(5, f"the base's file {header.file} became shorter", str(stream.name))
-                view = view[read:]
-        return buffer.view(dtype).reshape(stop - start, *shape[1:]) if shape else buffer.view(dtype)[0]
+        header = self.headers[name]
+        if not header.shape:
+            return weight_reader.read(self.folder, header)
+        return weight_reader.read_rows(self.folder, header, start, stop)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,33 @@ HEADER_LIMIT_BYTES = 100_000_000
 INDEX_FILE = "model.safetensors.index.json"
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-    "F8_E4M3": 1, "F8_E5M2": 1,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
 }  # fmt: skip
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True)
+class Packed:
+    """What a quantized weight is read from. `kind`: fp8 (weight, scale), mxfp4 (blocks, scales) or bitsandbytes (weight and
+    constants); `block`: rows and columns that share a scale; `state`: what bitsandbytes wrote of it."""
+
+    kind: str
+    parts: Mapping[str, StoredTensor]
+    block: tuple[int, int] = (0, 0)
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class StoredTensor:
     """One tensor of a safetensors file: where it lies and what it is. `dtype` as safetensors writes it (BF16); `start` is
-    the first byte of its values in the file, None where only the header is at hand."""
+    the first byte of its values in the file, None where only the header is at hand, or where it is `packed`."""
 
     file: str
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
     start: int | None = None
+    packed: Packed | None = None
 
 
 def read_config(path: Path) -> Mapping[str, Any]:
@@ -72,8 +84,9 @@ def read_config(path: Path) -> Mapping[str, Any]:
     return config
 
 
-def headers_of_folder(path: Path) -> dict[str, StoredTensor]:
-    """Name -> tensor of all safetensors files of a model folder.
+def stored_headers(path: Path) -> dict[str, StoredTensor]:
+    """Name -> tensor of all safetensors files of a model folder, as they are stored (`packing.headers_of_folder`: as they
+    are meant).
 
     Raises:
         EngineError: none, only pickles, a missing shard, or a truncated file.

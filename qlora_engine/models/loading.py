@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from qlora_engine.data.templates import template_end_ids
 from qlora_engine.device import DevicePlan
 from qlora_engine.errors import EngineError
 from qlora_engine.memory.experts import as_configured, moved_to_host
-from qlora_engine.models import spec
+from qlora_engine.models import names, packed_loading, packing, spec
 from qlora_engine.models.built import LoadReport, inspect_loaded
 from qlora_engine.models.experts.host import keep_on_host
 from qlora_engine.models.experts.quantizer import FourBitConfig
@@ -71,22 +71,22 @@ def load_quantized(
     """
     facts = spec.facts_of_folder(path)
     refuse_remote_code(facts, trust_remote_code)
-    runs_code = spec.brings_code(facts.config)
+    packed = packing.packing_of(facts.config, path.name)
+    quantization = as_stored(quantization, packed)
     require_memory(facts, plan, quantization)
-    tokenizer = load_tokenizer(path, trust_remote_code=runs_code)
+    left = packed_loading.layers_in_16_bits(path) if packed and packed.is_used_as_it_is else frozenset()
+    tokenizer = load_tokenizer(path, trust_remote_code=spec.brings_code(facts.config))
     watch = Watch(report_progress)
     with quiet():
         try:
-            model, found = AutoModelForCausalLM.from_pretrained(
-                str(path),
-                quantization_config=_four_bit(quantization, plan, watch),
+            model, found = _from_pretrained(
+                path,
+                facts,
+                packed,
+                quantization_config=_four_bit(quantization, plan, watch, left),
                 dtype=plan.torch_dtype,
                 device_map={"": plan.name},
-                trust_remote_code=runs_code,
-                local_files_only=True,
-                use_safetensors=True,
                 output_loading_info=True,
-                **text_model_arguments(path, facts),
             )
         except (torch.OutOfMemoryError, MemoryError):
             raise
@@ -103,7 +103,33 @@ def load_quantized(
     if quantization.expert_placement == "host":
         keep_on_host(model, torch.device(plan.name))
     ends = end_token_ids(model, tokenizer)
-    return LoadedModel(model, tokenizer, inspect_loaded(model, ends, path, facts, quantization, plan))
+    report = inspect_loaded(model, ends, path, facts, quantization, plan)
+    if packed is not None:
+        report = replace(report, converted=packed.words(quantization.quant_type))
+    return LoadedModel(model, tokenizer, report)
+
+
+def as_stored(quantization: QuantizationSettings, packed: packing.Packing | None) -> QuantizationSettings:
+    """The settings that a base in bitsandbytes' 4 bits brings with it; of any other those that were asked for."""
+    if packed is None or not packed.is_used_as_it_is:
+        return quantization
+    return replace(quantization, quant_type=packed.quant_type, double_quant=packed.is_double_quant)
+
+
+def _from_pretrained(
+    path: Path, facts: spec.ModelFacts, packed: packing.Packing | None, **arguments: Any
+) -> tuple[Any, Mapping[str, Any]]:
+    """(model, what the loader found) of a folder whose weights are plain, or come quantized."""
+    arguments |= text_model_arguments(path, facts)
+    runs_code = spec.brings_code(facts.config)
+    if packed is None or runs_code:
+        return AutoModelForCausalLM.from_pretrained(
+            str(path), trust_remote_code=runs_code, local_files_only=True, use_safetensors=True, **arguments
+        )
+    config = names.without_packing(arguments.pop("config", None) or names.plain_config(path))
+    kind = AutoModelForCausalLM._model_mapping[type(config)]
+    streams = arguments["quantization_config"].experts
+    return packed_loading.model_of(kind, path, config, in_4_bits=True, streams=streams, **arguments)
 
 
 def text_model_arguments(path: Path, facts: spec.ModelFacts | None = None) -> dict[str, Any]:
@@ -174,8 +200,11 @@ def require_memory(
         )
 
 
-def _four_bit(quantization: QuantizationSettings, plan: DevicePlan, watch: Watch) -> FourBitConfig:
+def _four_bit(
+    quantization: QuantizationSettings, plan: DevicePlan, watch: Watch, left: frozenset[str]
+) -> FourBitConfig:
     return FourBitConfig(
+        leave=left,
         experts=quantization.experts == "4bit",
         on_host=quantization.expert_placement == "host",
         told=watch.layer_done,

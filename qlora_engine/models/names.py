@@ -47,12 +47,23 @@ def plain_class(folder: Path) -> Any:
     return AutoModelForCausalLM
 
 
+def plain_config(folder: Path) -> Any:
+    """The model's configuration, without what it says of how its weights are stored."""
+    return without_packing(AutoConfig.from_pretrained(str(folder), local_files_only=True))
+
+
+def without_packing(config: Any) -> Any:
+    """The same configuration object, which says nothing of how weights are stored any more."""
+    for part in (config, config.get_text_config(decoder=True)):
+        part.__dict__.pop("quantization_config", None)
+    return config
+
+
 @lru_cache(maxsize=4)
 def skeleton(folder: Path) -> Any:
     """The plain model without weights."""
     kind = plain_class(folder)
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    config.__dict__.pop("quantization_config", None)
+    config = plain_config(folder)
     with torch.device("meta"):
         return kind.from_config(config) if kind is AutoModelForCausalLM else kind(config)
 

@@ -134,6 +134,8 @@ class ModelFacts:
     """Where the parts come from: `table` (counted here), `class` (built by transformers), `files` (their headers)."""
     stored_bytes: int | None = None
     stored_dtype: str | None = None
+    packing: str = ""
+    """How the weights come quantized, where they do (`models.packing`)."""
     licence: str | None = None
     chat_template: str | None = None
 

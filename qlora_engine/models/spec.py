@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from qlora_engine.errors import EngineError
-from qlora_engine.models import classes, custom_facts, families
+from qlora_engine.models import classes, custom_facts, families, packing
 from qlora_engine.models.blueprints import Blueprint, whole_number
 from qlora_engine.models.files import (
     StoredTensor,
-    headers_of_folder,
     read_chat_template,
     read_config,
     read_header,
     read_licence,
+    stored_headers,
     weight_files,
 )
+from qlora_engine.models.packing import headers_of_folder
 from qlora_engine.models.parts import (
     EXPERTS_IN_4_BITS,
     BufferFact,
@@ -56,9 +57,14 @@ def facts_from_config(config: Mapping[str, Any], name: str, *, origin: str = "kn
     """Facts from a parsed `config.json` alone: counted here where the family is in the table, else told by the class.
 
     Raises:
-        EngineError: transformers does not know the architecture, missing numbers, or weights that are already quantized.
+        EngineError: transformers does not know the architecture, missing numbers, or weights quantized in a way not read here.
     """
-    _refuse_quantized(config)
+    packed = packing.packing_of(config, name)
+    facts = _counted(config, name, origin)
+    return facts if packed is None else replace(facts, packing=packed.title)
+
+
+def _counted(config: Mapping[str, Any], name: str, origin: str) -> ModelFacts:
     text = text_config(config)
     if not families.is_counted(text):
         return classes.facts_from_class(config, text, name, origin=origin)
@@ -112,18 +118,20 @@ def facts_of_folder(path: Path, name: str | None = None, *, origin: str = "folde
         EngineError: missing, incomplete, damaged, pickled or unknown: one sentence with the next step.
     """
     config = read_config(path)
-    tensors = headers_of_folder(path)
+    packing.packing_of(config, name or path.name)
+    stored, tensors = stored_headers(path), headers_of_folder(path)
     if brings_code(config):
         facts = facts_from_headers(config, tensors, name or path.name, origin=origin)
     else:
         facts = facts_from_config(_with_tie(config, tensors), name or path.name, origin=origin)
         _require_all_stored(facts, tensors)
+        facts = packing.as_stored(facts, tensors)
     return replace(
         facts,
         path=str(path),
         config=config,
-        stored_bytes=sum(t.nbytes for t in tensors.values()),
-        stored_dtype=_main_dtype(tensors),
+        stored_bytes=sum(t.nbytes for t in stored.values()),
+        stored_dtype=_main_dtype(stored),
         licence=read_licence(path),
         chat_template=read_chat_template(path),
     )
@@ -163,19 +171,6 @@ def _with_tie(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) ->
     if not isinstance(config.get("text_config"), Mapping) or not tensors:
         return config
     return {**config, "tie_word_embeddings": not any(name.endswith("lm_head.weight") for name in tensors)}
-
-
-def _refuse_quantized(config: Mapping[str, Any]) -> None:
-    found = config.get("quantization_config")
-    if isinstance(found, Mapping):
-        method = found.get("quant_method") or (
-            "bitsandbytes" if "load_in_4bit" in found else "an unknown method"
-        )
-        raise EngineError(
-            "model.already_quantized",
-            f"the weights of this model are already quantized ({method}), and QLoRA starts from 16-bit weights",
-            "choose the model's 16-bit version",
-        )
 
 
 def _require_all_stored(facts: ModelFacts, tensors: Mapping[str, StoredTensor]) -> None:

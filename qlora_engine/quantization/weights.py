@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from qlora_engine.control import Control
 from qlora_engine.device import DevicePlan
 from qlora_engine.errors import EngineError
 from qlora_engine.events import Event, Progressed
-from qlora_engine.models import loading, spec
+from qlora_engine.models import loading, spec, weight_reader
+from qlora_engine.models.files import StoredTensor
 from qlora_engine.quantization.report import Measure, ModuleErrors, WeightErrors
 from qlora_engine.quantization.roundtrip import round_trip
 from qlora_engine.quantization.variants import Options, Variant
@@ -39,7 +39,8 @@ class Place:
     module: str
     layer: int
     tensor: str
-    file: Path
+    folder: Path
+    stored: StoredTensor
 
     def read(self) -> torch.Tensor:
         """The weight (out, in) as it is stored.
@@ -47,9 +48,7 @@ class Place:
         Raises:
             EngineError: it holds NaN or infinity.
         """
-        # Opened for each: what was read through an open file stays mapped, and counts as this process's memory.
-        with safe_open(self.file, framework="pt") as stored:
-            weight: torch.Tensor = stored.get_tensor(self.tensor)
+        weight = weight_reader.read(self.folder, self.stored)
         if not bool(torch.isfinite(weight).all()):
             raise EngineError(
                 "quality.not_finite", f"{self.tensor} holds numbers that are not finite",
@@ -105,7 +104,7 @@ def places_of(path: Path, facts: spec.ModelFacts) -> list[Place]:
                     "quality.module", f"the files of {facts.name} have no {module}.weight",
                     "report this model as a bug", is_input_error=False,
                 )  # fmt: skip
-            found.append(Place(module, layer, tensor, path / headers[tensor].file))
+            found.append(Place(module, layer, tensor, path, headers[tensor]))
     return found
 
 

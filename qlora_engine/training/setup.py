@@ -8,7 +8,7 @@ import platform
 import random
 import sys
 from collections.abc import Generator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from qlora_engine.events import (
 from qlora_engine.memory import context
 from qlora_engine.memory import estimate as memory_estimate
 from qlora_engine.models import catalog, loading, prepare
+from qlora_engine.models.packing import packing_of_folder
 from qlora_engine.runs.record import RunFolder
 from qlora_engine.training import checkpoint, identity, loss, optim, schedule, vocabulary
 from qlora_engine.training.fast import install
@@ -88,6 +89,7 @@ def prepare_parts(
         yield from _know_context(plan, control)
     base_path = yield from _ready_model(config, control)
     facts = catalog.facts(config.model.name, config.model.revision, config.model.offline)
+    config = yield from _as_the_base_is(config, base_path)
     tokenizer = loading.load_tokenizer(base_path, trust_remote_code=config.model.trust_remote_code)
     prepared = yield from _ready_data(config, tokenizer, facts, control)
     every_row = (row.input_ids for row in (*prepared.train, *prepared.held_out))
@@ -199,6 +201,16 @@ def _ready_model(config: TrainingConfig, control: Control) -> Generator[Event, N
         )
 
     return (yield from events_while(work))
+
+
+def _as_the_base_is(config: TrainingConfig, base_path: Path) -> Generator[Event, None, TrainingConfig]:
+    """The settings with what a base that comes quantized brings with it, and what becomes of its weights."""
+    packed = packing_of_folder(base_path)
+    if packed is None:
+        return config
+    found = loading.as_stored(config.quantization, packed)
+    yield Noticed("info", "model.converted", f"The base comes quantized: {packed.words(found.quant_type)}")
+    return replace(config, quantization=found)
 
 
 def _ready_data(

@@ -116,6 +116,7 @@ def _headline(facts: ModelFacts) -> list[tuple[str, str]]:
         ("parameters", output.count(facts.parameters)),
         ("quantized", f"{output.count(facts.quantized_parameters)} ({share:.0%})"),
         ("stored", f"{output.size(facts.stored_bytes)} as {facts.stored_dtype or output.NOT_AVAILABLE}"),
+        *([("comes quantized", facts.packing)] if facts.packing else []),
         ("licence", facts.licence or output.NOT_AVAILABLE),
         ("chat template", "yes" if facts.chat_template else "none: choose one with data.chat_template"),
     ]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Params4bit
 from transformers import BitsAndBytesConfig
 from transformers.core_model_loading import ConversionOps, MergeModulelist, WeightConverter
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
@@ -27,7 +27,8 @@ METHOD = "qlora_studio_4bit"
 @register_quantization_config(METHOD)
 class FourBitConfig(BitsAndBytesConfig):
     """bitsandbytes' settings, and: whether stacked experts are quantized too (`experts`), whether they stay in the
-    computer's memory (`on_host`), and who is told of each layer of how many (`told`)."""
+    computer's memory (`on_host`), who is told of each layer of how many (`told`), and layers that stay in 16 bits
+    because the base has them so (`leave`)."""
 
     def __init__(
         self,
@@ -35,12 +36,14 @@ class FourBitConfig(BitsAndBytesConfig):
         experts: bool = True,
         on_host: bool = False,
         told: Callable[[int], None] | None = None,
+        leave: Iterable[str] = (),
         **settings: Any,
     ) -> None:
         settings.pop("load_in_4bit", None)
         super().__init__(load_in_4bit=True, **settings)
         self.quant_method = METHOD
         self.experts, self.on_host, self.told = experts, on_host, told
+        self.leave = sorted(leave)
 
     def to_dict(self) -> dict[str, Any]:
         """Without what cannot be written."""
@@ -58,7 +61,8 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, device_map: Any, **kwargs: Any) -> None:
         """Put 4-bit layers in the place of those that may become so (`structure`), without weights yet."""
-        linears = structure.quantizable_linears(model)
+        left = set(self.quantization_config.leave)
+        linears = {path: m for path, m in structure.quantizable_linears(model).items() if path not in left}
         for path, module in linears.items():
             model.set_submodule(path, self._empty(module))
         wanted = structure.stacked_weights(model) if self.quantization_config.experts else ()
@@ -118,6 +122,17 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):
         module._parameters[leaf] = stack
         self.tell()
 
+    def take(self, model: Any, name: str, ready: Any) -> Params4bit:
+        """The parameter of a weight that the base has in 4 bits (`packed_loading.Ready4bit`): its own bytes."""
+        module, _ = get_module_from_name(model, name)
+        packed, constants = ready.stored
+        made = Params4bit.from_prequantized(
+            packed.view(torch.uint8).reshape(-1, 1), constants, device=ready.device, module=module
+        )
+        made.quant_state.dtype = self.quantization_config.bnb_4bit_compute_dtype
+        module._is_hf_initialized = True
+        return made
+
     def tell(self) -> None:
         """A layer was quantized."""
         if self.quantization_config.told is not None:
@@ -131,18 +146,20 @@ class _Quantize(ConversionOps):
         self.hf_quantizer = quantizer
 
     def convert(self, input_dict: Any, **kwargs: Any) -> dict[str, Any]:
-        linears = {}
+        linears, done = {}, {}
         for name, value in input_dict.items():
-            if name not in self.hf_quantizer.stacks:
-                linears[name] = value
-                continue
             whole = value[0] if isinstance(value, list) else value
-            self.hf_quantizer.put(kwargs["model"], name, self.hf_quantizer.pack(whole))
-            kwargs["missing_keys"].discard(name)
-        if not linears:
-            return {}
-        done: dict[str, Any] = Bnb4bitQuantize(self.hf_quantizer).convert(linears, **kwargs)
-        self.hf_quantizer.tell()
+            if name in self.hf_quantizer.stacks:
+                self.hf_quantizer.put(kwargs["model"], name, self.hf_quantizer.pack(whole))
+                kwargs["missing_keys"].discard(name)
+            elif hasattr(whole, "stored"):
+                done[name] = self.hf_quantizer.take(kwargs["model"], name, whole)
+            else:
+                linears[name] = value
+        if linears:
+            done |= Bnb4bitQuantize(self.hf_quantizer).convert(linears, **kwargs)
+        if done:
+            self.hf_quantizer.tell()
         return done
 
 

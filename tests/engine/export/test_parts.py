@@ -16,6 +16,7 @@ from qlora_engine.models.quiet import quiet
 from tests.engine.export.conftest import Export, RunOf, failed, proven
 from tests.support.tiny import make_tiny, make_tiny_seeing
 from tests.support.tiny_experts import MIXTURES
+from tests.support.tiny_packed import to_bitsandbytes, to_fp8, to_mxfp4
 
 FEW: dict[str, Any] = {"training__max_steps": 4, "training__eval_every_steps": 4}
 
@@ -75,3 +76,29 @@ def test_a_model_that_also_sees_keeps_its_eyes(
     tower = [name for name in before if "vision" in name or "projector" in name]
     assert tower
     assert all(torch.equal(found.state_dict()[name], before[name]) for name in tower)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pack", "words"),
+    [
+        ("llama", to_fp8, "FP8, brought into NF4 tensor by tensor while loading"),
+        ("llama", to_bitsandbytes, "bitsandbytes NF4 with double quantization, used as they are"),
+        ("gpt_oss", to_mxfp4, "MXFP4, brought into NF4 tensor by tensor while loading"),
+    ],
+)
+def test_a_run_on_a_base_that_comes_quantized_is_exported_and_proven(
+    kind: str, pack: Any, words: str, run_of: RunOf, export: Export, tmp_path: Path
+) -> None:
+    """The merged model is an ordinary 16-bit one, under the names that the class has; the card says what was converted."""
+    base = make_tiny(kind, tmp_path / kind, **(MIXTURES.get(kind) or {"hidden_size": 128}))
+    names = set(load_file(base / "model.safetensors"))
+    pack(base)
+    run = run_of(f"{kind}-{pack.__name__}", base, **FEW)
+    assert json.loads((run / "run.json").read_text())["load_report"]["converted"] == words
+    out = export(run, "merged", dtype="fp32", into="dequantized")
+    assert set(load_file(out / "model.safetensors")) == names
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+    assert words in (out / "README.md").read_text()
+    checks = proven(run, out, "merged")
+    assert failed(checks) == [], checks
+    assert failed(proven(run, export(run, "adapter", "adapter"), "adapter")) == []

@@ -11,7 +11,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from qlora_engine.config import QuantizationSettings
 from qlora_engine.device import DevicePlan
-from qlora_engine.errors import EngineError
 from qlora_engine.models import families, loading, spec
 from tests.support.tiny import make_tiny_seeing, tiny_config
 
@@ -95,14 +94,6 @@ def test_variants_that_are_not_counted_are_told_by_their_class(
     facts = spec.facts_from_config(config.to_dict(), kind)
     assert facts.source == "class"
     assert shapes_told(facts) == shapes_built(config)
-
-
-@pytest.mark.parametrize("method", [{"quant_method": "gptq", "bits": 4}, {"load_in_4bit": True}])
-def test_weights_that_are_quantized_already_are_refused(method: dict[str, Any]) -> None:
-    config = {**tiny_config("llama").to_dict(), "quantization_config": method}
-    with pytest.raises(EngineError, match="already quantized") as caught:
-        spec.facts_from_config(config, "llama")
-    assert caught.value.hint == "choose the model's 16-bit version"
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "mistral3"])
