@@ -1,7 +1,7 @@
 """The events an engine job emits, and their JSON form.
 
 Every event is a frozen dataclass of JSON-ready fields. A job yields any number of them and ends with
-exactly one terminal event: `RunFinished`, `RunStopped` or `RunFailed`. Units are in the names; unknown
+exactly one terminal event: `RunFinished`, `RunStopped` or `RunFailed` (`RunLeft` where the reader goes first). Units are in the names; unknown
 is None.
 """
 
@@ -271,7 +271,14 @@ class RunFailed(Event):
     is_input_error: bool = False
 
 
-TERMINAL = (RunFinished, RunStopped, RunFailed)
+@dataclass(frozen=True)
+class RunLeft(Event):
+    """Terminal for whoever reads, not for the run: it goes on without this reader, who asked for that."""
+
+    run_dir: str
+
+
+TERMINAL = (RunFinished, RunStopped, RunFailed, RunLeft)
 EVENT_TYPES: dict[str, type[Event]] = {cls.__name__: cls for cls in Event.__subclasses__()}
 
 

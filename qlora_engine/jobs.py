@@ -28,9 +28,15 @@ class Job:
 
 @dataclass(frozen=True)
 class TrainJob(Job):
-    """A new run. `config` is the job file as nested plain values (config_io.to_dict)."""
+    """A new run. `config` is the job file as nested plain values (config_io.to_dict).
+
+    `run_dir`: the folder of a planned run (runs.plans), which is started there; empty: a folder of its own.
+    `detached`: it goes on when whoever started it is gone, and takes commands from its folder (runs.commands).
+    """
 
     config: Mapping[str, Any]
+    run_dir: str = ""
+    detached: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,11 +44,12 @@ class ResumeJob(Job):
     """Go on with a stopped or crashed run from its newest good checkpoint.
 
     `accept` names what may differ from what the checkpoint was made with: paths of settings, `base`, `data`, `template`,
-    `owner` (it ran on another computer and is over), or `all`.
+    `owner` (it ran on another computer and is over), or `all`. `detached` as in TrainJob.
     """
 
     run_dir: str
     accept: tuple[str, ...] = ()
+    detached: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "accept", tuple(self.accept))  # JSON knows lists only

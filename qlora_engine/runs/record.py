@@ -67,6 +67,11 @@ class RunSummary:
     is_resumable: bool
     notices: tuple[str, ...] = ()
     has_adapter: bool = False
+    best_loss: float | None = None
+    best_step: int | None = None
+    train_seconds: float | None = None
+    error: str = ""
+    """What a failed run failed of, with the next step."""
 
 
 class RunFolder:
@@ -77,8 +82,8 @@ class RunFolder:
         self.adapter_dir = path / "adapter"
         self.checkpoints_dir = path / "checkpoints"
         self.log_path = path / "log.txt"
-        self.memory_path = path / "memory.jsonl"
-        self.metrics_path = path / "metrics.jsonl"
+        self.memory_path = path / stored.MEMORY_FILE
+        self.metrics_path = path / stored.METRICS_FILE
         self.job_path = path / JOB_FILE
         self._lock = ownership.Lock(path / LOCK_FILE)
 
@@ -87,8 +92,8 @@ class RunFolder:
         return self.path.name
 
     @classmethod
-    def create(cls, config: TrainingConfig) -> RunFolder:
-        """A new folder with its job file and record.
+    def create(cls, config: TrainingConfig, state: str = "new") -> RunFolder:
+        """A new folder with its job file and record, in a state of `new` (about to run) or `planned`.
 
         Raises:
             EngineError: the runs folder cannot be written, or a run of that name exists.
@@ -101,7 +106,7 @@ class RunFolder:
             folder.checkpoints_dir.mkdir(mode=sealed.PRIVATE_FOLDER)
             config_io.save(config, folder.job_path)
             job = config_io.to_dict(config)
-            folder.write_record({"run_id": folder.run_id, "state": "new", "created": time.time(), "job": job})
+            folder.write_record({"run_id": folder.run_id, "state": state, "created": time.time(), "job": job})
         except OSError as error:
             if not folder.path.exists() or not isinstance(error, FileExistsError):
                 raise EngineError(
@@ -179,18 +184,23 @@ class RunFolder:
         """Change keys of `run.json`."""
         self.write_record({**self.record(), **values})
 
-    def claim(self, *, even_elsewhere: bool = False) -> str:
+    def claim(self, *, even_elsewhere: bool = False, as_planned: bool = False) -> str:
         """Make this process the one that runs it, until `release`; what cannot be made sure of, in words.
 
+        With `as_planned` it must not have begun: of two who start a planned run, one does.
+
         Raises:
-            EngineError: another live process runs it, or may do so on another computer.
+            EngineError: another live process runs it, or may do so on another computer, or it has begun meanwhile.
             OSError: the folder cannot be written.
         """
-        record = self.record()
-        doubt = claims.take(self.path, self._lock, record, even_elsewhere=even_elsewhere)
+        doubt = claims.take(self.path, self._lock, self.record(), even_elsewhere=even_elsewhere)
         try:
+            if as_planned and self.record().get("state") != stored.PLANNED:
+                raise EngineError(
+                    "run.begun", f"run {self.run_id!r} has been started already", "watch it, or plan another"
+                )
             self.path.chmod(sealed.PRIVATE_FOLDER)
-            self.update(state="running", **ownership.identity(os.getpid()))
+            self.update(state="running", error=None, **ownership.identity(os.getpid()))
         except BaseException:
             self.release()
             raise
@@ -242,10 +252,11 @@ class RunFolder:
         """Complete checkpoints, oldest first. One that lost a file or a byte is not complete."""
         return stored.checkpoints(self.path)
 
-    def state(self) -> str:
-        """The state a person is told: a run whose process is gone is `crashed`."""
-        state = str(self.record().get("state", "crashed"))
-        if state in (*LIVE_STATES, "new") and not claims.is_owned(self.path, self.record()):
+    def state(self, record: Mapping[str, Any] | None = None) -> str:
+        """The state a person is told: a run whose process is gone is `crashed`. `record`: where it was read already."""
+        record = self.record() if record is None else record
+        state = str(record.get("state", "crashed"))
+        if state in (*LIVE_STATES, "new") and not claims.is_owned(self.path, record):
             return "crashed"
         return state
 
@@ -254,7 +265,7 @@ class RunFolder:
         notices = []
         try:
             record = self.record()
-            state = self.state()
+            state = self.state(record)
         except EngineError as error:
             record, state = {}, "unreadable"
             notices.append(error.message)
@@ -264,6 +275,7 @@ class RunFolder:
             notices.append(f"begun on {record.get('host')}; whether it still runs cannot be told from here")
         plan = record.get("plan") or {}
         checkpoints = self.checkpoints()
+        problem = (record.get("error") or {}) if state in RESUMABLE_STATES else {}
         if record.get("last_checkpoint") and not checkpoints and state != "finished":
             notices.append("its checkpoints are missing")
         return RunSummary(
@@ -283,6 +295,10 @@ class RunFolder:
             is_resumable=state in RESUMABLE_STATES and bool(checkpoints),
             notices=tuple(notices),
             has_adapter=(self.adapter_dir / "adapter_model.safetensors").is_file(),
+            best_loss=record.get("best_loss"),
+            best_step=record.get("best_step"),
+            train_seconds=record.get("train_seconds"),
+            error="; ".join(str(problem[key]) for key in ("message", "hint") if problem.get(key)),
         )
 
     def _asked_for(self, table: str, name: str) -> str:

@@ -13,9 +13,12 @@ from qlora_engine.runs import sealed
 
 RUN_SCHEMA_VERSION = 1
 LIVE_STATES = ("running", "paused")
+PLANNED = "planned"
+"""A run without steps: its job can be edited until it is started."""
 RECORD_FILE, JOB_FILE, LOCK_FILE = "run.json", "job.toml", "run.lock"
 CHECKPOINT_MARK, STATE_FILE = "checkpoint.json", "state.json"
 ADAPTER_MARK = "adapter.json"
+METRICS_FILE, MEMORY_FILE = "metrics.jsonl", "memory.jsonl"
 STEP_FOLDER = re.compile(r"step-(0|[1-9][0-9]{0,11})")
 
 

@@ -29,6 +29,7 @@ from qlora_engine.events import (
 )
 from qlora_engine.jobs import ResumeJob, TrainJob
 from qlora_engine.monitor import page_moves
+from qlora_engine.runs import plans
 from qlora_engine.runs.claims import ACCEPT_OWNER
 from qlora_engine.runs.record import RunFolder
 from qlora_engine.runs.stored import is_complete, is_intact
@@ -47,10 +48,13 @@ log = logging.getLogger(__name__)
 
 
 def train(job: TrainJob, control: Control) -> Iterator[Event]:
-    """A new run. Raises EngineError or Cancelled; otherwise ends with RunFinished or RunStopped."""
+    """A new run, in the folder of a planned one where the job names it. Raises EngineError or Cancelled; otherwise ends
+    with RunFinished or RunStopped."""
     config = config_io.from_dict(job.config)
-    folder = RunFolder.create(config)
-    yield from recorded(folder, lambda: _run(folder, config, control, None))
+    folder = plans.ready_to_start(job.run_dir, config) if job.run_dir else RunFolder.create(config)
+    yield from recorded(
+        folder, lambda: _run(folder, config, control, None), control, as_planned=bool(job.run_dir)
+    )
 
 
 def resume(job: ResumeJob, control: Control) -> Iterator[Event]:
@@ -63,6 +67,7 @@ def resume(job: ResumeJob, control: Control) -> Iterator[Event]:
     yield from recorded(
         folder,
         lambda: _run(folder, config, control, wanted),
+        control,
         even_elsewhere=ACCEPT_OWNER in job.accept or resuming.accepts_all(job),
     )
 

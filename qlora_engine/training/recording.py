@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from qlora_engine.control import Control
 from qlora_engine.errors import Cancelled, EngineError
 from qlora_engine.events import (
     CheckpointSaved,
@@ -23,6 +24,8 @@ from qlora_engine.events import (
     SampleAnswered,
     StepFinished,
 )
+from qlora_engine.runs import commands
+from qlora_engine.runs.live import LiveFile
 from qlora_engine.runs.record import LIVE_STATES, RunFolder
 from qlora_engine.training import checkpoint, recovery
 
@@ -34,22 +37,31 @@ RECORDED = (
 
 
 def recorded(
-    folder: RunFolder, run: Callable[[], Iterator[Event]], *, even_elsewhere: bool = False
+    folder: RunFolder,
+    run: Callable[[], Iterator[Event]],
+    control: Control,
+    *,
+    even_elsewhere: bool = False,
+    as_planned: bool = False,
 ) -> Iterator[Event]:
-    """The events of `run`, each written down before it is passed on; the folder is this process's meanwhile.
+    """The events of `run`, each written down before it is passed on; the folder is this process's meanwhile, and what
+    others ask of the run there reaches `control`.
 
     Raises:
         EngineError: the run failed, or it is another's.
     """
     try:
-        doubt = folder.claim(even_elsewhere=even_elsewhere)
+        doubt = folder.claim(even_elsewhere=even_elsewhere, as_planned=as_planned)
     except OSError as error:
         raise _disk_error(folder, error) from error
+    now = LiveFile(folder.path)
     try:
-        for event in _doubted(run(), doubt):
-            if isinstance(event, RECORDED):
-                folder.append(event)
-            yield event
+        with commands.listening(folder.path, control):
+            for event in _doubted(run(), doubt):
+                if isinstance(event, RECORDED):
+                    folder.append(event)
+                now.note(event)
+                yield event
     except Cancelled:
         _end(folder, "stopped")
         is_resumable = checkpoint.newest(folder) is not None
@@ -70,6 +82,7 @@ def recorded(
             _end(folder, "crashed", "engine.bug", repr(error)[:300])
         raise
     finally:
+        now.close()
         folder.release()
 
 
