@@ -1,13 +1,13 @@
 """Starts each part as a process of its own, takes what it tells, and ends it when its time is over. Standard library only.
 
 A part is forked from a process that has the ML stack imported and has never touched CUDA; where something did touch
-it, the fork starts Python anew. A part that aborts (bitsandbytes ends its process on a CUDA error) takes no other with it.
+it, the fork starts Python anew. A part that aborts (bitsandbytes ends its process on a CUDA error) takes no other with it. Between
+the two stands a guard that does nothing but wait: when the keeper vanishes, it ends the part and all the part has started.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import json
 import os
@@ -24,8 +24,8 @@ from tests.gpu.offline.parts import PLANS
 from tests.gpu.offline.report import CUT_OFF, DONE, FAILED, RUNNING, Report
 from tests.gpu.offline.rig import Rig
 
-PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 3.0
+LOOK_SECONDS = 0.02
 TAIL_BYTES = 1500
 
 
@@ -36,15 +36,19 @@ def carry_out(report: Report, number: int, rig: Rig, *, starts_anew: bool) -> No
     report.write()
     log = rig.work / f"part-{number}.log"
     reader, writer = os.pipe()
+    alive, life = os.pipe()
     child = os.fork()
     if child == 0:
-        _be_part(number, Rig(rig.device, rig.work, rig.until, writer), log, starts_anew)
+        os.close(life)
+        _guard(alive, lambda: _be_part(number, Rig(rig.device, rig.work, rig.until, writer), log, starts_anew))
     os.close(writer)
+    os.close(alive)
     try:
         is_over = _listen(reader, rig.until + GRACE_SECONDS, lambda message: report.take(number, message))
     finally:
         code = _end(child)
         os.close(reader)
+        os.close(life)
     part.seconds = round(time.monotonic() - began, 1)
     part.state, part.why = _judged(is_over, code, log)
     report.write()
@@ -60,11 +64,31 @@ def run_here(number: int, rig: Rig) -> int:
     return 0
 
 
-def _be_part(number: int, rig: Rig, log: Path, starts_anew: bool) -> None:
-    """Never returns. Dies with its parent; leads a process group, so that its own children end with it."""
+def _guard(alive: int, work: Callable[[], None]) -> None:
+    """Never returns: ends as `work` did, in a process of its own. `alive` is at its end when the keeper is gone, killed
+    at whatever moment; then everything in this process group is."""
     os.setsid()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    child = os.fork()
+    if child == 0:
+        work()
+    while not select.select([alive], [], [], LOOK_SECONDS)[0]:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            _end_as(os.waitstatus_to_exitcode(status))
+    os.killpg(0, signal.SIGKILL)
+
+
+def _end_as(code: int) -> None:
+    """End this process with the exit code of another, or by the signal that ended that."""
+    if code < 0:
+        with contextlib.suppress(OSError):  # some signals keep their default
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+def _be_part(number: int, rig: Rig, log: Path, starts_anew: bool) -> None:
+    """Never returns. In the group of its guard, so that its own children end with it."""
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(out, 1)
     os.dup2(out, 2)
