@@ -46,6 +46,7 @@ from qlora_engine.monitor.trace import TraceWriter
 from qlora_engine.runs.record import RunFolder
 from tests.app import events_of_a_run as told
 from tests.app.conftest import MakeWindow, engine_of
+from tests.support.pace import limit
 
 GIB, MIB = 1024**3, 1024**2
 ROOT = Path(__file__).resolve().parents[2]
@@ -569,7 +570,7 @@ def test_redraw_of_a_full_day_takes_less_than_a_frame(qtbot: QtBot, view: Memory
         # The small charts take turns, four beats for all: each turn at its least disturbed, and of these the slowest.
         took[span] = float(np.array(beats).reshape(-1, 4).min(axis=0).max())
     print({span: round(value, 2) for span, value in took.items()})
-    assert max(took.values()) < 16
+    assert max(took.values()) < limit(16)
 
 
 # ---------------------------------------------------------------- the view

@@ -15,6 +15,7 @@ import pytest
 from qlora_engine.monitor import cgroup, host, proc
 from qlora_engine.monitor.host import Host
 from tests.engine.monitor.conftest import until
+from tests.support.pace import limit
 
 MIB = 1024**2
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -113,7 +114,7 @@ def test_what_a_look_costs() -> None:
         watched.sample()
     cost = (time.process_time() - began) / 100
     print(f"one look at the host: {cost * 1e3:.2f} ms of processor")
-    assert cost * 4 < 0.01  # at 4 Hz under 1 % of a core
+    assert cost * 4 < limit(0.01)  # at 4 Hz under 1 % of a core
 
 
 @linux

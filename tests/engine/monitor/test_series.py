@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 from qlora_engine.monitor import parts, series, trace
 from qlora_engine.monitor.series import DAY_AT_4_HZ, Ring, downsample
 from tests.engine.monitor.samples import GIB, cpu_sample, gpu_sample
+from tests.support.pace import limit
 
 FIGURES = hnp.arrays(
     np.float32,
@@ -114,7 +115,7 @@ def test_a_day_of_samples_stays_under_50_mb_and_draws_in_time(gpus: int) -> None
     assert memory < 50e6
     assert not ring.dropped
     assert hours == 24 if gpus <= 2 else hours > 8
-    assert took < 0.016
+    assert took < limit(0.016, time.perf_counter)
 
 
 def _fill(ring: Ring) -> int:

@@ -40,7 +40,9 @@ def carry_out(report: Report, number: int, rig: Rig, *, starts_anew: bool) -> No
     child = os.fork()
     if child == 0:
         os.close(life)
-        _guard(alive, lambda: _be_part(number, Rig(rig.device, rig.work, rig.until, writer), log, starts_anew))
+        _guard(
+            alive, lambda: _be_part(number, Rig(rig.device, rig.work, rig.until, writer), log, starts_anew)
+        )
     os.close(writer)
     os.close(alive)
     try:
