@@ -21,8 +21,10 @@ def absmax_of(state: Any) -> torch.Tensor:
 
 
 def dequantized(packed: torch.Tensor, state: Any) -> torch.Tensor:
-    """The weight that `packed` stands for. As one long row: of rows that are not whole blocks, bitsandbytes 0.50 on the CPU
-    reads constants that are not theirs, and past the end (cdequantize_blockwise_cpu_*)."""
+    """The weight that `packed` stands for. Rows that are not whole blocks as one long row: of such, bitsandbytes 0.50 reads
+    on some processors constants that are not theirs, and past the end (cdequantize_blockwise_cpu_*)."""
+    if packed.device.type != "cpu" or state.shape[-1] % state.blocksize == 0:
+        return torch.as_tensor(functional.dequantize_4bit(packed, state))
     flat = functional.QuantState(
         absmax=absmax_of(state), shape=torch.Size((1, math.prod(state.shape))), code=state.code,
         blocksize=state.blocksize, quant_type=state.quant_type, dtype=state.dtype,

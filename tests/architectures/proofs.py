@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Params4bit
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -26,7 +25,7 @@ from qlora_engine.export.journal import Journal
 from qlora_engine.export.reference import adapter_fit
 from qlora_engine.export.source import Source
 from qlora_engine.memory.estimate import estimate
-from qlora_engine.models import names, spec
+from qlora_engine.models import four_bit, names, spec
 from qlora_engine.models.experts.stack import Stacked4bit
 from qlora_engine.models.quiet import quiet
 from qlora_engine.training import checkpoint
@@ -222,7 +221,7 @@ def values_of(parameter: Any) -> torch.Tensor | None:
     if isinstance(parameter, Stacked4bit):
         return torch.stack([parameter.expert(n) for n in range(parameter.experts)]).float()
     if isinstance(parameter, Params4bit):
-        return dequantize_4bit(parameter.data, parameter.quant_state).float()
+        return four_bit.dequantized(parameter.data, parameter.quant_state).float()
     return None
 
 

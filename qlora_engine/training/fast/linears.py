@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.bnb import Linear4bit as AdaptedLinear4bit
+
+from qlora_engine.models import four_bit
 
 ADAPTER = "default"
 
@@ -144,7 +145,7 @@ def _add_product(y: torch.Tensor, inner: torch.Tensor, up: torch.Tensor, scale: 
 
 def dequantized(base: Linear4bit) -> torch.Tensor:
     """(out, in) in the compute type; the same bits that every pass computes with."""
-    weight = dequantize_4bit(base.weight.data, base.weight.quant_state)
+    weight = four_bit.dequantized(base.weight.data, base.weight.quant_state)
     return weight if base.compute_dtype is None else weight.to(base.compute_dtype)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,22 @@ def test_rows_that_are_no_whole_blocks_are_read_right_on_the_cpu(
     layer(x).sum().backward()
     torch.testing.assert_close(layer(x), x @ weight.T)
     torch.testing.assert_close(x.grad, weight.sum(0).expand(3, -1))
+
+
+READ_RIGHT = {
+    "models/four_bit.py",
+    "quantization/roundtrip.py",
+    "memory/context_probe.py",
+    "memory/ledger.py",
+}
+"""The one place, one row at a time, a square of whole blocks, and an operation that only counts."""
+
+
+def test_four_bit_weights_are_read_in_one_place_only() -> None:
+    """On some processors bitsandbytes reads rows that are no whole blocks with other rows' constants: a second reader
+    would be right on the machine it was written on and wrong on the next."""
+    engine = Path(loading.__file__).parents[1]
+    found = {
+        str(file.relative_to(engine)) for file in engine.rglob("*.py") if re.search(r"dequantize_4bit\b.*\(", file.read_text(encoding="utf-8"))
+    }  # fmt: skip
+    assert found == READ_RIGHT

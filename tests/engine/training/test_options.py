@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
@@ -40,7 +39,7 @@ from qlora_engine.events import (
     SampleAnswered,
     StepFinished,
 )
-from qlora_engine.models import loading
+from qlora_engine.models import four_bit, loading
 from qlora_engine.runs.record import RunFolder
 from qlora_engine.training import optim, recipe, schedule
 from qlora_engine.training.steps import HeldOutScore
@@ -478,7 +477,7 @@ def test_loftq_begins_nearer_to_the_original_weights(
         base = module.get_base_layer()
         assert isinstance(base, Linear4bit)
         weight = original.get_submodule(name.removeprefix("base_model.model.")).weight.detach()
-        lost = weight - dequantize_4bit(base.weight.data, base.weight.quant_state)
+        lost = weight - four_bit.dequantized(base.weight.data, base.weight.quant_state)
         delta = module.get_delta_weight("default").detach()
         best = torch.linalg.svdvals(lost)[settings.rank :].square().sum().sqrt()
         assert float((lost - delta).norm()) == pytest.approx(float(best), rel=1e-3, abs=1e-5)
