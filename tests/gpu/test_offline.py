@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.metadata
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import venv
 from pathlib import Path
 from typing import Any
@@ -408,3 +410,36 @@ def test_kernels_are_counted_by_kind_once() -> None:
         "attention": 5.0,
         "other": 1.0,
     }
+
+
+def test_unsloth_is_a_peer_where_it_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With a stand-in: the same rows, rank and layers, its own model, and the trainer adds no second adapter."""
+    from tests.gpu.offline import rivals, speed
+
+    asked: dict[str, Any] = {}
+
+    class FastLanguageModel:
+        @staticmethod
+        def from_pretrained(**options: Any) -> tuple[str, None]:
+            asked.update(options)
+            return "base", None
+
+        @staticmethod
+        def get_peft_model(model: str, **options: Any) -> str:
+            asked.update(options)
+            return f"{model} with adapters"
+
+    module = types.ModuleType("unsloth")
+    module.FastLanguageModel = FastLanguageModel  # type: ignore[attr-defined]
+    module.__spec__ = importlib.machinery.ModuleSpec("unsloth", None)
+    rig = types.SimpleNamespace(is_cuda=True)
+    assert "not installed" in speed.why_absent("unsloth", rig)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "unsloth", module)
+    assert speed.why_absent("unsloth", rig) == ""  # type: ignore[arg-type]
+    trained: list[Any] = []
+    monkeypatch.setattr(rivals, "by_trl", lambda *given: trained.append(given))
+    load = rivals.Load(tmp_path, [([1, 2], [1, 2])], 1, 1, "cuda", 64)
+    rivals.unsloth(load)
+    assert trained == [(load, "base with adapters", None)]
+    assert (asked["model_name"], asked["max_seq_length"], asked["load_in_4bit"]) == (str(tmp_path), 64, True)
+    assert (asked["r"], asked["lora_alpha"], len(asked["target_modules"])) == (rivals.RANK, rivals.ALPHA, 7)

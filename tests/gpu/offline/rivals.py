@@ -1,4 +1,4 @@
-"""The same rows through other programs: a bare loop of transformers, PEFT and bitsandbytes, and TRL. Imports the ML stack."""
+"""The same rows through other programs: a bare loop of transformers, PEFT and bitsandbytes, TRL, Unsloth. Imports the ML stack."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 RANK, ALPHA = 16, 32
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PADDING_LABEL = -100
 
 
@@ -131,6 +132,26 @@ def bare_loop(load: Load) -> Pace:
 
 def trl(load: Load) -> Pace:
     """TRL's trainer with its own defaults where nothing else is said."""
+    return by_trl(load, quantized(load), lora())
+
+
+def unsloth(load: Load) -> Pace:
+    """Unsloth as its notebooks use it: its model and adapters in TRL's trainer. It changes transformers and TRL for the
+    whole process, so nothing else is measured after it."""
+    from unsloth import FastLanguageModel
+
+    model, _ = FastLanguageModel.from_pretrained(
+        model_name=str(load.folder), max_seq_length=load.seq_len, dtype=None, load_in_4bit=True
+    )
+    model = FastLanguageModel.get_peft_model(
+        model, r=RANK, lora_alpha=ALPHA, lora_dropout=0, bias="none", target_modules=list(PROJECTIONS),
+        use_gradient_checkpointing="unsloth", random_state=7,
+    )  # fmt: skip
+    return by_trl(load, model, None)
+
+
+def by_trl(load: Load, model: Any, peft_config: Any) -> Pace:
+    """The rows through TRL's trainer; `peft_config` is None where the model has its adapters already."""
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
@@ -159,7 +180,7 @@ def trl(load: Load) -> Pace:
 
     rows = Dataset.from_list([{"input_ids": ids, "labels": labels} for ids, labels in load.rows])
     trainer = SFTTrainer(
-        quantized(load), args=arguments, train_dataset=rows, peft_config=lora(), data_collator=collate,
+        model, args=arguments, train_dataset=rows, peft_config=peft_config, data_collator=collate,
         processing_class=AutoTokenizer.from_pretrained(str(load.folder)), callbacks=[Steps()],
     )  # fmt: skip
     trainer.train()

@@ -52,9 +52,11 @@ def run(rig: Rig) -> None:
     }
     for name, train in others.items():
         tell_rival(rig, load, name, train, ours)
-    rig.tell(report.left_out("speed.unsloth", "Unsloth", "it is not installed, and needs packages built for its own versions of torch"))  # fmt: skip
     if rig.has_time(20):
         tell_ours(rig, load, model_facts, packing=True)
+    tell_rival(
+        rig, load, "unsloth", rivals.unsloth, ours
+    )  # last: it changes the libraries for all that comes after
 
 
 def prepared(rig: Rig) -> tuple[rivals.Load, Any]:
@@ -130,8 +132,9 @@ def tell_rival(
     rig: Rig, load: rivals.Load, name: str, train: Callable[[rivals.Load], rivals.Pace], ours: rivals.Pace | None
 ) -> None:  # fmt: skip
     id_ = f"speed.{name.replace(' ', '_')}"
-    if name == "trl" and importlib.util.find_spec("trl") is None:
-        rig.tell(report.left_out(id_, name, "it is not among the wheels"))
+    why_not = why_absent(name, rig)
+    if why_not:
+        rig.tell(report.left_out(id_, name, why_not))
         return
     if not rig.has_time(25 if rig.is_cuda else 5):
         rig.tell(report.left_out(id_, name, "no time was left"))
@@ -150,6 +153,20 @@ def tell_rival(
     what = f"this program's speed against {name}'s"
     is_judged = rig.is_cuda  # on the CPU these shapes only measure overheads
     rig.tell(report.checked(f"{id_}.ratio", what, ratio >= 1.0, measured=ratio) if is_judged else report.fact(f"{id_}.ratio", what, ratio))  # fmt: skip
+
+
+def why_absent(name: str, rig: Rig) -> str:
+    """Why another program is not measured here; empty when it is there."""
+    if name == "bare loop":
+        return ""
+    if name == "unsloth" and not rig.is_cuda:
+        return ONLY_A_CARD
+    if importlib.util.find_spec(name) is not None:
+        return ""
+    return {
+        "trl": "it is not among the wheels",
+        "unsloth": "it is not installed, and needs packages built for its own versions of torch",
+    }[name]
 
 
 def profiler(rig: Rig) -> Any:
