@@ -602,7 +602,6 @@ def trained_tokens(make_config: MakeConfig, folder: Path, row: dict[str, Any], *
     return int(run(make_config, {"data.path": path, **changes}).data["trained_tokens"])
 
 
-@pytest.mark.xfail(reason="thoughts are found in rows, and not yet left out of them", strict=False)
 def test_thoughts_are_trained_or_left_out(make_config: MakeConfig, tmp_path: Path) -> None:
     row = {"output": "<think>red or green</think>blue"}
     tokens = [trained_tokens(make_config, tmp_path, row, reasoning=r) for r in ("train", "context", "remove")]
