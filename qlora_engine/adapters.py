@@ -25,6 +25,7 @@ from qlora_engine.models import names, spec, weight_reader
 from qlora_engine.models.experts import lora
 from qlora_engine.models.four_bit import dequantized
 from qlora_engine.models.packing import is_used_as_it_is
+from qlora_engine.models.parts import pattern
 
 ATTENTION_LEAVES = frozenset(
     {
@@ -177,7 +178,10 @@ def resolve_experts(model: Any) -> tuple[str, ...]:
 
 def is_block_linear(model: Any, name: str, module: Any) -> bool:
     """A linear layer inside the transformer blocks: of a quantized model those in 4 bits, since what stays in 16 (routers,
-    weights that a kernel reads) has a reason to; else those whose path has a layer number and that are nothing more."""
+    weights that a kernel reads) has a reason to; else those whose path has a layer number and that are nothing more. Not
+    one that loading found no gradient to reach."""
+    if pattern(name) in getattr(model, "unreached_linears", ()):
+        return False
     if getattr(model, "is_loaded_in_4bit", False):
         return isinstance(module, Linear4bit)
     return type(module) in (torch.nn.Linear, Linear4bit) and any(part.isdigit() for part in name.split("."))

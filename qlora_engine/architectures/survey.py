@@ -20,7 +20,7 @@ from qlora_engine.models import classes
 if TYPE_CHECKING:
     from qlora_engine.architectures.trial import Trial
 
-SCHEMA = 1
+SCHEMA = 2
 LIBRARIES = ("transformers", "torch", "peft", "bitsandbytes")
 Check = Callable[[], None]
 

@@ -14,14 +14,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from qlora_engine import adapters
-from qlora_engine.architectures import tiny
 from qlora_engine.config import LoraSettings, ModelSettings, QuantizationSettings, TrainingSettings
 from qlora_engine.control import Control
 from qlora_engine.data import batches
 from qlora_engine.data.tokenize import TokenRow
 from qlora_engine.device import plan_device
 from qlora_engine.errors import EngineError
-from qlora_engine.models import class_child, loading, spec
+from qlora_engine.models import class_child, loading, spec, structure, tiny
 from qlora_engine.models.quiet import quiet
 from qlora_engine.training import loss as losses
 from qlora_engine.training import optim, schedule, steps
@@ -103,7 +102,7 @@ def save(config: Any, folder: Path, seed: int = 0) -> Path:
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = _of(config)
+            model = tiny.with_values(_of(config))
         except Exception as error:
             raise DoesNotTrain(f"its class cannot be built: {class_child.first_line(error)}") from error
         model.save_pretrained(folder)
@@ -241,6 +240,9 @@ def notes_of(facts: spec.ModelFacts) -> tuple[str, ...]:
             kept.setdefault(tensor.why, []).append(tensor.name.rsplit(".", 2)[-2])
     for why, names in kept.items():
         found.append(f"{', '.join(sorted(set(names)))} in 16 bits: {why}")
+    still = sorted({one.name for one in facts.linears if not one.is_reached})
+    if still:
+        found.append(f"{', '.join(still)} without adapters: {structure.UNREACHED}")
     if any(tensor.role == "kernel" for tensor in facts.unquantized):
         found.append("convolution kernels in 16 bits")
     if facts.stacked:

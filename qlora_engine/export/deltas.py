@@ -64,6 +64,19 @@ class Delta:
             merged[at : at + step] = whole
         return merged
 
+    def transposed(self) -> Delta:
+        """The same of a weight that is kept inputs first.
+
+        Raises:
+            EngineError: DoRA, which scales the outputs, columns there.
+        """
+        if self.magnitude is not None:
+            raise EngineError(
+                "export.variant", "DoRA on layers that keep their weights inputs first is not merged here",
+                "export it as an adapter",
+            )  # fmt: skip
+        return Delta(self.b.T.contiguous(), self.a.T.contiguous(), self.scaling)
+
     def rows_from(self, start: int) -> Delta:
         """The same of a tensor that begins at that row."""
         magnitude = None if self.magnitude is None else self.magnitude[start:]
@@ -88,6 +101,28 @@ class StackDelta:
         return torch.stack([one.merged_into(w, dtype) for one, w in zip(chosen, weight, strict=True)])
 
 
+@dataclass(frozen=True)
+class CutDelta:
+    """The adapters of several layers that a file keeps in one tensor: (first row, number of rows, delta) of each adapted."""
+
+    parts: tuple[tuple[int, int, Delta], ...]
+
+    @property
+    def elements(self) -> int:
+        return sum(delta.elements for _, _, delta in self.parts)
+
+    def merged_into(
+        self, weight: torch.Tensor, dtype: torch.dtype = torch.float32, start: int = 0
+    ) -> torch.Tensor:
+        merged, stop = weight.to(dtype, copy=True), start + len(weight)
+        for first, rows, delta in self.parts:
+            low, high = max(first, start), min(first + rows, stop)
+            if low < high:
+                here = slice(low - start, high - start)
+                merged[here] = delta.merged_into(weight[here], dtype, low - first)
+        return merged
+
+
 def scaling_of(adapter_config: Mapping[str, Any], rank: int) -> float:
     """alpha / r, or alpha / sqrt(r) with rsLoRA (arXiv 2312.03732)."""
     alpha = float(adapter_config["lora_alpha"])
@@ -97,7 +132,8 @@ def scaling_of(adapter_config: Mapping[str, Any], rank: int) -> float:
 def read_deltas(
     adapter_dir: Path, adapter_config: Mapping[str, Any], base: Path | None = None
 ) -> dict[str, Change]:
-    """Parameter without `.weight` -> what is added to it. `base` is needed where experts are adapted.
+    """Parameter without `.weight` -> what is added to it. `base` is needed where experts are adapted, and where weights are
+    kept inputs first.
 
     Raises:
         EngineError: a variant whose merge is not known here.
@@ -125,7 +161,12 @@ def read_deltas(
             )
         else:
             deltas[module] = _of_linear(tensors, stem, adapter_config)
-    return deltas
+    if base is None:
+        return deltas
+    return {
+        k: d.transposed() if isinstance(d, Delta) and k in names.transposed(base) else d
+        for k, d in deltas.items()
+    }
 
 
 def _holds(module: str, stacked: list[str]) -> bool:
@@ -180,4 +221,9 @@ def on_disk(base: Path, deltas: Mapping[str, Change]) -> dict[str, Change]:
             assert isinstance(delta, StackDelta)
             delta = delta.experts[place.expert].rows_from(place.start)
         found[key.removesuffix(WEIGHT)] = delta
+    for key, parts in names.cuts(base).items():
+        adapted = ((part, by_parameter.get(part.parameter)) for part in parts)
+        own = tuple((part.start, part.rows, one) for part, one in adapted if isinstance(one, Delta))
+        if own:
+            found[key.removesuffix(WEIGHT)] = CutDelta(own)
     return found

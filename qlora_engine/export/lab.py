@@ -20,10 +20,10 @@ from qlora_engine.control import Control
 from qlora_engine.data.batches import IGNORED, collate
 from qlora_engine.device import DevicePlan, plan_device
 from qlora_engine.errors import EngineError
-from qlora_engine.export import merge
+from qlora_engine.export import merge, whole_trip
 from qlora_engine.export.quantized import quantized_paths, quantized_stacks
 from qlora_engine.export.source import Source
-from qlora_engine.models import loading, spec
+from qlora_engine.models import loading, names, spec
 from qlora_engine.models.names import plain_class
 from qlora_engine.models.quiet import quiet
 
@@ -198,6 +198,8 @@ def _merged_model(
         control.check()
         weight = model.get_parameter(name if name in _parameters(model) else f"{name}.weight")
         chosen = quantizer if name in in_4_bits else None
+        if chosen is not None and name in names.transposed(source.base_path):
+            weight.data, chosen = whole_trip.transposed(weight.data, chosen), None
         weight.data = _merged(weight.data, deltas.get(name), chosen).to(merge.DTYPES[dtype])
     return model.to(merge.DTYPES[dtype]).to(plan.name, plan.torch_dtype).eval()
 

@@ -24,6 +24,7 @@ from qlora_engine.export.nf4 import Quantizer, RoundTrip, whole_blocks
 from qlora_engine.export.pieces import Piece, of_bytes, of_tensor, row_spans
 from qlora_engine.export.stream import Layout, header_of, write_pieces
 from qlora_engine.export.weights import Weights
+from qlora_engine.export.whole_trip import WholeTrip
 from qlora_engine.models.files import INDEX_FILE
 from qlora_engine.models.names import Place
 
@@ -55,13 +56,17 @@ class Merge:
     quantized: frozenset[str] = frozenset()
     experts: Mapping[str, Sequence[tuple[str, Place]]] = field(default_factory=dict)
     """Of a base whose experts were in 4 bits: each of their tensors, with all of the same stack."""
+    whole: Mapping[str, Callable[[torch.Tensor, Quantizer], torch.Tensor]] = field(default_factory=dict)
+    """Tensors that go to 4 bits and back in a way of their own (export.whole_trip)."""
 
     def rows_of(self, name: str) -> Rows:
         """A function that gives rows of a merged weight as a type. Safe from several threads."""
         module = name.removesuffix(".weight")
         delta = self.deltas.get(module)
         stored: Callable[[int, int], torch.Tensor]
-        if self.quantizer is not None and module in self.quantized:
+        if self.quantizer is not None and module in self.whole:
+            stored = WholeTrip(self.base, name, self.quantizer, self.whole[module]).rows
+        elif self.quantizer is not None and module in self.quantized:
             stored = RoundTrip(self.base, name, self.quantizer).rows
         elif self.quantizer is not None and module in self.experts:
             stored = ExpertTrip(self.base, name, self.experts[module], self.quantizer).rows

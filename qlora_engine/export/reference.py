@@ -21,6 +21,7 @@ from qlora_engine import parsing
 from qlora_engine.export import gguf, merge
 from qlora_engine.export.quantized import quantized_paths, quantized_stacks
 from qlora_engine.models.four_bit import BLOCK, dequantized
+from qlora_engine.models.names import transposed
 from qlora_engine.models.packed_loading import plain_model
 from qlora_engine.models.packing import is_used_as_it_is
 
@@ -139,9 +140,12 @@ def _round_trip(model: Any, base: Path, load: Mapping[str, Any]) -> None:
     quantizer = merge.Quantizer(
         load["quant_type"], bool(load["is_double_quant"]), getattr(torch, load["compute_dtype"])
     )
+    turned = transposed(base)
     for path in quantized_paths(base):
         module = model.get_submodule(path)
-        module.weight.data = quantizer.round_trip(module.weight.data).float()
+        stored = module.weight.data.T.contiguous() if path in turned else module.weight.data
+        found = quantizer.round_trip(stored).float()
+        module.weight.data = found.T.contiguous() if path in turned else found
     if not load.get("expert_stacks"):
         return
     for name in quantized_stacks(base):

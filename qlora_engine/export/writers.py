@@ -13,7 +13,7 @@ import torch
 
 from qlora_engine.control import Control
 from qlora_engine.errors import EngineError
-from qlora_engine.export import bnb4, card, gguf, gguf_lora, merge, ollama, surroundings
+from qlora_engine.export import bnb4, card, gguf, gguf_lora, merge, ollama, surroundings, whole_trip
 from qlora_engine.export.deltas import Change, on_disk
 from qlora_engine.export.journal import Journal
 from qlora_engine.export.pieces import Piece
@@ -163,6 +163,12 @@ def _merged(source: Source, choice: Choice) -> SafetensorsWriter:
 
 def _requantized(source: Source, choice: Choice) -> SafetensorsWriter:
     found = _merge(source, choice.into)
+    odd = sorted(whole_trip.trips(source.base_path))
+    if odd:
+        raise EngineError(
+            "export.bnb4_layout", f"the files keep {odd[0]} in another layout than its layer, which is not written in 4 bits",
+            "export it as a merged model",
+        )  # fmt: skip
     bnb4.require_whole_blocks(found.base, quantized_modules(source))
     plan = bnb4.Requantized(found, quantized_modules(source), merge.DTYPES[choice.dtype])
     nbytes = bnb4.nbytes_of({name: plan.layout_of(name) for name in found.base.headers})
@@ -238,7 +244,8 @@ def _merge(source: Source, into: str) -> merge.Merge:
     base = Weights.of(source.base_path)
     chosen = quantizer(source) if into == "dequantized" else None
     experts = _experts(source) if chosen is not None else {}
-    return merge.Merge(base, _deltas(source), chosen, quantized_modules(source), experts)
+    whole = whole_trip.trips(source.base_path) if chosen is not None else {}
+    return merge.Merge(base, _deltas(source), chosen, quantized_modules(source), experts, whole)
 
 
 def _deltas(source: Source) -> dict[str, Change]:

@@ -214,6 +214,7 @@ def _profiles(
         upcast_unquantized=question.upcast_unquantized,
         blocks=question.facts.blocks,
         layers=layers,
+        unreached=frozenset(one.path for one in question.facts.linears if not one.is_reached),
     )
     rows, length = question.micro_batch, question.seq_len
     ledger = Ledger(

@@ -61,15 +61,14 @@ def constants_of(weights: int, *, is_double_quant: bool) -> int:
 
 
 def target_linears(facts: ModelFacts, targets: str | Sequence[str]) -> tuple[LinearFact, ...]:
-    """The linear layers that get adapters, as `adapters.resolve_targets` chooses them on the built model: by the last
-    part of their names."""
+    """The linear layers that get adapters, as `adapters.resolve_targets` chooses them on the built model: by the end of
+    their names, or of all that gradients reach."""
     if targets == "all-linear":
-        return facts.linears
+        return tuple(t for t in facts.linears if t.is_reached)
     if targets == "attention":
-        wanted = {t.name for t in facts.linears if is_attention(t.path)}
-    else:
-        wanted = {targets} if isinstance(targets, str) else set(targets)
-    return tuple(t for t in facts.linears if t.name in wanted)
+        return tuple(t for t in facts.linears if t.is_reached and is_attention(t.path))
+    wanted = (targets,) if isinstance(targets, str) else targets
+    return tuple(t for t in facts.linears if any(f".{t.path}".endswith(f".{name}") for name in wanted))
 
 
 def is_attention(path: str) -> bool:

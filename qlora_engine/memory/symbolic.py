@@ -71,9 +71,11 @@ def build(
     upcast_unquantized: bool,
     blocks: str = "",
     layers: Sequence[int] | None = None,
+    unreached: frozenset[str] = frozenset(),
 ) -> Any:
     """The PEFT model on the meta device, ready to train: quantized, adapters attached, checkpointing as asked. With
-    `layers`, of the decoder blocks in `blocks` only those numbers, in that order."""
+    `layers`, of the decoder blocks in `blocks` only those numbers, in that order. `unreached`: patterns of layers without
+    adapters."""
     with quiet():
         model = class_child.build(copy.deepcopy(config), compute_dtype)
     with quiet(), torch.device("meta"):
@@ -85,6 +87,7 @@ def build(
     model.config.use_cache = False
     model.requires_grad_(False)
     model.is_loaded_in_4bit = True
+    model.unreached_linears = unreached
     with quiet():
         peft_model, _ = adapters.attach(model, job.lora)
     peft_model.train()

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from qlora_engine import parsing
 from qlora_engine.errors import EngineError, did_you_mean
-from qlora_engine.models import structure
+from qlora_engine.models import reach, structure
 from qlora_engine.models.quiet import quiet
 
 NOT_FOR_THE_CLASS = frozenset(
@@ -101,7 +101,7 @@ def describe(text: Mapping[str, Any]) -> dict[str, Any]:
         "is_own": type(model).__module__.startswith("transformers."),
         **sizes,
         "blocks": structure.blocks_path(model, int(sizes["layers"])),
-        **structure.describe(model),
+        **structure.describe(model, reach.unreached(config)),
     }
 
 

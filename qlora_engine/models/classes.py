@@ -23,7 +23,7 @@ from qlora_engine import child, parsing, paths
 from qlora_engine.errors import EngineError
 from qlora_engine.models.parts import ModelFacts, parts_from_dict
 
-SCHEMA = 1
+SCHEMA = 2
 CHILD_SECONDS = 180
 SIZES = (
     "hidden_size", "layers", "heads", "kv_heads", "head_dim", "intermediate_size", "vocab_size", "max_positions",

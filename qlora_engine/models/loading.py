@@ -99,6 +99,7 @@ def load_quantized(
     model.config.quantization_config.told = None
     require_complete(path, found)
     model.requires_grad_(False)
+    model.unreached_linears = unreached_of(facts)
     keep_weights_as_they_are(model)
     if quantization.expert_placement == "host":
         keep_on_host(model, torch.device(plan.name))
@@ -144,6 +145,11 @@ def text_model_arguments(path: Path, facts: spec.ModelFacts | None = None) -> di
         "config": config,
         "key_mapping": {r"^language_model\.": "", r"^model\.language_model\.": "model."},
     }
+
+
+def unreached_of(facts: spec.ModelFacts) -> frozenset[str]:
+    """Patterns of the linear layers where an adapter would learn nothing (models.reach)."""
+    return frozenset(linear.path for linear in facts.linears if not linear.is_reached)
 
 
 def keep_weights_as_they_are(model: Any) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
+from transformers.pytorch_utils import Conv1D
 
 from qlora_engine.errors import EngineError
 from qlora_engine.models import spec
@@ -35,6 +36,15 @@ class Place:
     parameter: str
     expert: int | None = None
     start: int = 0
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Of a stored tensor that the class takes apart: its `rows` rows from `start` on are all of `parameter`."""
+
+    parameter: str
+    start: int
+    rows: int
 
 
 def plain_class(folder: Path) -> Any:
@@ -86,30 +96,69 @@ def language_prefix(model: Any) -> str:
 
 
 @lru_cache(maxsize=4)
-def places(folder: Path) -> Mapping[str, Place]:
-    """Name of each stored tensor that the plain model has -> its place in it.
+def transposed(folder: Path) -> frozenset[str]:
+    """Paths of the layers whose weights are kept inputs first (gpt2's)."""
+    return frozenset(name for name, module in skeleton(folder).named_modules() if isinstance(module, Conv1D))
 
-    Raises:
-        EngineError: the files keep experts in a way that is not understood here.
-    """
+
+@lru_cache(maxsize=4)
+def cuts(folder: Path) -> Mapping[str, tuple[Cut, ...]]:
+    """Name of each stored tensor that is several parameters of the plain model, one under the other -> those."""
+    model = skeleton(folder)
+    found = {}
+    for key, name, pattern, converter in _converted_keys(folder):
+        if pattern is not None and len(converter.target_patterns) > 1:
+            rows = torch.arange(spec.headers_of_folder(folder)[key].shape[0])[:, None]
+            pieces = _outcome({pattern: [rows]}, converter, name, model)
+            parts = tuple(
+                _cut(name.replace(converter.target_patterns[0], one), v) for one, v in pieces.items()
+            )
+            if parts and None not in parts:
+                found[key] = tuple(part for part in parts if part is not None)
+    return found
+
+
+def _cut(parameter: str, piece: torch.Tensor) -> Cut | None:
+    """None where the rows of the piece are not neighbours."""
+    start, rows = (int(piece[0, 0]), len(piece)) if piece.numel() else (0, 0)
+    is_whole = rows > 0 and torch.equal(piece[:, 0], torch.arange(start, start + rows))
+    return Cut(parameter, start, rows) if is_whole else None
+
+
+def _converted_keys(folder: Path) -> Iterator[tuple[str, str, str | None, Any]]:
+    """(stored name, name in the plain model, what matched, converter) of each stored tensor that the model has."""
     model = skeleton(folder)
     known = model.state_dict()
     transforms = get_model_conversion_mapping(model)
     renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
     converters = [one for one in transforms if isinstance(one, WeightConverter)]
     of_pattern = {pattern: one for one in converters for pattern in one.source_patterns}
-    found: dict[str, Place] = {}
-    gathered: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for key in sorted(spec.headers_of_folder(folder), key=dot_natural_key):
         name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, known)
         if name not in known and key in known:
             name, pattern = key, None
-        if name in known and pattern is None:
+        if name in known:
+            yield key, name, pattern, of_pattern.get(pattern or "")
+
+
+@lru_cache(maxsize=4)
+def places(folder: Path) -> Mapping[str, Place]:
+    """Name of each stored tensor that the plain model has -> its place in it.
+
+    Raises:
+        EngineError: the files keep experts in a way that is not understood here.
+    """
+    found: dict[str, Place] = {}
+    gathered: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    makers: dict[str, Any] = {}
+    for key, name, pattern, converter in _converted_keys(folder):
+        if pattern is None:
             found[key] = Place(name)
-        elif name in known:
-            gathered[name][pattern or ""].append(key)
+        elif len(converter.target_patterns) == 1:
+            gathered[name][pattern].append(key)
+            makers.setdefault(name, converter)
     for name, patterns in gathered.items():
-        found |= _of_experts(folder, name, patterns, of_pattern[next(iter(patterns))], model)
+        found |= _of_experts(folder, name, patterns, makers[name], skeleton(folder))
     return found
 
 
@@ -140,18 +189,25 @@ def _of_experts(
 def _converted(
     pieces: Mapping[str, torch.Tensor], converter: Any, name: str, model: Any
 ) -> torch.Tensor | None:
-    found: Any = {pattern: [piece] for pattern, piece in pieces.items()}
+    found = _outcome({pattern: [piece] for pattern, piece in pieces.items()}, converter, name, model)
+    whole = next(iter(found.values()), None)
+    return whole[0] if whole is not None and whole.ndim == 3 and whole.shape[0] == 1 else None
+
+
+def _outcome(
+    pieces: Mapping[str, list[torch.Tensor]], converter: Any, name: str, model: Any
+) -> dict[str, torch.Tensor]:
+    """What a converter makes of such pieces, by pattern; nothing where its operations are for other tensors."""
+    found: Any = dict(pieces)
     try:
         for operation in converter.operations:
             found = operation.convert(
                 found, source_patterns=converter.source_patterns, target_patterns=converter.target_patterns,
                 full_layer_name=name, model=model, config=model.config, missing_keys=None,
             )  # fmt: skip
-    except Exception:  # noqa: BLE001 - an operation for other tensors than experts
-        return None
-    value = next(iter(found.values()))
-    whole: torch.Tensor = value[0] if isinstance(value, list) else value
-    return whole[0] if whole.ndim == 3 and whole.shape[0] == 1 else None
+    except Exception:  # noqa: BLE001 - whatever an operation says against them
+        return {}
+    return {key: value[0] if isinstance(value, list) else value for key, value in found.items()}
 
 
 def files_of(folder: Path, parameter: str) -> dict[str, Place]:
@@ -166,6 +222,7 @@ def require_stored(folder: Path, parameters: Mapping[str, Any]) -> None:
         EngineError: with the first that is not.
     """
     there = {place.parameter for place in places(folder).values()}
+    there |= {part.parameter for parts in cuts(folder).values() for part in parts}
     lost = sorted(name for name in parameters if name not in there)
     if lost:
         raise EngineError(

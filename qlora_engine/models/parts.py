@@ -13,7 +13,8 @@ EXPERTS_IN_4_BITS = True
 
 @dataclass(frozen=True)
 class LinearFact:
-    """One kind of linear layer. `path` has `*` for the block's number; `count` is how many the model has."""
+    """One kind of linear layer. `path` has `*` for the block's number; `count` is how many the model has. `is_reached`:
+    gradients come there when the model predicts text, so an adapter would learn."""
 
     name: str
     path: str
@@ -22,6 +23,7 @@ class LinearFact:
     count: int
     has_bias: bool
     is_quantized: bool
+    is_reached: bool = True
 
     @property
     def weights(self) -> int:

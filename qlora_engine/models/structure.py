@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import asdict
 from functools import cache
 from typing import Any, cast
@@ -27,6 +27,7 @@ READ = "its block reads the weights themselves"
 OWN_CLASS = "it is more than a linear layer"
 FP32 = "the class keeps it in fp32"
 TIED = "it shares its weights"
+UNREACHED = "predicting text leads no gradient there"
 _WEIGHT_READ = re.compile(r"self\.(\w+)\.weight\b(?!\.device)")
 _EXPERT_COUNTS = (
     "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts",
@@ -95,14 +96,14 @@ def blocks_path(model: Any, layers: int) -> str:
     return max(found)[2] if found else ""
 
 
-def describe(model: Any) -> dict[str, Any]:
-    """The parts of the model, JSON-ready, as `parts.parts_from_dict` reads them."""
+def describe(model: Any, unreached: Collection[str] = ()) -> dict[str, Any]:
+    """The parts of the model, JSON-ready, as `parts.parts_from_dict` reads them. `unreached`: see `models.reach`."""
     kept = kept_linears(model)
     linears = {n: m for n, m in linear_layers(model).items() if n not in kept}
     stacked = list(stacked_weights(model))
     counted = {id(m.weight) for m in linears.values()} | {id(p) for _, _, _, p in stacked}
     return {
-        "linears": [asdict(one) for one in _linear_facts(linears)],
+        "linears": [asdict(one) for one in _linear_facts(linears, unreached)],
         "stacked": [asdict(one) for one in _stacked_facts(stacked)],
         "unquantized": [asdict(one) for one in _tensor_facts(model, kept, counted)],
         "buffers": [asdict(one) for one in _buffer_facts(model)],
@@ -187,14 +188,15 @@ def _tied_groups(model: Any) -> list[list[str]]:
     return [sorted(names) for names in groups.values() if len(names) > 1]
 
 
-def _linear_facts(linears: dict[str, nn.Module]) -> Iterator[LinearFact]:
+def _linear_facts(linears: dict[str, nn.Module], unreached: Collection[str]) -> Iterator[LinearFact]:
     counts = Counter(
         (pattern(name), *features_of(module), module.bias is not None) for name, module in linears.items()
     )
     for (path, in_features, out_features, has_bias), count in counts.items():
         yield LinearFact(
-            path.rsplit(".", 1)[-1], path, in_features, out_features, count, has_bias, is_quantized=True
-        )
+            path.rsplit(".", 1)[-1], path, in_features, out_features, count, has_bias,
+            is_quantized=True, is_reached=path not in unreached,
+        )  # fmt: skip
 
 
 def _stacked_facts(stacked: list[tuple[str, nn.Module, str, nn.Parameter]]) -> Iterator[StackedFact]:

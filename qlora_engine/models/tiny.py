@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 
 from qlora_engine.models.quiet import quiet
@@ -96,6 +97,30 @@ def tiny_config(model_type: str, **overrides: Any) -> Any:
     with quiet():
         default = AutoConfig.for_model(model_type)
         return type(default)(**{**scaled(plain(default)), **SPECIAL.get(model_type, {}), **overrides})
+
+
+def replica_of(config: Any) -> Any:
+    """The same kind of config with small sizes: its own layers and switches, at most some of each kind.
+
+    Raises:
+        Exception: whatever the config class says against the values.
+    """
+    with quiet():
+        return type(config)(**{**scaled(plain(config)), **SPECIAL.get(str(config.model_type), {})})
+
+
+def with_values(model: Any) -> Any:
+    """The model, with what its class fills with one number (gates, step sizes, scales) a little off it, as in a trained
+    one: where such a number is zero, nothing behind it could learn or be told apart."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if (
+                parameter.is_floating_point()
+                and parameter.numel() > 1
+                and bool((parameter == parameter.flatten()[0]).all())
+            ):
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    return model
 
 
 def plain(config: Any) -> dict[str, Any]:
