@@ -14,7 +14,6 @@ from peft import (
     PeftModel,
     get_peft_model,
     get_peft_model_state_dict,
-    set_peft_model_state_dict,
 )
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
@@ -238,7 +237,7 @@ def reopen(model: Any, folder: Path) -> PeftModel:
     if set(get_peft_model_state_dict(peft_model, save_embedding_layers=False)) != set(weights):
         raise ValueError(f"the adapter in {folder} does not fit {type(model).__name__}")
     _cast(peft_model, next(iter(weights.values())).dtype)
-    set_peft_model_state_dict(peft_model, weights)
+    lora.put(peft_model, weights)
     return peft_model
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.helpers import rescale_adapter_scale
 from safetensors.torch import load_file
 
@@ -119,7 +119,7 @@ class Voices:
         built = get_peft_model_state_dict(self._model, adapter_name=voice.name, save_embedding_layers=False)
         _require_same_weights(voice, built, weights)
         _cast(self._model, voice.name, next(iter(weights.values())).dtype)
-        set_peft_model_state_dict(self._model, weights, adapter_name=voice.name)
+        lora.put(self._model, weights, voice.name)
         self._model.eval()
 
     def _drop(self, name: str) -> None:

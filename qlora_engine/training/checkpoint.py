@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from qlora_engine import config_io
 from qlora_engine.config import all_knobs
 from qlora_engine.errors import EngineError
+from qlora_engine.models.experts import lora
 from qlora_engine.runs import sealed
 from qlora_engine.runs.record import RunFolder
 from qlora_engine.runs.sealed import sync_folder, write_aside, write_mark
@@ -243,7 +244,7 @@ def load_adapter(checkpoint: Path, model: Any) -> None:
             f"the adapter in {checkpoint.name} has other weights than this run: {other[0]} and {len(other) - 1} more",
             "resume with the settings the run was started with",
         )
-    set_peft_model_state_dict(model, weights)
+    lora.put(model, weights)
 
 
 def prune(folder: RunFolder, keep: int, best_step: int | None) -> None:

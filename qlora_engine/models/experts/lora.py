@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from peft import LoraConfig
+from peft import LoraConfig, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora import layer as peft_layer
 from peft.utils import transformers_weight_conversion as conversion
@@ -81,13 +81,39 @@ def teach(config: LoraConfig, model: Any) -> LoraConfig:
 @contextmanager
 def literally() -> Iterator[None]:
     """Have PEFT take the names in a configuration for what they are. Of classes whose experts were once layers of their own
-    it takes `gate_proj`, wherever it is, for such a layer, and looks for the stacked experts instead."""
-    original = conversion.convert_peft_config_for_transformers
+    it takes `gate_proj`, wherever it is, for such a layer, and looks for the stacked experts instead. Weights too: names
+    that a class's old files had are replaced wherever they stand, within longer names as well, and then fit nothing."""
+    originals = (
+        conversion.convert_peft_config_for_transformers,
+        conversion.convert_peft_adapter_state_dict_for_transformers,
+    )
     conversion.convert_peft_config_for_transformers = lambda *args, **kwargs: None
+    conversion.convert_peft_adapter_state_dict_for_transformers = _as_they_are
     try:
         yield
     finally:
-        conversion.convert_peft_config_for_transformers = original
+        (
+            conversion.convert_peft_config_for_transformers,
+            conversion.convert_peft_adapter_state_dict_for_transformers,
+        ) = originals
+
+
+def _as_they_are(
+    model: Any, peft_config: Any, adapter_state_dict: dict[str, Any], adapter_name: str = "default"
+) -> dict[str, Any]:
+    return adapter_state_dict
+
+
+def put(model: Any, weights: dict[str, Any], adapter_name: str = "default") -> None:
+    """Give the adapter of that name these weights, by the names that they have in `model`.
+
+    Raises:
+        ValueError: one has no place, which PEFT would leave out without a word.
+    """
+    with literally():
+        done = set_peft_model_state_dict(model, weights, adapter_name=adapter_name)
+    if done.unexpected_keys:
+        raise ValueError(f"{done.unexpected_keys[0]} has no place in the model")
 
 
 def plain_targets(config: LoraConfig, model: Any) -> tuple[set[str], list[str] | None]:
