@@ -1,7 +1,7 @@
 """Entry of the frozen bundle: one executable is the window, the engine process and the command line.
 
 `client.worker_command` starts a frozen bundle with `--engine-worker`, the proof of an export with `--verify-export`,
-the description of a model class with `--describe-class`;
+the description of a model class with `--describe-class`, the runs of the queue with `--run-queue`;
 `--cli` is `qlora`.
 """
 
@@ -29,6 +29,10 @@ def main() -> int:
         from qlora_engine.data.tokenizing_child import main as tokenize
 
         return tokenize()
+    if sys.argv[1:2] == ["--run-queue"]:
+        from qlora_engine.runs.queue_runner import main as run_queue
+
+        return run_queue()
     if sys.argv[1:2] == ["--cli"]:
         from qlora_engine.cli.main import run
 

@@ -16,6 +16,7 @@ FLAGS = {
     "qlora_engine.export.verify_child": "--verify-export",
     "qlora_engine.models.class_child": "--describe-class",
     "qlora_engine.data.tokenizing_child": "--tokenize-rows",
+    "qlora_engine.runs.queue_runner": "--run-queue",
 }
 """How a frozen bundle, which is one executable, starts itself as each of them."""
 

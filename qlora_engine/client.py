@@ -16,12 +16,14 @@ from typing import Any, Protocol
 
 from qlora_engine import child, events, jobs
 from qlora_engine.control import STOP_DISCARD, STOP_SAVE, Control
-from qlora_engine.events import TERMINAL, Event, RunFailed, RunStarted
+from qlora_engine.events import TERMINAL, Event, RunFailed, RunLeft, RunStarted
 
 DISCARD_GRACE_SECONDS = 15.0
 KILL_GRACE_SECONDS = 5.0
 EXIT_GRACE_SECONDS = 20.0
 LOG_TAIL_BYTES = 8_000
+LEAVE = {"command": "leave"}
+"""What the worker is told by a driver that goes while the job goes on."""
 
 
 class Engine(Protocol):
@@ -63,14 +65,15 @@ class ProcessEngine:
         self._process: subprocess.Popen[str] | None = None
         self._write_lock = threading.Lock()
         self._waiting: list[Mapping[str, Any]] = []
-        self._run_log: Path | None = None
+        self._run_dir: Path | None = None
+        self._is_left = False
 
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
     def run(self, job: jobs.Job) -> Iterator[Event]:
-        with tempfile.TemporaryDirectory(prefix="qlora-engine-") as folder:
+        with tempfile.TemporaryDirectory(prefix="qlora-engine-", ignore_cleanup_errors=True) as folder:
             log = Path(folder) / "log.txt"
             process = self._start(job, log)
             has_ended = False
@@ -80,10 +83,16 @@ class ProcessEngine:
                     yield event
                     if has_ended:
                         break
+            except GeneratorExit:
+                self._is_left = self._is_left or (getattr(job, "detached", False) and not has_ended)
+                raise
             finally:
                 self._reap(process, is_over=has_ended)
-            if not has_ended:
-                yield died(process.returncode, _tail(self._run_log) or _tail(log))
+            if self._is_left and not has_ended:
+                yield RunLeft(str(self._run_dir or ""))
+            elif not has_ended:
+                run_log = self._run_dir / "log.txt" if self._run_dir else None
+                yield died(process.returncode, _tail(run_log) or _tail(log))
 
     def send(self, command: Mapping[str, Any]) -> None:
         with self._write_lock:
@@ -96,6 +105,11 @@ class ProcessEngine:
         self.send({"command": "stop", "mode": mode})
         if mode == STOP_DISCARD:
             threading.Thread(target=self._escalate, name="stop-escalation", daemon=True).start()
+
+    def leave(self) -> None:
+        """Read no more, and let the job go on by itself: `run` ends with RunLeft. A run is found again by its folder."""
+        self._is_left = True
+        self.send(LEAVE)
 
     def kill(self) -> None:
         """End the engine at once; what was not in a checkpoint is lost."""
@@ -138,16 +152,20 @@ class ProcessEngine:
             except ValueError:
                 continue  # half a line from a dying process; its death is reported by `run`
             if isinstance(event, RunStarted):
-                self._run_log = Path(event.run_dir) / "log.txt"
+                self._run_dir = Path(event.run_dir)
             yield event
 
     def _reap(self, process: subprocess.Popen[str], *, is_over: bool) -> None:
-        """Wait for the child and close the pipes; a child whose events nobody reads any more saves and ends."""
+        """Wait for the child and close the pipes; a child whose events nobody reads any more saves and ends, and one that
+        was left is not waited for."""
         with self._write_lock, contextlib.suppress(OSError):
             if process.stdin is not None:
                 process.stdin.close()
         try:
-            process.wait(EXIT_GRACE_SECONDS if is_over else None)
+            if self._is_left:  # it is buried when it ends, if this process is still there
+                threading.Thread(target=process.wait, name="left-engine", daemon=True).start()
+            else:
+                process.wait(EXIT_GRACE_SECONDS if is_over else None)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -2,7 +2,8 @@
 
 The real stdout is kept for events alone: file descriptor 1 is pointed at the log, so that a stray print, from
 Python or from C, cannot corrupt the stream. The first line of stdin is the job, each later one a command.
-When stdin ends the driver has vanished: the job is asked to save and end.
+When stdin ends the driver has vanished: the job is asked to save and end, unless it is detached. A detached job goes on
+without anyone: what it tells is in its run's folder, and commands come from there (runs.commands).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from qlora_engine import events, jobs, parsing
+from qlora_engine.client import LEAVE
 from qlora_engine.control import STOP_SAVE, Control
 
 NICENESS = 5
@@ -33,20 +35,70 @@ def main() -> int:
     _lower_priority()
     control = Control()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    reader = Reader(out, control)
     for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda *_: control.request_stop(STOP_SAVE))
+            signal.signal(getattr(signal, name), lambda number, _: _signalled(number, reader, control))
     line = sys.stdin.readline()
     if not line:
         return 2
     job = jobs.decode(line)
-    threading.Thread(target=_listen, args=(control,), name="commands", daemon=True).start()
+    if getattr(job, "detached", False):
+        reader.detach()
+    threading.Thread(target=_listen, args=(control, reader), name="commands", daemon=True).start()
     for event in jobs.carry_out(job, control):
         if isinstance(event, events.RunStarted):
             _log_into(Path(event.run_dir) / "log.txt")
-        _deliver(out, event, control)
-    _exit_now(out)
+        reader.deliver(event)
+    reader.close()
+    _exit_now()
     return 0
+
+
+class Reader:
+    """Whoever reads the events. The job of a reader that vanishes saves and ends, or goes on where it is detached."""
+
+    def __init__(self, out: TextIO, control: Control) -> None:
+        self._out: TextIO | None = out
+        self._control = control
+        self._lock = threading.Lock()
+        self.is_detached = False
+
+    def deliver(self, event: events.Event) -> None:
+        with self._lock:
+            if self._out is None:
+                return
+            try:
+                self._out.write(events.encode(event) + "\n")
+                self._out.flush()
+                return
+            except (BrokenPipeError, ValueError, OSError):
+                self._out = None if self.is_detached else self._out
+        self.vanished()
+
+    def detach(self) -> None:
+        """From here on the job needs no reader. A closed terminal takes its session's processes with it: this one leaves
+        that session."""
+        self.is_detached = True
+        if hasattr(os, "setsid"):
+            with contextlib.suppress(OSError):
+                os.setsid()
+
+    def vanished(self) -> None:
+        if not self.is_detached and not self._control.is_orphaned:
+            _orphaned(self._control)
+
+    def close(self) -> None:
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            if self._out is not None:
+                out, self._out = self._out, None
+                out.close()
+
+
+def _signalled(number: int, reader: Reader, control: Control) -> None:
+    """Save and end; a detached job does not mind that a terminal was closed."""
+    if not (reader.is_detached and number == getattr(signal, "SIGHUP", None)):
+        control.request_stop(STOP_SAVE)
 
 
 def _take_stdout() -> TextIO:
@@ -69,15 +121,19 @@ def _log_into(file: Path) -> None:
     os.close(log)
 
 
-def _listen(control: Control) -> None:
+def _listen(control: Control, reader: Reader) -> None:
     for line in sys.stdin:
         try:
             command = parsing.from_json(line)
         except ValueError:
             logging.getLogger(__name__).warning("not a command: %r", line[:80])
             continue
-        control.handle(command)
-    _orphaned(control)
+        if command == LEAVE:
+            reader.detach()
+            reader.close()
+        else:
+            control.handle(command)
+    reader.vanished()
 
 
 def _orphaned(control: Control) -> None:
@@ -100,15 +156,6 @@ def _end_orphan() -> None:
     os._exit(3)
 
 
-def _deliver(out: TextIO, event: events.Event, control: Control) -> None:
-    try:
-        out.write(events.encode(event) + "\n")
-        out.flush()
-    except (BrokenPipeError, ValueError, OSError):
-        if not control.is_orphaned:
-            _orphaned(control)
-
-
 def _lower_priority() -> None:
     """Give the window the right of way on a busy machine."""
     try:
@@ -122,12 +169,11 @@ def _lower_priority() -> None:
         logging.getLogger(__name__).info("the engine's priority could not be lowered")
 
 
-def _exit_now(out: TextIO) -> None:
+def _exit_now() -> None:
     """End without waiting for library threads; everything worth keeping is on disk by now."""
     try:
-        out.close()
-    finally:
         logging.shutdown()
+    finally:
         os._exit(0)
 
 

@@ -80,7 +80,7 @@ class Watch:
 
 class WatchEngine:
     """An engine whose job runs elsewhere. `run(job)` ignores the job; `send` and `request_stop` reach the owner through the
-    run's folder; `leave` ends the watching alone."""
+    run's folder; `leave` ends the watching, not the run."""
 
     def __init__(self, run_dir: Path | str) -> None:
         """Raises EngineError: there is no such run."""

@@ -9,10 +9,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the tests' own places, as in the suite
+
 from qlora_engine import jobs, worker
 from qlora_engine.control import Control
 from qlora_engine.errors import EngineError
-from qlora_engine.events import Event, PhaseChanged, Progressed, RunFinished, RunStopped
+from qlora_engine.events import Event, PhaseChanged, Progressed, RunFinished, RunStarted, RunStopped
+from qlora_engine.runs import commands
+from qlora_engine.runs.record import RunFolder
+from tests.support.run_folders import step_event
 
 
 def scripted(job: jobs.TrainJob, control: Control) -> Iterator[Event]:
@@ -40,8 +45,30 @@ def scripted(job: jobs.TrainJob, control: Control) -> Iterator[Event]:
     elif script == "busy":
         while True:
             time.sleep(3600)
+    elif script == "in its folder":
+        yield from _in_its_folder(job, control)
     elif script == "until stopped":
         yield from _until_stopped(job, control)
+
+
+def _in_its_folder(job: jobs.TrainJob, control: Control) -> Iterator[Event]:
+    """A run as the recipe leaves it, without training: a step every few milliseconds until the marker is there."""
+    folder = RunFolder(Path(job.run_dir))
+    folder.claim(as_planned=True)
+    yield from _told(folder, RunStarted(folder.run_id, str(folder.path), os.getpid(), False, time.time()))
+    with commands.listening(folder.path, control):
+        for number in range(1, 3000):
+            yield from _told(folder, step_event(number, 3000, 1.0 / number))
+            if Path(job.config["marker"]).exists() or control.is_stop_requested:
+                break
+            time.sleep(0.01)
+    folder.update(state="stopped" if control.is_stop_requested else "finished", last_step=number)
+    yield RunFinished({"steps": number})
+
+
+def _told(folder: RunFolder, event: Event) -> Iterator[Event]:
+    folder.append(event)
+    yield event
 
 
 def _until_stopped(job: jobs.TrainJob, control: Control) -> Iterator[Event]:
