@@ -1,37 +1,126 @@
-"""Data page: the dataset, how it is read, and the report of what is trained."""
+"""Data page: its head, its tabs, and what they have in common."""
 
 from __future__ import annotations
 
-from app.controllers.options import option_values
-from app.presenters.data import data_state
-from app.screens.data import DataScreen
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from PySide6.QtCore import QObject
+
+from app.controllers.data_findings import DoctorController, ReportController
+from app.controllers.data_rows import RowsController
+from app.controllers.data_source import SourceController
+from app.controllers.data_split import SplitController
+from app.presenters.data import data_state, report_notice
+from app.presenters.data_source import with_sources
+from app.screens.data import DOCTOR, REPORT, ROWS, SOURCE, SPLIT, DataScreen
 from app.studio import Studio
 
 
-class DataController:
+class Tab(Protocol):
+    """What a tab's controller can do: `paint` follows every change, also while the tab is hidden."""
+
+    def paint(self) -> None: ...
+
+
+class DataController(QObject):
+    """`report` is the newest one of these data, also while they are read anew after a change of settings."""
+
     def __init__(self, studio: Studio, screen: DataScreen) -> None:
-        self._workspace, self._screen = studio.workspace, screen
-        work = studio.workspace
-        work.data.changed.connect(self.paint)
-        work.job.changed.connect(self.paint)
-        screen.path_chosen.connect(work.job.choose_data)
-        screen.edited.connect(work.job.edit)
-        screen.reset_asked.connect(work.job.reset_option)
+        super().__init__(screen)
+        self.studio, self.screen = studio, screen
+        self.work = work = studio.workspace
+        self.report: Mapping[str, Any] | None = None
+        self._report_of = ""
+        self.tabs: dict[str, Tab] = {}
+        for signal in (work.data.changed, work.job.changed, work.watch.changed, work.base.facts_changed):
+            signal.connect(self.paint)
         screen.check_asked.connect(work.watch.check)
         screen.cancel_asked.connect(work.watch.cancel)
+        screen.tab_wanted.connect(self.show_tab)
+        screen.files_dropped.connect(self._take_files)
+        screen.shown.connect(self.paint)
+        self.show_tab(SOURCE)
+
+    @property
+    def is_new(self) -> bool:
+        """True when the report is about the settings as they are."""
+        return self.report is not None and self.report is self.work.data.report
+
+    @property
+    def notice(self) -> tuple[str, str]:
+        return report_notice(
+            is_known=self.report is not None, is_new=self.is_new, is_checking=bool(self.work.data.progress)
+        )
+
+    def show_tab(self, name: str) -> None:
+        if name not in self.tabs:
+            self.tabs[name] = getattr(self, f"_make_{name}")()
+        self.screen.show_tab(name)
         self.paint()
 
+    def open_row(self, number: int) -> None:
+        """Show a row that a report or a finding names."""
+        self.show_tab(ROWS)
+        rows = self.tabs[ROWS]
+        assert isinstance(rows, RowsController)
+        rows.open_row(number)
+
     def paint(self) -> None:
-        work = self._workspace
+        work = self.work
+        path = work.job.config.data.path
+        if work.data.report is not None:
+            self.report, self._report_of = work.data.report, path
+        elif self._report_of != path:
+            self.report = None
         can_check = work.base.facts_error is None and not work.job.draft.issues
-        self._screen.show_state(
-            data_state(
-                work.job.config.data,
-                work.data.report,
-                work.data.rows,
-                work.data.error,
-                work.data.progress,
-                can_check,
-            )
+        error = work.data.error or work.watch.place.problem
+        self.screen.show_state(
+            data_state(error, work.data.progress, work.watch.findings, can_check=can_check)
         )
-        self._screen.render_options(*option_values(work.job.draft))
+        for tab in self.tabs.values():
+            tab.paint()
+
+    def _take_files(self, files: list[str]) -> None:
+        """The first is the dataset; the others are mixed in."""
+        self.work.job.choose_data(files[0])
+        if len(files) > 1:
+            self.work.job.edit("data.more", with_sources(self.work.job.config.data, files[1:]))
+        self.show_tab(SOURCE)
+
+    # ------------------------------------------------------------ one maker per tab
+
+    def _make_source(self) -> Tab:
+        from app.screens.data_source import SourcePanel
+
+        panel = SourcePanel()
+        self.screen.add_panel(SOURCE, panel)
+        return SourceController(self, panel)
+
+    def _make_rows(self) -> Tab:
+        from app.screens.data_rows import RowsPanel
+
+        panel = RowsPanel()
+        self.screen.add_panel(ROWS, panel, scrolls=False)
+        return RowsController(self, panel)
+
+    def _make_report(self) -> Tab:
+        from app.screens.data_report import ReportPanel
+
+        panel = ReportPanel()
+        self.screen.add_panel(REPORT, panel)
+        return ReportController(self, panel)
+
+    def _make_doctor(self) -> Tab:
+        from app.screens.data_doctor import DoctorPanel
+
+        panel = DoctorPanel()
+        self.screen.add_panel(DOCTOR, panel)
+        return DoctorController(self, panel)
+
+    def _make_split(self) -> Tab:
+        from app.screens.data_split import SplitPanel
+
+        panel = SplitPanel()
+        self.screen.add_panel(SPLIT, panel)
+        return SplitController(self, panel)

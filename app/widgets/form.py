@@ -7,8 +7,19 @@ from functools import partial
 from typing import Any
 
 from PySide6.QtCore import Qt, Signal
-from PySide6.QtGui import QWheelEvent
-from PySide6.QtWidgets import QCheckBox, QComboBox, QHBoxLayout, QLineEdit, QSizePolicy, QVBoxLayout, QWidget
+from PySide6.QtGui import QPaintEvent, QWheelEvent
+from PySide6.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QHBoxLayout,
+    QLineEdit,
+    QSizePolicy,
+    QStyle,
+    QStyleOptionComboBox,
+    QStylePainter,
+    QVBoxLayout,
+    QWidget,
+)
 
 from app.presenters.words import capital
 from app.theme import GAP
@@ -16,13 +27,29 @@ from app.widgets.kit import button, column, label, set_role, set_tip
 from qlora_engine.knobs import Knob
 
 NARROWEST_EDITOR, EDITOR_WIDTH = 132, 212
+LONG_CHOICE = 28
+"""Characters from which the choices of an option get a line of their own."""
 
 
 class QuietCombo(QComboBox):
-    """A combo box that a scrolling wheel passes by, so that no setting changes by accident."""
+    """A combo box that a scrolling wheel passes by, so that no setting changes by accident. A text that has no room ends
+    in an ellipsis."""
 
     def wheelEvent(self, event: QWheelEvent) -> None:
         event.ignore()
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        painter, option = QStylePainter(self), QStyleOptionComboBox()
+        self.initStyleOption(option)
+        room = self.style().subControlRect(
+            QStyle.ComplexControl.CC_ComboBox, option, QStyle.SubControl.SC_ComboBoxEditField, self
+        )
+        text = self.fontMetrics().elidedText(
+            self.currentText(), Qt.TextElideMode.ElideRight, room.width() - 2
+        )
+        option.currentText = text
+        painter.drawComplexControl(QStyle.ComplexControl.CC_ComboBox, option)
+        painter.drawControl(QStyle.ControlElement.CE_ComboBoxLabel, option)
 
 
 class KnobRow(QWidget):
@@ -57,11 +84,17 @@ class KnobRow(QWidget):
             top.addWidget(label(knob.unit, "small"))
         top.addStretch(0)
         top.addWidget(self._changed)
-        top.addWidget(self._editor, 1)
+        is_long = max(map(len, (knob.choices or {"": ""}).values())) > LONG_CHOICE
         outer = QVBoxLayout(self)
         outer.setContentsMargins(0, 2, 0, 6)
         outer.setSpacing(1)
         outer.addLayout(top)
+        if is_long:
+            self._editor.setMaximumWidth(2 * EDITOR_WIDTH)
+            top.insertStretch(top.indexOf(self._changed), 1)
+            outer.addWidget(self._editor)
+        else:
+            top.addWidget(self._editor, 1)
         outer.addWidget(self._help)
         outer.addWidget(self._problem)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -30,6 +31,7 @@ from app.theme import GAP, GAP_WIDE
 DIRECT = Qt.FindChildOption.FindDirectChildrenOnly
 BUTTON_PADDING = 32
 """Pixels beside a button's caption: padding and border of the style sheet."""
+SEPARATORS = re.compile(r"([/_\]=])")
 ROUNDING = 2
 """Advances are rounded; a text that has exactly its advance may still be shortened."""
 
@@ -303,7 +305,7 @@ class Facts(QWidget):
 
 def breakable(text: str) -> str:
     """Long paths and names may be broken after a separator."""
-    return text.replace("/", "/\u200b").replace("_", "_\u200b") if len(text) > 28 else text
+    return SEPARATORS.sub("\\1\u200b", text) if len(text) > 28 else text
 
 
 class Notice(QFrame):
@@ -371,6 +373,10 @@ class Segments(QWidget):
         found = self._buttons.get(value)
         if found is not None:
             found.setChecked(True)
+
+    def set_caption(self, value: str, text: str) -> None:
+        self._buttons[value].setText(caption(text))
+        self._buttons[value].setAccessibleName(text)
 
     @property
     def value(self) -> str:

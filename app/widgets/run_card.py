@@ -9,7 +9,19 @@ from PySide6.QtWidgets import QFrame, QLabel, QProgressBar, QVBoxLayout, QWidget
 
 from app.presenters.runcard import RunCardState
 from app.theme import GAP, GAP_WIDE
-from app.widgets.kit import Elided, button, column, emptied, label, line, row, scrolled, set_role, set_tip
+from app.widgets.kit import (
+    Elided,
+    breakable,
+    button,
+    column,
+    emptied,
+    label,
+    line,
+    row,
+    scrolled,
+    set_role,
+    set_tip,
+)
 
 WIDTH = 264
 
@@ -100,7 +112,7 @@ class RunCard(QFrame):
     def _show_problems(self, state: RunCardState) -> None:
         emptied(self.problems)
         for problem in state.problems:
-            text = label(f"\u2022 {problem.text}", wraps=True, tone="warning")
+            text = label(breakable(f"\u2022 {problem.text}"), wraps=True, tone="warning")
             go = button(f"Go to {problem.page_title}", None, "link")
             go.clicked.connect(partial(self._go, problem.page, problem.path))
             holder = QWidget()

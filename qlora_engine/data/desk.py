@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import queue
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qlora_engine import config_io
 from qlora_engine.bridge import Emit, events_while
 from qlora_engine.config import TrainingConfig
 from qlora_engine.control import Control
-from qlora_engine.data import clean, policy_example, reading_check, reporting
-from qlora_engine.data.preview import preview
-from qlora_engine.data.row_table import RowTable
 from qlora_engine.errors import Cancelled, EngineError
 from qlora_engine.events import DataAnswered, Event, Progressed, RunFinished
 from qlora_engine.jobs import DataDeskJob
+
+if TYPE_CHECKING:
+    from qlora_engine.data.row_table import RowTable
 
 Command = Mapping[str, Any]
 
@@ -95,17 +95,6 @@ class Desk:
         self.inbox = Inbox(control)
         self._key = ""
         self._table: RowTable | None = None
-        self._topics: dict[str, Callable[[RowTable, Mapping[str, Any]], dict[str, Any]]] = {
-            "list": lambda table, ask: table.listed(ask, self.inbox.check),
-            "row": lambda table, ask: table.row(int(ask["number"])),
-            "batch": lambda table, ask: table.batch([int(number) for number in ask["numbers"]]),
-            "reasoning": lambda table, ask: policy_example.examples(
-                table.inspector, str(ask["chat_template"])
-            ),
-            "write_clean": lambda table, ask: clean.write(
-                table.inspector.prepared, str(ask["path"]), self.inbox.check
-            ),
-        }
 
     def answer(self, command: Command, emit: Emit) -> dict[str, Any]:
         """Raises:
@@ -115,14 +104,37 @@ class Desk:
         config = config_io.from_dict(command["config"])
         topic, ask = str(command["topic"]), command.get("ask", {})
         if topic == "preview":
+            from qlora_engine.data.preview import preview
+
             return preview(config.data)
         if topic == "check":
+            from qlora_engine.data import reading_check
+
             return {"findings": reading_check.check(config.data)}
-        if topic not in self._topics:
-            raise EngineError("data.topic", f"there is no question {topic!r}", "ask what the desk knows")
-        return self._topics[topic](self._open(config, emit), ask)
+        return self._of_rows(topic, self._open(config, emit), ask)
+
+    def _of_rows(self, topic: str, table: RowTable, ask: Mapping[str, Any]) -> dict[str, Any]:
+        """What needs the model's tokenizer; importing it takes seconds, a preview does not wait for that."""
+        from qlora_engine.data import clean, policy_example
+
+        match topic:
+            case "list":
+                return table.listed(ask, self.inbox.check)
+            case "row":
+                return table.row(int(ask["number"]))
+            case "batch":
+                return table.batch([int(number) for number in ask["numbers"]])
+            case "reasoning":
+                return policy_example.examples(table.inspector, str(ask["chat_template"]))
+            case "write_clean":
+                return clean.write(table.inspector.prepared, str(ask["path"]), self.inbox.check)
+            case _:
+                raise EngineError("data.topic", f"there is no question {topic!r}", "ask what the desk knows")
 
     def _open(self, config: TrainingConfig, emit: Emit) -> RowTable:
+        from qlora_engine.data import reporting
+        from qlora_engine.data.row_table import RowTable
+
         key = json.dumps([asdict(config.data), asdict(config.model), config.training.seed], sort_keys=True)
         if self._table is None or key != self._key:
             self._table = None

@@ -192,11 +192,17 @@ def _ends(found: Found, report: DataReport, settings: DataSettings) -> Iterator[
         yield Finding(
             LOOK, "data.no_end", text, report.rows_without_end, _flagged(found, working.HAS_END, is_set=False)
         )
-    if report.bos_per_row[1] > 1:
+    if report.bos_per_row[1] > 1 and not _begins_turns(found):
         yield Finding(
             LOOK, "data.bos", f"Rows begin with up to {report.bos_per_row[1]} beginning tokens; one is right.",
             0, _where(found, reports.column_of(found, "bos") > 1),
         )  # fmt: skip
+
+
+def _begins_turns(found: Found) -> bool:
+    """Whether the template itself writes the beginning token before every turn, as ChatML does where it is that token."""
+    begin = dict(found.template.source.specials).get("bos_token")
+    return begin is not None and begin in found.template.jinja
 
 
 def _contents(found: Found, report: DataReport, settings: DataSettings) -> Iterator[Finding]:

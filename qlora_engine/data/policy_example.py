@@ -33,7 +33,7 @@ LOOKED_AT = 200
 def examples(inspector: Inspector, chat_template: str) -> dict[str, Any]:
     """`chat_template` as the job has it. {"policies": {name: {"tokens", "words", "problem"}}, "is_own": whether the data have reasoning, "row": number}.
 
-    `tokens` are [text, state]: t trained, m seen only.
+    `tokens` are [text, state]: t trained, s special, m seen only.
     """
     conversation = _of_data(inspector) or OURS
     policies = {
@@ -68,8 +68,12 @@ def _example(
         (row,) = as_processed(replace(plan, template=template, policy=policy), conversation)
     except (EngineError, RowProblem) as problem:
         return {"tokens": [], "words": "", "problem": getattr(problem, "message", None) or str(problem)}
+    special = set(inspector.tokenizer.all_special_ids)
     tokens = [
-        [inspector.tokenizer.decode([token]), "t" if is_trained and place else "m"]
+        [
+            inspector.tokenizer.decode([token]),
+            "t" if is_trained and place else "s" if token in special else "m",
+        ]
         for place, (token, is_trained) in enumerate(zip(row.input_ids, row.trained, strict=True))
     ]
     return {"tokens": tokens[:1500], "words": _words(row, conversation, inspector.tokenizer), "problem": None}

@@ -59,7 +59,7 @@ class RowTable:
         side = SIDES[int(self._sides[number])]
         return {
             "row": number, "file": file, "row_in_file": place, "side": side, "tokens": length, "trained": trained,
-            "text": store.raw(number)[:BEGINNING], "problem": self._reason(number) if side == "left_out" else None,
+            "text": self._beginning(number), "problem": self._reason(number) if side == "left_out" else None,
         }  # fmt: skip
 
     def row(self, number: int) -> dict[str, Any]:
@@ -113,6 +113,21 @@ class RowTable:
         }
 
     # ------------------------------------------------------------ one row
+
+    def _beginning(self, number: int) -> str:
+        """What is asked and what is answered, else the stored text."""
+        try:
+            read = self._conversation(number)
+        except (UnreadableRow, RowProblem):
+            return self.inspector.prepared.store.raw(number)[:BEGINNING]
+        if read.text is not None:
+            return read.text[:BEGINNING]
+        said = [
+            message.text
+            for message in read.messages
+            if message.role in ("user", "assistant") and message.text
+        ]
+        return " \u2192 ".join(text[: BEGINNING // 2] for text in said[:2])
 
     def _conversation(self, number: int) -> Conversation:
         prepared = self.inspector.prepared

@@ -6,14 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PySide6.QtCore import QPoint, Qt
+from PySide6.QtGui import QImage, QPainter
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QPushButton
 from pytestqt.qtbot import QtBot
 
+from app.controllers.data import DataController
+from app.presenters.data_rows import row_detail
+from app.widgets.token_chips import TokenChips, chip_fonts, paint_chip
 from app.window import MainWindow
 from qlora_engine import events as ev
 from qlora_engine.config import DataSettings
-from qlora_engine.data import reading_check
+from qlora_engine.data import own_rows, reading_check
+from qlora_engine.data.preview import preview
 from qlora_engine.errors import EngineError
 from qlora_engine.jobs import DataDeskJob, DataReportJob
+from tests.app import data_states
 from tests.app.conftest import MakeWindow, ScriptedEngine, engine_of
 from tests.engine.data.test_doctor import prepare, sharegpt
 from tests.support.tiny import write_rows
@@ -70,3 +79,179 @@ def test_the_card_the_check_and_the_start_say_the_same_of_a_bad_row(
     assert told_problems(window) == [start.value.message]
     work.job.edit("data.bad_rows", 1.0)
     assert told_problems(window) == []
+
+
+def page(window: MainWindow) -> tuple[DataController, dict[str, Any]]:
+    window.go_to("data")
+    controller: DataController = window.pages.controllers["data"]
+    return controller, window.pages.screens["data"].panels
+
+
+def test_a_chosen_file_is_looked_at_and_its_columns_are_mapped_by_lists(
+    qtbot: QtBot, make_window: MakeWindow, tmp_path: Path
+) -> None:
+    file = tmp_path / "fragen.csv"
+    file.write_text("Frage;Antwort\nWie viel ist 1 + 1?;2\n", encoding="utf-8")
+    window = make_window()
+    work = window.studio.workspace
+    _, panels = page(window)
+    panel = panels["source"]
+    panel.path_chosen.emit(str(file))
+    asked = answer(qtbot, "preview", preview(DataSettings(path=str(file))))
+    assert asked["config"]["data"]["path"] == str(file)
+    qtbot.waitUntil(lambda: "instruction" in panel.mapping.combos)
+    assert panel.found.text == "The columns Frage, Antwort fit no known format"
+    combo = panel.mapping.combos["instruction"]
+    assert [combo.itemText(i) for i in range(combo.count())] == ["Choose a column", "Frage", "Antwort"]
+    combo.activated.emit(1)
+    panel.mapping.combos["output"].activated.emit(2)
+    assert work.job.config.data.columns == {"instruction": "Frage", "output": "Antwort"}
+    qtbot.waitUntil(
+        lambda: answer(qtbot, "preview", preview(work.job.config.data))["config"]["data"]["columns"] != {}
+    )
+    qtbot.waitUntil(lambda: panel.found.text.startswith("These look like: Alpaca"))
+    assert panel.table.horizontalHeaderItem(1).text() == "Frage \u2192 Question or task"
+    combo.activated.emit(0)
+    assert work.job.config.data.columns == {"output": "Antwort"}
+
+
+def test_dropped_files_become_the_dataset_and_what_is_mixed_in(make_window: MakeWindow) -> None:
+    window = make_window()
+    work = window.studio.workspace
+    _, panels = page(window)
+    window.pages.screens["data"].files_dropped.emit(["/data/a.jsonl", "/data/b.csv"])
+    assert (work.job.config.data.path, work.job.config.data.more) == ("/data/a.jsonl", {"/data/b.csv": 1.0})
+    box = panels["source"].sources.boxes["/data/b.csv"]
+    box.setText("0.5")
+    box.editingFinished.emit()
+    assert work.job.config.data.more == {"/data/b.csv": 0.5}
+    panels["source"].remove_asked.emit("/data/b.csv")
+    assert work.job.config.data.more == {}
+
+
+def test_rows_of_ones_own_are_kept_as_a_file_and_chosen(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    work = window.studio.workspace
+    controller, panels = page(window)
+    panels["source"].write.click()
+    dialog = controller.tabs["source"].dialog  # type: ignore[attr-defined]
+    dialog.table.set_rows([("What is 1 + 1?", "", "2"), ("What is 2 + 2?", "")])
+    dialog.name.setText("sums")
+    dialog.findChildren(QPushButton)[-1].click()
+    qtbot.waitUntil(lambda: dialog.notice.text == "Row 2 lacks its question or its answer")
+    dialog.table.set_rows([("4",)], at=1, across=2)
+    dialog.findChildren(QPushButton)[-1].click()
+    qtbot.waitUntil(lambda: work.job.config.data.path.endswith("sums.jsonl"))
+    assert own_rows.read(Path(work.job.config.data.path)) == [
+        ("What is 1 + 1?", "", "2"),
+        ("What is 2 + 2?", "", "4"),
+    ]
+    with pytest.raises(EngineError, match="called sums already"):
+        own_rows.write("sums", [("a", "", "b")])
+    with pytest.raises(EngineError, match="cannot be the name"):
+        own_rows.write("../up", [("a", "", "b")])
+
+
+def test_a_finding_opens_its_row_and_one_click_mends_it(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    work = window.studio.workspace
+    controller = data_states.read(window)
+    controller.show_tab("doctor")
+    panels = window.pages.screens["data"].panels
+    links = {b.text(): b for b in panels["doctor"].findChildren(QPushButton)}
+    links["17"].click()
+    assert window.pages.screens["data"].current == "rows"
+    asked = answer(qtbot, "row", data_states.full_row(17))
+    assert asked["ask"] == {"number": 17}
+    qtbot.waitUntil(lambda: panels["rows"].where.text().startswith("Row 17: "))
+    assert panels["rows"].position.text() == "17 of 12,480 rows"
+    links["Train them without their images"].click()
+    assert work.job.config.data.ignore == ("images",)
+    engine_of(qtbot, DataReportJob)  # and the data are read anew
+    assert panels["doctor"].headline.text.startswith("From before the last change")
+
+
+def test_rows_are_read_in_pages_as_they_come_into_sight(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    controller = data_states.read(window)
+    controller.show_tab("rows")
+    rows = window.pages.screens["data"].panels["rows"]
+    rows.list.scrollTo(rows.list.rows.index(9000, 0))
+    qtbot.waitUntil(lambda: newest("list")["ask"]["first"] > 8000)
+    asked = newest("list")["ask"]
+    first = asked["first"]
+    assert asked["count"] < 200
+    answer(qtbot, "list", {"total": 12_480, "first": first, "rows": [data_states.row(n + 1) for n in range(first, first + asked["count"])]})  # fmt: skip
+    qtbot.waitUntil(lambda: rows.list.rows.number(9000) == 9001)
+    rows.kind_chosen.emit("longest")
+    assert newest("list")["ask"] == {"kind": "longest", "first": 0, "count": 60}
+    rows.search.setText("needle")
+    rows.search.returnPressed.emit()
+    assert newest("list")["ask"]["search"] == "needle"
+    answer(qtbot, "list", {"total": 0, "first": 0, "rows": []})
+    qtbot.waitUntil(lambda: rows.notice.text == "No row holds that text.")
+    rows.search.clear()
+    assert newest("list")["ask"]["kind"] == "longest"
+
+
+def test_the_maximum_length_is_a_line_that_is_dragged(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    controller = data_states.read(window)
+    controller.show_tab("report")
+    panel = window.pages.screens["data"].panels["report"]
+    chart = panel.histogram
+    assert panel.keeps.text() == "384 tokens: keeps 93 % of rows whole, trains on 99 % of answer tokens"
+    at = [QPoint(round(chart.x_of(tokens)), 60) for tokens in (384, 256)]
+    QTest.mousePress(chart, Qt.MouseButton.LeftButton, pos=at[0])
+    QTest.mouseMove(chart, at[1])
+    assert panel.keeps.text() == "256 tokens: keeps 85 % of rows whole, trains on 98 % of answer tokens"
+    assert window.studio.workspace.job.config.data.seq_len is None
+    QTest.mouseRelease(chart, Qt.MouseButton.LeftButton, pos=at[1])
+    assert window.studio.workspace.job.config.data.seq_len == 256
+    chart.setFocus()
+    QTest.keyClick(chart, Qt.Key.Key_Left)
+    QTest.keyClick(chart, Qt.Key.Key_Return)
+    assert window.studio.workspace.job.config.data.seq_len == 248
+
+
+def test_tokens_say_what_they_are_to_mouse_keys_and_eye(qtbot: QtBot) -> None:
+    chips = TokenChips()
+    qtbot.addWidget(chips)
+    chips.resize(400, 300)
+    chips.show()
+    detail = row_detail(data_states.full_row(1))
+    chips.show_rows(detail.rendered)
+    heard: list[str] = []
+    chips.token_shown.connect(heard.append)
+    QTest.keyClick(chips, Qt.Key.Key_Right)
+    QTest.keyClick(chips, Qt.Key.Key_Right)
+    assert heard[-1] == 'Token 1: "user". Position 1; user. Context: seen, not trained'
+    token = chips.token_at(chips._places[12].center())
+    assert token is not None
+    assert (token.shown, token.state, token.role) == ("A", "t", "assistant")
+    pictures = set()
+    for state in "tmspc":
+        image = QImage(40, 22, QImage.Format.Format_Grayscale8)  # without its colours
+        image.fill(0)
+        paint_chip(QPainter(image), image.rect(), "Aa", state, chip_fonts())
+        pictures.add(bytes(image.constBits()))
+    assert len(pictures) == 5
+
+
+def test_what_becomes_of_reasoning_is_chosen_beside_an_example(make_window: MakeWindow) -> None:
+    window = make_window()
+    data_states.read(window).show_tab("split")
+    panel = window.pages.screens["data"].panels["split"]
+    assert panel.words["remove"].text().startswith("Thoughts before the last answer")
+    assert panel.example_of.text() == "Row 12 of the data, as this model's template renders it"
+    panel.policies["context"].click()
+    assert window.studio.workspace.job.config.data.reasoning == "context"
+
+
+def newest(topic: str) -> dict[str, Any]:
+    """The newest question under `topic`; one without anything asked where there is none."""
+    for engine in reversed(ScriptedEngine.made):
+        for command in reversed(engine.commands):
+            if command.get("topic") == topic:
+                return dict(command)
+    return {"ask": {"first": -1}}

@@ -130,7 +130,7 @@ ALLOWED = {
     "setToolTip": {"app/widgets/kit.py"},
     "setTextFormat": {"app/widgets/kit.py"},
     "QMessageBox": {"app/dialogs.py"},
-    "setHtml": {"app/widgets/answers.py", "app/widgets/tokens.py", "app/screens/try_held_out.py"},
+    "setHtml": {"app/widgets/answers.py", "app/screens/try_held_out.py"},
     "setInformativeText": {"app/dialogs.py"},
 }
 """Who may use what Qt would take markup from: each of them is tried above."""

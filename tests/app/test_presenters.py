@@ -10,7 +10,8 @@ import pytest
 
 from app.presenters import memory as memory_presenter
 from app.presenters.conversation import Conversation
-from app.presenters.data import data_state
+from app.presenters.data import READ_ANEW, report_notice
+from app.presenters.data_doctor import doctor_state
 from app.presenters.draft import restored, starter_draft
 from app.presenters.export import ExportFold, default_target
 from app.presenters.memory import memory_state
@@ -266,9 +267,11 @@ def test_a_model_that_cannot_be_read_is_a_sentence_with_a_next_step() -> None:
 
 
 def test_data_that_was_not_looked_at_is_not_called_fine() -> None:
-    state = data_state(TrainingConfig().data, None, (), None)
-    assert state.notice == "Not looked at yet."
-    assert not state.has_report
+    assert report_notice(is_known=False, is_new=False, is_checking=False)[0] == "Not looked at yet."
+    assert report_notice(is_known=True, is_new=False, is_checking=True) == (READ_ANEW, "")
+    assert report_notice(is_known=True, is_new=True, is_checking=False) == ("", "")
+    assert doctor_state((), TrainingConfig().data, is_checked=False).headline == ""
+    assert "Nothing found" in doctor_state((), TrainingConfig().data, is_checked=True).headline
 
 
 def summary(run_id: str, state: str, *, is_resumable: bool = False, created: float = 1.0) -> RunSummary:

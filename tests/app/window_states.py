@@ -20,6 +20,7 @@ from qlora_engine.runs.record import RunFolder
 from qlora_engine.runs.timeline import timelines
 from tests.app import events_of_a_run as told
 from tests.app import try_states as told_of_try
+from tests.app.data_states import DATA_STATES
 from tests.app.quality_of_a_model import quality_report
 
 LONG = "a-model-with-a-name-so-long-that-it-cannot-fit-anywhere/Llama-3.3-70B-Instruct-abliterated-v2-final"
@@ -134,6 +135,7 @@ STATES: dict[str, tuple[Callable[[MainWindow], None], tuple[str, ...]]] = {
     "paused": (paused, ("train",)),
     "failed": (failed, ("train",)),
     "wrong": (wrong, ("train", "data")),
+    **DATA_STATES,
     "long": (long_names, ("model", "data", "train")),
     "quality-running": (quality_running, ("model",)),
     "quality": (quality_measured, ("model",)),

@@ -83,6 +83,27 @@ def test_secrets_addresses_copies_and_short_answers_are_named_by_row(tmp_path: P
     assert 10 in found["data.short_answers"]["rows"]
 
 
+def test_a_template_that_begins_every_turn_with_the_beginning_token_is_no_fault(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(bos_token="<|im_start|>")
+    settings = DataSettings(path=str(write_rows(tmp_path / "a.jsonl", instruction_rows(8))))
+    report = data.prepare(settings, tokenizer, seed=3).report
+    assert report.bos_per_row[1] > 1
+    assert "data.bos" not in [finding["code"] for finding in report.findings]
+
+
+def test_rows_whose_images_would_be_lost_block_until_a_person_says_so(tmp_path: Path) -> None:
+    rows = instruction_rows(20)
+    for place in (3, 7, 11):
+        rows[place]["image"] = "cat.png"  # type: ignore[index]
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(EngineError, match="3 rows carry images") as caught:
+        prepare(file)
+    assert "train these rows without their images" in caught.value.hint
+    found = codes(prepare(file, is_look=True))["data.meaning"]
+    assert (list(found["rows"]), found["repair"]["value"]) == ([4, 8, 12], ["images"])
+    assert len(prepare(file, ignore=("images",), held_out_fraction=0.0).train) == 20
+
+
 def test_nearly_equal_long_rows_share_a_side_and_different_ones_do_not_group(tmp_path: Path) -> None:
     texts = [f"{word} " * 3 + LONG * 3 for word in ("first", "second")]
     other = (

@@ -1,0 +1,164 @@
+"""Data page, Rows: pages of rows as they come into sight, and the chosen one in full."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from PySide6.QtCore import QObject
+
+from app.presenters.data_rows import batch_rows, position_text, row_detail
+from app.presenters.words import capital
+from app.screens.data_rows import RowsPanel
+from qlora_engine.errors import EngineError
+
+if TYPE_CHECKING:
+    from app.controllers.data import DataController
+
+FIRST_PAGE = 60
+IN_BATCH = 4
+
+
+class RowsController(QObject):
+    """`kind` and `search` say which rows are listed; a search is over all of them."""
+
+    def __init__(self, page: DataController, panel: RowsPanel) -> None:
+        super().__init__(panel)
+        self._page, self._panel, self._desk = page, panel, page.work.watch.desk
+        self.kind, self.search = "all", ""
+        self._report: Mapping[str, Any] | None = None
+        self._wanted_row: int | None = None
+        self._is_listed = False
+        self._error: EngineError | None = None
+        panel.kind_chosen.connect(self._choose_kind)
+        panel.search_asked.connect(self._search)
+        panel.number_asked.connect(self.open_row)
+        panel.step_asked.connect(self._step)
+        panel.batch_wanted.connect(lambda _: self._ask_row())
+        panel.check_asked.connect(page.work.watch.check)
+        panel.list.range_wanted.connect(self._ask_range)
+        panel.list.place_chosen.connect(lambda _: self._ask_row())
+        self._desk.changed.connect(self._paint_head)
+
+    def paint(self) -> None:
+        """The list begins anew with every new report; a hidden page does not ask."""
+        report = self._page.work.data.report
+        if report is None:
+            self._report, self._is_listed = None, False
+        elif report is not self._report and self._page.screen.isVisible():
+            self._report, self._error = report, None
+            self._begin()
+        self._paint_head()
+
+    def open_row(self, number: int) -> None:
+        """Show row `number` among all rows."""
+        self._wanted_row = number
+        if (self.kind, self.search) == ("all", "") and self._is_listed:
+            self._go_to_wanted()
+        else:
+            self.kind, self.search = "all", ""
+            self._panel.kinds.setCurrentIndex(0)
+            self._panel.search.clear()
+            if self._report is not None:
+                self._begin()
+
+    # ------------------------------------------------------------ the list
+
+    def _begin(self) -> None:
+        self._is_listed = False
+        self._panel.list.begin(0)
+        self._panel.show_detail(None)
+        self._ask_range(0, FIRST_PAGE)
+
+    def _ask_range(self, first: int, count: int) -> None:
+        if self._page.work.data.report is None:
+            return
+        which = {"search": self.search} if self.search else {"kind": self.kind}
+        self._desk.ask("list", {**which, "first": first, "count": count}, self._take_list, self._take_error)
+
+    def _take_list(self, answer: Mapping[str, Any]) -> None:
+        rows = self._panel.list
+        if not self._is_listed:
+            self._is_listed, self._error = True, None
+            rows.begin(int(answer["total"]))
+        rows.take(int(answer["first"]), answer["rows"])
+        if self._wanted_row is not None:
+            self._go_to_wanted()
+        elif rows.place is None and rows.rows.total:
+            rows.go_to(0)
+        elif self._shown_place() is not None:
+            self._ask_row()
+        self._paint_head()
+
+    def _take_error(self, error: EngineError) -> None:
+        self._error = error
+        self._paint_head()
+
+    def _go_to_wanted(self) -> None:
+        number, self._wanted_row = self._wanted_row, None
+        if number is not None:
+            self._panel.list.go_to(min(number, self._panel.list.rows.total) - 1)
+
+    def _choose_kind(self, kind: str) -> None:
+        self.kind, self.search = kind, ""
+        self._panel.search.clear()
+        self._begin()
+
+    def _search(self, text: str) -> None:
+        if text != self.search:
+            self.search = text
+            self._begin()
+
+    def _step(self, by: int) -> None:
+        place = self._panel.list.place
+        self._panel.list.go_to(0 if place is None else place + by)
+
+    # ------------------------------------------------------------ the chosen row
+
+    def _shown_place(self) -> int | None:
+        """The chosen place whose row has not been asked for yet, because its number was not known."""
+        place = self._panel.list.place
+        return place if place is not None and self._unasked == place else None
+
+    _unasked: int | None = None
+
+    def _ask_row(self) -> None:
+        place = self._panel.list.place
+        if place is None or self._page.work.data.report is None:
+            return
+        number = self._panel.list.rows.number(place)
+        self._unasked = place if number is None else None
+        if number is not None:
+            self._desk.ask("row", {"number": number}, self._take_row, self._take_error)
+            if self._panel.batch.isChecked():
+                model = self._panel.list.rows
+                numbers = [n for p in range(place, place + IN_BATCH) if (n := model.number(p)) is not None]
+                self._desk.ask("batch", {"numbers": numbers}, self._take_batch, self._take_error)
+        self._paint_head()
+
+    def _take_row(self, answer: Mapping[str, Any]) -> None:
+        self._panel.show_detail(row_detail(answer))
+
+    def _take_batch(self, answer: Mapping[str, Any]) -> None:
+        self._panel.show_tokens(batch_rows(answer), is_batch=True)
+
+    def _paint_head(self) -> None:
+        panel, rows = self._panel, self._panel.list
+        notice, hint = self._page.notice
+        if self._page.is_new:
+            notice, hint = "", ""
+            if self._error is not None:
+                notice, hint = capital(self._error.message), ""
+            elif not self._is_listed:
+                notice = capital(self._desk.progress) or "Opening the rows"
+            elif self.search and not rows.rows.total:
+                notice = "No row holds that text."
+            elif not rows.rows.total:
+                notice = "There are no such rows."
+        panel.show_rows(notice, hint, is_ready=self._page.is_new)
+        place = rows.place
+        panel.position.setText(
+            position_text(place, rows.rows.total, self.kind, self.search) if self._is_listed else ""
+        )
+        panel.previous.setEnabled(place is not None and place > 0)
+        panel.next.setEnabled(place is not None and place + 1 < rows.rows.total)

@@ -1,0 +1,150 @@
+"""Rows as they are listed and shown: what became of each, how it is stored, and the tokens that the model is fed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.presenters.words import capital, count_text, plural
+
+KINDS = (
+    ("all", "All rows"), ("train", "Trained"), ("held_out", "Held out"), ("left_out", "Left out"),
+    ("longest", "Longest first"), ("most_cut", "Most cut first"), ("fewest_trained", "Fewest trained first"),
+    ("most_unknown", "Most unknown first"),
+)  # fmt: skip
+TITLES = ("Row", "What becomes of it", "Tokens", "Trained", "Begins with")
+SIDES = {"train": "Trained", "held_out": "Held out", "left_out": "Left out"}
+STATES = {
+    "t": ("trained", "the loss is taken here"), "m": ("context", "seen, not trained"),
+    "s": ("special", "a marker, not trained"), "p": ("padding", "fills the batch, not seen"),
+    "c": ("cut", "too long, left out"),
+}  # fmt: skip
+NAMES = {"\n": "\u21b5", "\t": "\u21e5", "\r": "\u240d"}
+
+
+@dataclass(frozen=True)
+class Token:
+    """`shown` is the text with its line ends and control characters made visible."""
+
+    shown: str
+    text: str
+    id: int
+    state: str
+    position: int
+    role: str
+
+    @property
+    def words(self) -> str:
+        """What hovering says."""
+        role = f"; {self.role}" if self.role else ""
+        state, meaning = STATES[self.state]
+        return f"Token {self.id}: {json.dumps(self.text, ensure_ascii=False)}\nPosition {self.position:,}{role}\n{capital(state)}: {meaning}"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One row as the model is fed it; `gap` tokens behind token `gap_at` are not shown."""
+
+    headline: str
+    tokens: tuple[Token, ...]
+    gap: int
+    gap_at: int
+
+
+@dataclass(frozen=True)
+class RowDetail:
+    number: int
+    headline: str
+    problem: str
+    raw: str
+    said: str
+    rendered: tuple[Rendered, ...]
+
+
+def row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    fate = SIDES[row["side"]]
+    if row["problem"]:
+        fate = f"{fate}: {row['problem']}"
+    text = " ".join(str(row["text"]).split())
+    return (f"{row['row']:,}", fate, count_text(row["tokens"]), count_text(row["trained"]), text)
+
+
+def row_detail(row: Mapping[str, Any]) -> RowDetail:
+    where = f"Row {row['row']:,}: {row['file']}, row {row['row_in_file']:,}"
+    fate = SIDES[row["side"]].lower()
+    return RowDetail(
+        int(row["row"]), f"{where}. {capital(fate)}.", capital(str(row["problem"])) if row["problem"] else "",
+        pretty(str(row["raw"])), said_text(row.get("said", ())), tuple(rendered(each) for each in row["rendered"]),
+    )  # fmt: skip
+
+
+def batch_rows(answer: Mapping[str, Any]) -> tuple[Rendered, ...]:
+    return tuple(rendered(each, f"Row {each['row']:,}: ") for each in answer["rows"])
+
+
+def rendered(each: Mapping[str, Any], prefix: str = "") -> Rendered:
+    tokens = tuple(token(*each_token) for each_token in each["tokens"])
+    head = f"{plural(int(each['length']), 'token')}, {count_text(each['trained'])} trained"
+    if each["cut"]:
+        head += f", {count_text(each['cut'])} cut" + (
+            " and with them the answer's end" if each["is_answer_cut"] else ""
+        )
+    padded = sum(1 for found in tokens if found.state == "p")
+    if padded:
+        head += f", {count_text(padded)} of padding"
+    notes = "".join(f" {capital(note)}." for note in each["notes"])
+    hidden = int(each["hidden"])
+    gap_at = next((i for i, t in enumerate(tokens) if t.position != i), len(tokens)) if hidden else 0
+    return Rendered(f"{prefix}{head}.{notes}", tokens, hidden, gap_at)
+
+
+def token(text: str, number: int, state: str, position: int, role: str) -> Token:
+    return Token(visible(text), text, number, state, position, role)
+
+
+def visible(text: str) -> str:
+    """Line ends and control characters as signs; nothing is left empty."""
+    found = "".join(NAMES.get(c, c if c.isprintable() or c == " " else "\ufffd") for c in text)
+    return found or "\u2205"
+
+
+def pretty(raw: str) -> str:
+    """A stored row with its keys under one another; any other text as it is."""
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):
+        return raw
+    try:
+        return json.dumps(found, ensure_ascii=False, indent=2)
+    except (ValueError, RecursionError):
+        return raw
+
+
+def said_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The conversation as it was read."""
+    parts = []
+    for message in messages:
+        lines = [str(message["role"]).upper()]
+        if message.get("reasoning"):
+            lines.append(f"(thinks) {message['reasoning']}")
+        if message.get("text"):
+            lines.append(str(message["text"]))
+        lines += [
+            f"(calls) {call['name']} {json.dumps(call['arguments'], ensure_ascii=False)}"
+            for call in message.get("calls", ())
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def position_text(place: int | None, total: int, kind: str, search: str) -> str:
+    """`12 of 1,000 rows that hold "abc"`."""
+    of = f"{total:,} rows" if total != 1 else "1 row"
+    what = (
+        f" that hold \u201c{search}\u201d"
+        if search
+        else {"left_out": " left out", "held_out": " held out", "train": " trained"}.get(kind, "")
+    )
+    return f"{place + 1:,} of {of}{what}" if place is not None else f"{of}{what}"

@@ -1,0 +1,199 @@
+"""How long the rows are, with the maximum as a line that can be dragged. Painted by hand, no chart library."""
+
+from __future__ import annotations
+
+import math
+
+from PySide6.QtCore import QPointF, QRectF, QSize, Qt, Signal
+from PySide6.QtGui import (
+    QColor,
+    QFontMetricsF,
+    QKeyEvent,
+    QMouseEvent,
+    QPainter,
+    QPaintEvent,
+    QPen,
+    QPolygonF,
+)
+from PySide6.QtWidgets import QSizePolicy, QWidget
+
+from app import theme
+from app.presenters.data_report import Lengths, keeps_text
+
+LEFT, RIGHT, TOP, BOTTOM = 8, 12, 26, 36
+GRIP = 8
+SHORTEST = 8
+MULTIPLE = 8
+
+
+class LengthHistogram(QWidget):
+    """Signals: `maximum_moved(int)` while the line is dragged, `maximum_chosen(int)` when it is let go; in tokens."""
+
+    maximum_moved = Signal(int)
+    maximum_chosen = Signal(int)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lengths: Lengths | None = None
+        self._maximum = 0
+        self._is_dragging = False
+        self.setMinimumHeight(190)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        self.setMouseTracking(True)
+        self.setAccessibleName("Lengths of the rows, with the maximum")
+
+    def show_lengths(self, lengths: Lengths) -> None:
+        self._lengths = lengths
+        if not self._is_dragging:
+            self._maximum = lengths.maximum
+        self.setAccessibleDescription(
+            keeps_text(lengths, self._maximum) + ". Left and right move the maximum."
+        )
+        self.update()
+
+    def sizeHint(self) -> QSize:
+        return QSize(420, 200)
+
+    @property
+    def maximum(self) -> int:
+        return self._maximum
+
+    # ------------------------------------------------------------ tokens and pixels
+
+    def x_of(self, tokens: float) -> float:
+        """Where a length stands, in pixels."""
+        longest = self._end()
+        part = math.log(max(1, tokens)) / math.log(longest) if self._is_logarithmic() else tokens / longest
+        return LEFT + min(1.0, max(0.0, part)) * self._room()
+
+    def tokens_at(self, x: float) -> int:
+        """The length at a pixel, a multiple of eight, at most a little more than the longest row."""
+        part = min(1.0, max(0.0, (x - LEFT) / self._room()))
+        longest = self._end()
+        tokens = longest**part if self._is_logarithmic() else part * longest
+        return max(SHORTEST, round(tokens / MULTIPLE) * MULTIPLE)
+
+    def _end(self) -> float:
+        longest = self._lengths.longest if self._lengths else 1
+        return max(2 * SHORTEST, float(-(-max(longest, self._maximum) // MULTIPLE) * MULTIPLE))
+
+    def _room(self) -> float:
+        return max(1.0, self.width() - LEFT - RIGHT)
+
+    def _is_logarithmic(self) -> bool:
+        return bool(self._lengths and self._lengths.is_logarithmic)
+
+    # ------------------------------------------------------------ painting
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        if self._lengths is None:
+            return
+        painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        painter.setFont(theme.font(theme.SMALL))
+        self._paint_bars(painter, self._lengths)
+        self._paint_axis(painter)
+        self._paint_line(painter)
+
+    def _paint_bars(self, painter: QPainter, lengths: Lengths) -> None:
+        t = theme.tokens()
+        highest = max((rows for _, _, rows in lengths.bars), default=0) or 1
+        floor = self.height() - BOTTOM
+        room = floor - TOP
+        kept, lost = QColor(t.accent), QColor(t.line)
+        for start, end, rows in lengths.bars:
+            left, right = self.x_of(start), self.x_of(end + (0 if lengths.is_logarithmic else 1))
+            high = room * rows / highest
+            if rows > 0:
+                high = max(high, 2.0)
+            bar = QRectF(left + 0.5, floor - high, max(1.5, right - left - 1), high)
+            painter.fillRect(bar, kept if end <= self._maximum else lost)
+            if end > self._maximum:
+                painter.fillRect(bar, Qt.BrushStyle.BDiagPattern)
+        painter.setPen(QColor(t.quiet))
+        painter.drawText(QPointF(LEFT, 14), f"rows (highest bar {highest:,.0f})")
+
+    def _paint_axis(self, painter: QPainter) -> None:
+        t = theme.tokens()
+        floor = self.height() - BOTTOM
+        painter.setPen(QPen(QColor(t.line), 1))
+        painter.drawLine(QPointF(LEFT, floor), QPointF(self.width() - RIGHT, floor))
+        painter.setPen(QColor(t.quiet))
+        metrics = QFontMetricsF(painter.font())
+        taken = -1.0
+        for tokens in self._ticks():
+            text, x = f"{tokens:,}", self.x_of(tokens)
+            wide = metrics.horizontalAdvance(text)
+            left = min(max(0.0, x - wide / 2), self.width() - wide)
+            if left > taken:
+                painter.drawLine(QPointF(x, floor), QPointF(x, floor + 4))
+                painter.drawText(QPointF(left, floor + 16), text)
+                taken = left + wide + 12
+        scale = "tokens in a row, logarithmic" if self._is_logarithmic() else "tokens in a row"
+        painter.drawText(QPointF(self.width() - RIGHT - metrics.horizontalAdvance(scale), floor + 31), scale)
+
+    def _ticks(self) -> list[int]:
+        end = int(self._end())
+        if self._is_logarithmic():
+            return [10**power for power in range(1 + int(math.log10(end)))]
+        step = 10 ** int(math.log10(max(1, end)))
+        step = next(s for s in (step // 5, step // 2, step, 2 * step) if s and end / s <= 8)
+        return list(range(0, end + 1, step))
+
+    def _paint_line(self, painter: QPainter) -> None:
+        t = theme.tokens()
+        x, floor = self.x_of(self._maximum), self.height() - BOTTOM
+        painter.setPen(QPen(QColor(t.warning if self.hasFocus() or self._is_dragging else t.text), 2))
+        painter.drawLine(QPointF(x, TOP - 4), QPointF(x, floor))
+        painter.setBrush(painter.pen().color())
+        painter.drawPolygon(
+            QPolygonF([QPointF(x - 6, TOP - 6), QPointF(x + 6, TOP - 6), QPointF(x, TOP + 3)])
+        )
+        text = f"maximum {self._maximum:,}"
+        wide = QFontMetricsF(painter.font()).horizontalAdvance(text)
+        left = x - wide - 12 if x + wide + 12 > self.width() else x + 10
+        back = QColor(t.panel)
+        back.setAlpha(220)
+        painter.fillRect(QRectF(max(0.0, left) - 3, TOP + 1, wide + 6, 18), back)
+        painter.setPen(QColor(t.text))
+        painter.drawText(QPointF(max(0.0, left), TOP + 14), text)
+
+    # ------------------------------------------------------------ moving the line
+
+    def mousePressEvent(self, event: QMouseEvent) -> None:
+        if event.button() == Qt.MouseButton.LeftButton and self._lengths is not None:
+            self._is_dragging = True
+            self._move(self.tokens_at(event.position().x()))
+
+    def mouseMoveEvent(self, event: QMouseEvent) -> None:
+        is_near = abs(event.position().x() - self.x_of(self._maximum)) <= GRIP
+        self.setCursor(
+            Qt.CursorShape.SplitHCursor if is_near or self._is_dragging else Qt.CursorShape.ArrowCursor
+        )
+        if self._is_dragging:
+            self._move(self.tokens_at(event.position().x()))
+
+    def mouseReleaseEvent(self, event: QMouseEvent) -> None:
+        if self._is_dragging:
+            self._is_dragging = False
+            self.maximum_chosen.emit(self._maximum)
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        tenth = max(MULTIPLE, int(self._end() / 10) // MULTIPLE * MULTIPLE)
+        steps = {
+            Qt.Key.Key_Left: -MULTIPLE, Qt.Key.Key_Right: MULTIPLE, Qt.Key.Key_PageDown: -tenth, Qt.Key.Key_PageUp: tenth,
+        }  # fmt: skip
+        key = Qt.Key(event.key())
+        if self._lengths is None or key not in (*steps, Qt.Key.Key_Return, Qt.Key.Key_Enter):
+            super().keyPressEvent(event)
+        elif key in steps:
+            self._move(max(SHORTEST, self._maximum + steps[key]))
+        else:
+            self.maximum_chosen.emit(self._maximum)
+
+    def _move(self, maximum: int) -> None:
+        if maximum != self._maximum:
+            self._maximum = maximum
+            self.update()
+            self.maximum_moved.emit(maximum)
