@@ -28,6 +28,8 @@ class RowsController(QObject):
         self.kind, self.search = "all", ""
         self._report: Mapping[str, Any] | None = None
         self._wanted_row: int | None = None
+        self._unasked: int | None = None
+        """The chosen place, while its row cannot be asked for because its number is not known yet."""
         self._is_listed = False
         self._error: EngineError | None = None
         panel.kind_chosen.connect(self._choose_kind)
@@ -86,7 +88,7 @@ class RowsController(QObject):
             self._go_to_wanted()
         elif rows.place is None and rows.rows.total:
             rows.go_to(0)
-        elif self._shown_place() is not None:
+        elif rows.place is not None and rows.place == self._unasked:
             self._ask_row()
         self._paint_head()
 
@@ -114,13 +116,6 @@ class RowsController(QObject):
         self._panel.list.go_to(0 if place is None else place + by)
 
     # ------------------------------------------------------------ the chosen row
-
-    def _shown_place(self) -> int | None:
-        """The chosen place whose row has not been asked for yet, because its number was not known."""
-        place = self._panel.list.place
-        return place if place is not None and self._unasked == place else None
-
-    _unasked: int | None = None
 
     def _ask_row(self) -> None:
         place = self._panel.list.place

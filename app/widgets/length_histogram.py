@@ -26,6 +26,33 @@ SHORTEST = 8
 MULTIPLE = 8
 
 
+class LengthScale:
+    """Tokens and pixels of one width; linear, or logarithmic where a few rows are far longer than the rest."""
+
+    def __init__(self, lengths: Lengths, maximum: int, width: int) -> None:
+        self.is_logarithmic = lengths.is_logarithmic
+        self.end = max(2 * SHORTEST, -(-max(lengths.longest, maximum) // MULTIPLE) * MULTIPLE)
+        self._room = max(1.0, width - LEFT - RIGHT)
+
+    def x_of(self, tokens: float) -> float:
+        """Where a length stands, in pixels."""
+        part = math.log(max(1, tokens)) / math.log(self.end) if self.is_logarithmic else tokens / self.end
+        return LEFT + min(1.0, max(0.0, part)) * self._room
+
+    def tokens_at(self, x: float) -> int:
+        """The length at a pixel, a multiple of eight."""
+        part = min(1.0, max(0.0, (x - LEFT) / self._room))
+        tokens = self.end**part if self.is_logarithmic else part * self.end
+        return max(SHORTEST, round(tokens / MULTIPLE) * MULTIPLE)
+
+    def ticks(self) -> list[int]:
+        if self.is_logarithmic:
+            return [10**power for power in range(1 + int(math.log10(self.end)))]
+        step = 10 ** int(math.log10(self.end))
+        step = next(s for s in (step // 5, step // 2, step, 2 * step) if s and self.end / s <= 8)
+        return list(range(0, self.end + 1, step))
+
+
 class LengthHistogram(QWidget):
     """Signals: `maximum_moved(int)` while the line is dragged, `maximum_chosen(int)` when it is let go; in tokens."""
 
@@ -59,30 +86,14 @@ class LengthHistogram(QWidget):
     def maximum(self) -> int:
         return self._maximum
 
-    # ------------------------------------------------------------ tokens and pixels
-
     def x_of(self, tokens: float) -> float:
         """Where a length stands, in pixels."""
-        longest = self._end()
-        part = math.log(max(1, tokens)) / math.log(longest) if self._is_logarithmic() else tokens / longest
-        return LEFT + min(1.0, max(0.0, part)) * self._room()
+        return self._scale.x_of(tokens) if self._lengths is not None else 0.0
 
-    def tokens_at(self, x: float) -> int:
-        """The length at a pixel, a multiple of eight, at most a little more than the longest row."""
-        part = min(1.0, max(0.0, (x - LEFT) / self._room()))
-        longest = self._end()
-        tokens = longest**part if self._is_logarithmic() else part * longest
-        return max(SHORTEST, round(tokens / MULTIPLE) * MULTIPLE)
-
-    def _end(self) -> float:
-        longest = self._lengths.longest if self._lengths else 1
-        return max(2 * SHORTEST, float(-(-max(longest, self._maximum) // MULTIPLE) * MULTIPLE))
-
-    def _room(self) -> float:
-        return max(1.0, self.width() - LEFT - RIGHT)
-
-    def _is_logarithmic(self) -> bool:
-        return bool(self._lengths and self._lengths.is_logarithmic)
+    @property
+    def _scale(self) -> LengthScale:
+        assert self._lengths is not None
+        return LengthScale(self._lengths, self._maximum, self.width())
 
     # ------------------------------------------------------------ painting
 
@@ -122,7 +133,7 @@ class LengthHistogram(QWidget):
         painter.setPen(QColor(t.quiet))
         metrics = QFontMetricsF(painter.font())
         taken = -1.0
-        for tokens in self._ticks():
+        for tokens in self._scale.ticks():
             text, x = f"{tokens:,}", self.x_of(tokens)
             wide = metrics.horizontalAdvance(text)
             left = min(max(0.0, x - wide / 2), self.width() - wide)
@@ -130,16 +141,8 @@ class LengthHistogram(QWidget):
                 painter.drawLine(QPointF(x, floor), QPointF(x, floor + 4))
                 painter.drawText(QPointF(left, floor + 16), text)
                 taken = left + wide + 12
-        scale = "tokens in a row, logarithmic" if self._is_logarithmic() else "tokens in a row"
+        scale = "tokens in a row, logarithmic" if self._scale.is_logarithmic else "tokens in a row"
         painter.drawText(QPointF(self.width() - RIGHT - metrics.horizontalAdvance(scale), floor + 31), scale)
-
-    def _ticks(self) -> list[int]:
-        end = int(self._end())
-        if self._is_logarithmic():
-            return [10**power for power in range(1 + int(math.log10(end)))]
-        step = 10 ** int(math.log10(max(1, end)))
-        step = next(s for s in (step // 5, step // 2, step, 2 * step) if s and end / s <= 8)
-        return list(range(0, end + 1, step))
 
     def _paint_line(self, painter: QPainter) -> None:
         t = theme.tokens()
@@ -164,7 +167,7 @@ class LengthHistogram(QWidget):
     def mousePressEvent(self, event: QMouseEvent) -> None:
         if event.button() == Qt.MouseButton.LeftButton and self._lengths is not None:
             self._is_dragging = True
-            self._move(self.tokens_at(event.position().x()))
+            self._move(self._scale.tokens_at(event.position().x()))
 
     def mouseMoveEvent(self, event: QMouseEvent) -> None:
         is_near = abs(event.position().x() - self.x_of(self._maximum)) <= GRIP
@@ -172,7 +175,7 @@ class LengthHistogram(QWidget):
             Qt.CursorShape.SplitHCursor if is_near or self._is_dragging else Qt.CursorShape.ArrowCursor
         )
         if self._is_dragging:
-            self._move(self.tokens_at(event.position().x()))
+            self._move(self._scale.tokens_at(event.position().x()))
 
     def mouseReleaseEvent(self, event: QMouseEvent) -> None:
         if self._is_dragging:
@@ -180,7 +183,7 @@ class LengthHistogram(QWidget):
             self.maximum_chosen.emit(self._maximum)
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
-        tenth = max(MULTIPLE, int(self._end() / 10) // MULTIPLE * MULTIPLE)
+        tenth = max(MULTIPLE, int(self._scale.end / 10) // MULTIPLE * MULTIPLE)
         steps = {
             Qt.Key.Key_Left: -MULTIPLE, Qt.Key.Key_Right: MULTIPLE, Qt.Key.Key_PageDown: -tenth, Qt.Key.Key_PageUp: tenth,
         }  # fmt: skip

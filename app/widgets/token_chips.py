@@ -63,6 +63,67 @@ def chip_fonts() -> tuple[QFont, QFont]:
     return theme.font(theme.NORMAL), slanted
 
 
+class ChipLayout:
+    """Where the chips of some rows stand in a given width; `heads` are the lines above rows and the gaps in them."""
+
+    def __init__(self) -> None:
+        self.tokens: list[Token] = []
+        self.places: list[QRect] = []
+        self.heads: list[tuple[QRect, str]] = []
+        self.height = 0
+        self._widths: dict[tuple[str, bool], int] = {}
+        self._metrics = tuple(QFontMetrics(font) for font in chip_fonts())
+
+    def fill(self, rows: Sequence[Rendered], width: int) -> None:
+        y = INSET
+        for each in rows:
+            y = self._fill_row(each, y, width - 2 * INSET) + SPACE_BELOW
+        self.height = y
+
+    def _fill_row(self, each: Rendered, y: int, room: int) -> int:
+        flags = int(Qt.TextFlag.TextWordWrap)
+        head = self._metrics[0].boundingRect(QRect(0, 0, room, 1 << 16), flags, each.headline)
+        self.heads.append((QRect(INSET, y, room, head.height()), each.headline))
+        x, y = INSET, y + head.height() + 5
+        for place, token in enumerate(each.tokens):
+            if each.gap and place == each.gap_at:
+                words = f"\u2026 {each.gap:,} tokens between are not shown \u2026"
+                self.heads.append((QRect(INSET, y + LINE, room, HIGH), words))
+                x, y = INSET, y + 2 * LINE
+            wide = min(self._width(token), room)
+            if x + wide > INSET + room:
+                x, y = INSET, y + LINE
+            self.tokens.append(token)
+            self.places.append(QRect(x, y, wide, HIGH))
+            x += wide + 2
+            if "\n" in token.text:
+                x, y = INSET, y + LINE
+        return y + LINE
+
+    def _width(self, token: Token) -> int:
+        key = (token.shown, token.state == "s")
+        if key not in self._widths:
+            self._widths[key] = self._metrics[key[1]].horizontalAdvance(token.shown) + 2 * PAD + 1
+        return self._widths[key]
+
+    def first_below(self, y: int) -> int:
+        """The first token whose chip begins at `y` or below: they stand from top to bottom."""
+        low, high = 0, len(self.places)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if self.places[middle].top() < y else (low, middle)
+        return low
+
+    def at(self, point: QPoint) -> int:
+        """The token at a point; -1 where there is none."""
+        for number in range(self.first_below(point.y() - HIGH), len(self.places)):
+            if self.places[number].contains(point):
+                return number
+            if self.places[number].top() > point.y():
+                break
+        return -1
+
+
 class TokenChips(QAbstractScrollArea):
     """Rows of tokens, one under the other; only what is in sight is painted. The arrow keys go from token to token.
 
@@ -79,15 +140,11 @@ class TokenChips(QAbstractScrollArea):
         self.viewport().setMouseTracking(True)
         self.verticalScrollBar().setSingleStep(LINE)
         self._rows: tuple[Rendered, ...] = ()
-        self._tokens: list[Token] = []
-        self._places: list[QRect] = []
-        self._heads: list[tuple[QRect, str]] = []
+        self._laid = ChipLayout()
         self._chosen = -1
-        self._widths: dict[tuple[str, bool], int] = {}
 
     def show_rows(self, rows: Sequence[Rendered]) -> None:
         self._rows, self._chosen = tuple(rows), -1
-        self._widths.clear()
         self.verticalScrollBar().setValue(0)
         self._lay_out()
         self.setAccessibleDescription(" ".join(each.headline for each in self._rows))
@@ -100,94 +157,41 @@ class TokenChips(QAbstractScrollArea):
 
     @property
     def shown_tokens(self) -> Sequence[Token]:
-        return self._tokens
-
-    def token_at(self, at: QPoint) -> Token | None:
-        place = self._place_at(at)
-        return None if place < 0 else self._tokens[place]
-
-    # ------------------------------------------------------------ where everything stands
-
-    def _lay_out(self) -> None:
-        self._tokens, self._places, self._heads = [], [], []
-        y = INSET
-        for each in self._rows:
-            y = self._lay_out_row(each, y) + SPACE_BELOW
-        bar = self.verticalScrollBar()
-        bar.setPageStep(self.viewport().height())
-        bar.setRange(0, max(0, y - self.viewport().height()))
-        self.viewport().update()
-
-    def _lay_out_row(self, each: Rendered, y: int) -> int:
-        room = self.viewport().width() - 2 * INSET
-        plain = QFontMetrics(self._fonts[0])
-        head = plain.boundingRect(QRect(0, 0, room, 1 << 16), int(Qt.TextFlag.TextWordWrap), each.headline)
-        self._heads.append((QRect(INSET, y, room, head.height()), each.headline))
-        x, y = INSET, y + head.height() + 5
-        for place, token in enumerate(each.tokens):
-            if each.gap and place == each.gap_at:
-                self._heads.append(
-                    (
-                        QRect(INSET, y + LINE, room, HIGH),
-                        f"\u2026 {each.gap:,} tokens between are not shown \u2026",
-                    )
-                )
-                x, y = INSET, y + 2 * LINE
-            wide = min(self._width(token), room)
-            if x + wide > INSET + room:
-                x, y = INSET, y + LINE
-            self._tokens.append(token)
-            self._places.append(QRect(x, y, wide, HIGH))
-            x += wide + 2
-            if "\n" in token.text:
-                x, y = INSET, y + LINE
-        return y + LINE
+        return self._laid.tokens
 
     @property
-    def _fonts(self) -> tuple[QFont, QFont]:
-        return chip_fonts()
+    def _offset(self) -> QPoint:
+        return QPoint(0, self.verticalScrollBar().value())
 
-    def _width(self, token: Token) -> int:
-        key = (token.shown, token.state == "s")
-        if key not in self._widths:
-            font = self._fonts[1 if key[1] else 0]
-            self._widths[key] = QFontMetrics(font).horizontalAdvance(token.shown) + 2 * PAD + 1
-        return self._widths[key]
+    def token_at(self, at: QPoint) -> Token | None:
+        place = self._laid.at(at + self._offset)
+        return None if place < 0 else self._laid.tokens[place]
+
+    def _lay_out(self) -> None:
+        self._laid = ChipLayout()
+        self._laid.fill(self._rows, self.viewport().width())
+        bar, high = self.verticalScrollBar(), self.viewport().height()
+        bar.setPageStep(high)
+        bar.setRange(0, max(0, self._laid.height - high))
+        self.viewport().update()
 
     # ------------------------------------------------------------ painting and pointing
 
     def paintEvent(self, event: QPaintEvent) -> None:
-        painter, fonts = QPainter(self.viewport()), self._fonts
+        painter, fonts = QPainter(self.viewport()), chip_fonts()
         offset, seen = self.verticalScrollBar().value(), event.rect()
         painter.setFont(fonts[0])
         painter.setPen(QColor(theme.tokens().quiet))
-        for place, text in self._heads:
+        for place, text in self._laid.heads:
             moved = place.translated(0, -offset)
             if moved.intersects(seen):
                 painter.drawText(moved, int(Qt.TextFlag.TextWordWrap), text)
-        for number in range(self._first_below(offset + seen.top() - LINE), len(self._places)):
-            moved = self._places[number].translated(0, -offset)
+        for number in range(self._laid.first_below(offset + seen.top() - LINE), len(self._laid.places)):
+            moved = self._laid.places[number].translated(0, -offset)
             if moved.top() > seen.bottom():
                 break
-            token = self._tokens[number]
+            token = self._laid.tokens[number]
             paint_chip(painter, moved, token.shown, token.state, fonts, is_chosen=number == self._chosen)
-
-    def _first_below(self, y: int) -> int:
-        """The first token whose chip begins at `y` or below: they stand from top to bottom."""
-        low, high = 0, len(self._places)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (middle + 1, high) if self._places[middle].top() < y else (low, middle)
-        return low
-
-    def _place_at(self, at: QPoint) -> int:
-        point = at + QPoint(0, self.verticalScrollBar().value())
-        for number in range(self._first_below(point.y() - HIGH), len(self._places)):
-            if self._places[number].contains(point):
-                return number
-            if self._places[number].top() > point.y():
-                break
-        return -1
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)
@@ -201,15 +205,15 @@ class TokenChips(QAbstractScrollArea):
         return super().viewportEvent(event)
 
     def mouseMoveEvent(self, event: QMouseEvent) -> None:
-        self._choose(self._place_at(event.position().toPoint()))
+        self._choose(self._laid.at(event.position().toPoint() + self._offset))
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
-        step = {Qt.Key.Key_Left: -1, Qt.Key.Key_Right: 1, Qt.Key.Key_Home: -len(self._tokens), Qt.Key.Key_End: len(self._tokens)}.get(Qt.Key(event.key()))  # fmt: skip
-        if step is None or not self._tokens:
+        step = {Qt.Key.Key_Left: -1, Qt.Key.Key_Right: 1, Qt.Key.Key_Home: -len(self._laid.tokens), Qt.Key.Key_End: len(self._laid.tokens)}.get(Qt.Key(event.key()))  # fmt: skip
+        if step is None or not self._laid.tokens:
             super().keyPressEvent(event)
             return
-        self._choose(min(max(0, self._chosen + step), len(self._tokens) - 1))
-        place, bar = self._places[self._chosen], self.verticalScrollBar()
+        self._choose(min(max(0, self._chosen + step), len(self._laid.tokens) - 1))
+        place, bar = self._laid.places[self._chosen], self.verticalScrollBar()
         if place.top() < bar.value() or place.bottom() > bar.value() + self.viewport().height():
             bar.setValue(place.top() - self.viewport().height() // 2)
 
@@ -217,7 +221,7 @@ class TokenChips(QAbstractScrollArea):
         if number != self._chosen:
             self._chosen = number
             self.viewport().update()
-            self.token_shown.emit(self._tokens[number].words.replace("\n", ". ") if number >= 0 else "")
+            self.token_shown.emit(self._laid.tokens[number].words.replace("\n", ". ") if number >= 0 else "")
 
 
 class _Sample(QWidget):

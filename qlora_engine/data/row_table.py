@@ -14,16 +14,13 @@ from typing import Any
 from qlora_engine.data.conversation import Conversation, RowProblem
 from qlora_engine.data.formats import read_row
 from qlora_engine.data.inspection import RAW_CHARS, Inspector
-from qlora_engine.data.pipeline import CUT_AWAY
 from qlora_engine.data.rectangle import lay_out
+from qlora_engine.data.row_fates import SIDES, RowFates
 from qlora_engine.data.sources import UnreadableRow
 from qlora_engine.data.tokenize import TokenRow, cut
 from qlora_engine.data.working import as_processed
-from qlora_engine.errors import EngineError, did_you_mean
+from qlora_engine.errors import EngineError
 
-SIDES = ("left_out", "train", "held_out")
-ORDERS = ("longest", "most_cut", "fewest_trained", "most_unknown")
-KINDS = ("all", *SIDES, *ORDERS)
 BEGINNING = 160
 HEAD, TAIL = 3000, 500
 """Tokens of a long row that are shown; what is between them is counted."""
@@ -37,6 +34,14 @@ class RowTable:
 
     inspector: Inspector
 
+    @cached_property
+    def fates(self) -> RowFates:
+        return RowFates(self.inspector.prepared)
+
+    @cached_property
+    def _searches(self) -> dict[str, list[int]]:
+        return {}
+
     def listed(self, ask: Mapping[str, Any], check: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """A page: `kind` (one of KINDS) or `search`, from place `first` (0 is the first) on `count` rows.
 
@@ -47,7 +52,7 @@ class RowTable:
         if ask.get("search"):
             numbers: Any = self._found(str(ask["search"]), check)
         else:
-            numbers = self._numbers(str(ask.get("kind", "all")))
+            numbers = self.fates.numbers(str(ask.get("kind", "all")))
         page = [int(number) for number in numbers[first : first + count]]
         return {"total": len(numbers), "first": first, "rows": [self.brief(number) for number in page]}
 
@@ -55,11 +60,11 @@ class RowTable:
         """One line: where the row stands, what became of it, and how it begins."""
         store = self.inspector.prepared.store
         file, place = store.place(number)
-        length, trained = self._sizes(number)
-        side = SIDES[int(self._sides[number])]
+        length, trained = self.fates.sizes(number)
+        side = SIDES[int(self.fates.sides[number])]
         return {
             "row": number, "file": file, "row_in_file": place, "side": side, "tokens": length, "trained": trained,
-            "text": self._beginning(number), "problem": self._reason(number) if side == "left_out" else None,
+            "text": self._beginning(number), "problem": self.fates.reason(number) if side == "left_out" else None,
         }  # fmt: skip
 
     def row(self, number: int) -> dict[str, Any]:
@@ -112,6 +117,11 @@ class RowTable:
             "width": width,
         }
 
+    def _found(self, text: str, check: Callable[[], None]) -> list[int]:
+        if text not in self._searches:
+            self._searches[text] = self.inspector.search(text, check, SEARCH_LIMIT)
+        return self._searches[text]
+
     # ------------------------------------------------------------ one row
 
     def _beginning(self, number: int) -> str:
@@ -163,93 +173,6 @@ class RowTable:
             "trained": row.trained_count, "cut": row.cut_tokens, "is_answer_cut": row.is_answer_cut,
             "notes": list(whole.notes),
         }  # fmt: skip
-
-    # ------------------------------------------------------------ what became of each
-
-    @cached_property
-    def _store_numbers(self) -> Any:
-        """(token rows,) the data row of each, ascending."""
-        return self.inspector.prepared.whole.store.column("number")
-
-    @cached_property
-    def _sides(self) -> Any:
-        """(rows + 1,) place in SIDES; a row of which one part is trained is trained."""
-        import numpy as np
-
-        prepared = self.inspector.prepared
-        found = np.zeros(len(prepared.store) + 1, np.int8)
-        if prepared.held_out.store is prepared.whole.store:
-            found[prepared.held_out.numbers] = 2
-        found[prepared.whole.numbers] = 1
-        return found
-
-    @cached_property
-    def _reasons(self) -> dict[int, str]:
-        problems = self.inspector.prepared.whole.store.problems
-        return {number: reason for reason, numbers in problems.items() for number in numbers}
-
-    @cached_property
-    def _orders(self) -> dict[str, Any]:
-        return {}
-
-    def _reason(self, number: int) -> str:
-        known = self._reasons.get(number)
-        if known is not None:
-            return known
-        return CUT_AWAY if self._sizes(number)[0] else "it stands in the held-out file too"
-
-    def _sizes(self, number: int) -> tuple[int | None, int | None]:
-        """(tokens uncut, trained tokens uncut) of all token rows that were made of a row; None where none was."""
-        import numpy as np
-
-        first, end = np.searchsorted(self._store_numbers, [number, number + 1]).tolist()
-        if first == end:
-            return None, None
-        store = self.inspector.prepared.whole.store
-        return int(store.lengths[first:end].sum()), int(self._trained[first:end].sum())
-
-    @cached_property
-    def _trained(self) -> Any:
-        return self.inspector.prepared.whole.store.column("trained")
-
-    def _numbers(self, kind: str) -> Any:
-        import numpy as np
-
-        if kind not in KINDS:
-            raise EngineError("data.rows", f"there are no rows {kind!r}", did_you_mean(kind, KINDS))
-        if kind == "all":
-            return range(1, len(self.inspector.prepared.store) + 1)
-        if kind not in self._orders:
-            if kind in SIDES:
-                found = np.flatnonzero(self._sides == SIDES.index(kind))
-                self._orders[kind] = found[found > 0]
-            else:
-                self._orders[kind] = self._worst(kind)
-        return self._orders[kind]
-
-    def _worst(self, kind: str) -> Any:
-        import numpy as np
-
-        rows = self.inspector.prepared.whole
-        whole = rows.store.lengths[rows.places]
-        badness = {
-            "longest": lambda: whole,
-            "most_cut": lambda: whole - rows.seq_len,
-            "fewest_trained": lambda: -rows.trained_counts,
-            "most_unknown": lambda: rows.store.column("unknown")[rows.places],
-        }[kind]()
-        order = (-badness).argsort(kind="stable")
-        if kind in ("most_cut", "most_unknown"):
-            order = order[badness[order] > 0]
-        numbers = rows.numbers[order]
-        _, first = np.unique(numbers, return_index=True)
-        return numbers[np.sort(first)]
-
-    def _found(self, text: str, check: Callable[[], None]) -> Any:
-        key = f"search:{text}"
-        if key not in self._orders:
-            self._orders[key] = self.inspector.search(text, check, SEARCH_LIMIT)
-        return self._orders[key]
 
 
 def roles_of(row: TokenRow, conversation: Conversation, tokenizer: Any) -> list[str]:

@@ -226,7 +226,7 @@ def test_tokens_say_what_they_are_to_mouse_keys_and_eye(qtbot: QtBot) -> None:
     QTest.keyClick(chips, Qt.Key.Key_Right)
     QTest.keyClick(chips, Qt.Key.Key_Right)
     assert heard[-1] == 'Token 1: "user". Position 1; user. Context: seen, not trained'
-    token = chips.token_at(chips._places[12].center())
+    token = chips.token_at(chips._laid.places[12].center())
     assert token is not None
     assert (token.shown, token.state, token.role) == ("A", "t", "assistant")
     pictures = set()

@@ -12,7 +12,8 @@ from qlora_engine import config_io
 from qlora_engine.config import TrainingConfig, with_value
 from qlora_engine.control import Control
 from qlora_engine.data import desk, policy_example, reporting
-from qlora_engine.data.row_table import HEAD, KINDS, RowTable
+from qlora_engine.data.row_fates import KINDS
+from qlora_engine.data.row_table import HEAD, RowTable
 from qlora_engine.errors import EngineError
 from qlora_engine.events import DataAnswered, RunFinished
 from qlora_engine.jobs import DataDeskJob
