@@ -25,7 +25,9 @@ from qlora_engine.config import all_knobs
 
 FILES = "Datasets (*.json *.jsonl *.ndjson *.csv *.tsv *.parquet *.arrow *.txt *.md *.gz *.zst *.zip);;All files (*)"
 READING = ("data.encoding", "data.split", "data.max_rows", "data.tree_paths", "data.overlap")
-ROW_HEIGHT, NUMBER_WIDTH, NARROWEST = 32, 56, 150
+ROW_HEIGHT, NUMBER_WIDTH, NARROWEST = 32, 56, 80
+LONG = 80
+"""Characters beyond which a longer text makes its column no wider."""
 
 
 class SourcePanel(QWidget):
@@ -141,9 +143,14 @@ class SourcePanel(QWidget):
                 set_tip(item, text)
                 self.table.setItem(place, across, item)
         header, room = self.table.horizontalHeader(), self.table.viewport().width() - NUMBER_WIDTH
-        for across in range(len(state.titles)):
-            wide = max(header.sectionSizeHint(across) + 12, NARROWEST, room // max(1, len(state.titles) - 1))
-            self.table.setColumnWidth(across, wide if across else NUMBER_WIDTH)
+        longest = [
+            max((min(LONG, len(row[a])) for row in state.cells), default=0) + 8
+            for a in range(len(state.titles))
+        ]
+        for across in range(1, len(state.titles)):
+            share = room * longest[across] // sum(longest[1:])
+            self.table.setColumnWidth(across, max(header.sectionSizeHint(across) + 12, NARROWEST, share))
+        self.table.setColumnWidth(0, NUMBER_WIDTH)
         header.setStretchLastSection(True)
 
     def _toggle(self) -> None:

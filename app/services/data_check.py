@@ -15,11 +15,9 @@ from qlora_engine.errors import EngineError
 from qlora_engine.events import TERMINAL, Event, PhaseChanged, Progressed, RunFinished
 from qlora_engine.jobs import DataReportJob
 
-SHOWN_ROWS = 8
-
 
 class DataCheck(QObject):
-    """`report` and `rows` answer the newest question, `error` says why there is none, `progress` is empty while nothing
+    """`report` answers the newest question, `error` says why there is none, `progress` is empty while nothing
     is asked. Signals: `changed`."""
 
     changed = Signal()
@@ -29,7 +27,6 @@ class DataCheck(QObject):
         self._job = NewestJob(runner)
         self._job.event_arrived.connect(self._take)
         self.report: Mapping[str, Any] | None = None
-        self.rows: tuple[Mapping[str, Any], ...] = ()
         self.error: EngineError | None = None
         self.progress = ""
 
@@ -41,7 +38,7 @@ class DataCheck(QObject):
     def ask(self, config: TrainingConfig) -> None:
         """Read and tokenize the data as a run of `config` would."""
         self.error, self.progress = None, "Starting the engine"
-        self._job.ask(DataReportJob(config_io.to_dict(config), show_rows=SHOWN_ROWS))
+        self._job.ask(DataReportJob(config_io.to_dict(config), show_rows=0))
         self.changed.emit()
 
     def cancel(self) -> None:
@@ -52,7 +49,7 @@ class DataCheck(QObject):
 
     def forget(self) -> None:
         """The data are others now."""
-        self.report, self.rows, self.error = None, (), None
+        self.report, self.error = None, None
         self.cancel()
 
     def _take(self, event: Event) -> None:
@@ -64,5 +61,5 @@ class DataCheck(QObject):
         elif isinstance(event, TERMINAL):
             self.progress, self.error = "", as_error(event)
             if isinstance(event, RunFinished):
-                self.report, self.rows = event.result["report"], tuple(event.result["rows"])
+                self.report = event.result["report"]
         self.changed.emit()

@@ -31,23 +31,34 @@ class LengthScale:
 
     def __init__(self, lengths: Lengths, maximum: int, width: int) -> None:
         self.is_logarithmic = lengths.is_logarithmic
+        first = next((start for start, _, rows in lengths.bars if rows > 0), 1)
+        self._low = max(1, min(first, maximum) // 2)
         self.end = max(2 * SHORTEST, -(-max(lengths.longest, maximum) // MULTIPLE) * MULTIPLE)
         self._room = max(1.0, width - LEFT - RIGHT)
 
     def x_of(self, tokens: float) -> float:
         """Where a length stands, in pixels."""
-        part = math.log(max(1, tokens)) / math.log(self.end) if self.is_logarithmic else tokens / self.end
+        part = self._log(tokens) / self._log(self.end) if self.is_logarithmic else tokens / self.end
         return LEFT + min(1.0, max(0.0, part)) * self._room
 
     def tokens_at(self, x: float) -> int:
         """The length at a pixel, a multiple of eight."""
         part = min(1.0, max(0.0, (x - LEFT) / self._room))
-        tokens = self.end**part if self.is_logarithmic else part * self.end
+        tokens = self._low * (self.end / self._low) ** part if self.is_logarithmic else part * self.end
         return max(SHORTEST, round(tokens / MULTIPLE) * MULTIPLE)
+
+    def _log(self, tokens: float) -> float:
+        return math.log(max(self._low, tokens) / self._low)
 
     def ticks(self) -> list[int]:
         if self.is_logarithmic:
-            return [10**power for power in range(1 + int(math.log10(self.end)))]
+            powers = [10**power for power in range(1 + int(math.log10(self.end)))]
+            return [
+                step * power
+                for power in powers
+                for step in (1, 2, 5)
+                if self._low <= step * power <= self.end
+            ]
         step = 10 ** int(math.log10(self.end))
         step = next(s for s in (step // 5, step // 2, step, 2 * step) if s and self.end / s <= 8)
         return list(range(0, self.end + 1, step))

@@ -94,6 +94,8 @@ def left_out(
         return
     grade = LOOK if share > MANY_BAD else NOTE
     for reason in unread.reasons():
+        if _carried(reason["reason"]):
+            continue  # told above, with what a person can say of it
         text = f"{_rows(reason['count'])} left out: {reason['reason']}."
         yield Finding(
             grade, "data.left_out", text, reason["count"], tuple(reason["first_rows"]), WRITE_CLEAN,
@@ -104,7 +106,7 @@ def left_out(
 def _changed_meaning(unread: reports.Drops, total: int) -> Iterator[Finding]:
     """Rows left out because of what they carry besides text: whether to train them without it only a person can say."""
     for kind in MEANINGS:
-        mine = [r for r in unread.reasons() if f'data.ignore = ["{kind}"]' in r["reason"]]
+        mine = [r for r in unread.reasons() if _carried(r["reason"]) == kind]
         count = sum(reason["count"] for reason in mine)
         if not count:
             continue
@@ -115,6 +117,11 @@ def _changed_meaning(unread: reports.Drops, total: int) -> Iterator[Finding]:
             count, rows, {"setting": "data.ignore", "value": [kind], "adds": True},
             f"train these rows without their {kind}, or keep the other rows as a file of their own",
         )  # fmt: skip
+
+
+def _carried(reason: str) -> str | None:
+    """What a row was left out for, if `data.ignore` can have it trained without."""
+    return next((kind for kind in MEANINGS if f'data.ignore = ["{kind}"]' in reason), None)
 
 
 def _words(where: tuple[str, int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -83,10 +84,20 @@ def _meaning(first: list[Row | BadRow], good: list[Row], settings: DataSettings)
     }
 
 
+def _text(value: Any) -> str:
+    """As it would stand in a file: objects and lists as JSON."""
+    if isinstance(value, dict | list):
+        try:
+            return json.dumps(value, ensure_ascii=False, default=str)
+        except (ValueError, RecursionError):
+            pass  # nested too deep
+    return str(value)
+
+
 def _shown(number: int, row: Row | BadRow, detection: Any) -> Mapping[str, Any]:
     if isinstance(row, BadRow):
         return {"row": number, "raw": None, "read": None, "problem": row.reason}
-    raw = {str(key): str(value)[:RAW_CHARS] for key, value in row.items()}
+    raw = {str(key): _text(value)[:RAW_CHARS] for key, value in row.items()}
     if detection is None:
         return {"row": number, "raw": raw, "read": None, "problem": None}
     try:
