@@ -13,8 +13,10 @@ from app.controllers.data_source import SourceController
 from app.controllers.data_split import SplitController
 from app.presenters.data import data_state, report_notice
 from app.presenters.data_source import with_sources
+from app.presenters.problems import DOCTOR as DOCTOR_OPTION
 from app.screens.data import DOCTOR, REPORT, ROWS, SOURCE, SPLIT, DataScreen
 from app.studio import Studio
+from app.widgets.form import KnobForm
 
 
 class Tab(Protocol):
@@ -58,6 +60,20 @@ class DataController(QObject):
             self.tabs[name] = getattr(self, f"_make_{name}")()
         self.screen.show_tab(name)
         self.paint()
+
+    def open_option(self, path: str) -> None:
+        """Show the tab on which an option, or what the doctor found, is dealt with, and focus the option."""
+        if path == DOCTOR_OPTION:
+            self.show_tab(DOCTOR)
+            return
+        for name in (SOURCE, SPLIT):
+            self.show_tab(name)
+            form = next((f for f in self.screen.panels[name].findChildren(KnobForm) if path in f.rows), None)
+            if form is not None:
+                form.rows[path].setVisible(True)
+                form.rows[path].focus()
+                return
+        self.show_tab(SOURCE)
 
     def open_row(self, number: int) -> None:
         """Show a row that a report or a finding names."""

@@ -59,6 +59,8 @@ class Pages(QObject):
             elif detail:
                 screen.focus_option(detail)
             self.controllers["train"].paint_run()
+        if page == "data" and detail:
+            self.controllers["data"].open_option(detail)
         if page in ("train", "runs"):
             self._want_charts()
         if page in ("runs", "try", "export"):

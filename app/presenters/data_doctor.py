@@ -18,6 +18,8 @@ CONSENTS = {
     "data.nothing_held_out": "Hold 5 % of the rows out",
 }
 MEANING = "data.meaning"
+FINDINGS = (MEANING, "data.preference", "data.columns", "data.nothing_trained")
+"""What can block, and is mended on the doctor's tab."""
 WRITE_CLEAN = "write_clean"
 
 

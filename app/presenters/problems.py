@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from app.presenters.data_doctor import FINDINGS
 from app.presenters.draft import Draft
 from app.presenters.words import capital
 from qlora_engine.config import all_knobs
 from qlora_engine.errors import EngineError
 
 PAGES = ("model", "data", "memory", "train", "try", "export", "runs")
+
+DOCTOR = "data.doctor"
+"""Where on the Data page the doctor's findings are, as if it were an option."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ def problems_of(
     if facts_error is not None:
         found.append(Problem("model", capital(facts_error.message), capital(facts_error.hint)))
     if data_error is not None:
-        found.append(Problem("data", capital(data_error.message), capital(data_error.hint)))
+        told_by = DOCTOR if data_error.code in FINDINGS else ""
+        found.append(Problem("data", capital(data_error.message), capital(data_error.hint), told_by))
     knobs = all_knobs()
     for issue in draft.issues:
         name = knobs[issue.path].label if issue.path in knobs else issue.path

@@ -150,9 +150,11 @@ class Inspector:
 
 
 def asked(inspector: Inspector, ask: Mapping[str, Any], check: Callable[[], None]) -> dict[str, Any]:
-    """Answers to the questions of a DataReportJob: "numbers", "first" and "count", "worst", "search", "reasoning" (with the
+    """Answers to the questions of a DataReportJob: "numbers", "first" and "count", "worst", "search", "list" (a kind of
+    row_fates.KINDS), "reasoning" (with the
     job's chat template), "write_clean"."""
     from qlora_engine.data import clean, policy_example
+    from qlora_engine.data.row_table import RowTable
 
     found: dict[str, Any] = {}
     count = int(ask.get("count", 5))
@@ -165,6 +167,8 @@ def asked(inspector: Inspector, ask: Mapping[str, Any], check: Callable[[], None
     if ask.get("search"):
         numbers = inspector.search(str(ask["search"]), check)
         found["search"] = {"numbers": numbers, "rows": [inspector.row(number) for number in numbers[:count]]}
+    if ask.get("list"):
+        found["list"] = RowTable(inspector).listed({"kind": ask["list"], "count": count}, check)
     if ask.get("reasoning"):
         found["reasoning"] = policy_example.examples(inspector, str(ask["reasoning"]))
     if ask.get("write_clean"):

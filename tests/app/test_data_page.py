@@ -14,10 +14,11 @@ from pytestqt.qtbot import QtBot
 
 from app.controllers.data import DataController
 from app.presenters.data_rows import row_detail
+from app.presenters.problems import problems_of
 from app.widgets.token_chips import TokenChips, chip_fonts, paint_chip
 from app.window import MainWindow
 from qlora_engine import events as ev
-from qlora_engine.config import DataSettings
+from qlora_engine.config import DataSettings, all_knobs
 from qlora_engine.data import own_rows, reading_check
 from qlora_engine.data.preview import preview
 from qlora_engine.errors import EngineError
@@ -169,6 +170,19 @@ def test_a_finding_opens_its_row_and_one_click_mends_it(qtbot: QtBot, make_windo
     assert work.job.config.data.ignore == ("images",)
     engine_of(qtbot, DataReportJob)  # and the data are read anew
     assert panels["doctor"].headline.text.startswith("From before the last change")
+
+
+def test_what_is_to_mend_leads_to_the_tab_where_it_is_mended(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    data_states.read(window)
+    problem = problems_of(window.studio.workspace.job.draft, None, window.studio.workspace.watch.problem)[0]
+    window.go_to(problem.page, problem.path)
+    screen = window.pages.screens["data"]
+    assert screen.current == "doctor"
+    for path, tab in (("data.seq_len", "split"), ("data.max_rows", "source")):
+        window.go_to("data", path)
+        assert screen.current == tab
+        qtbot.waitUntil(lambda p=path: window.focusWidget().accessibleName() == all_knobs()[p].label)  # type: ignore[misc]
 
 
 def test_rows_are_read_in_pages_as_they_come_into_sight(qtbot: QtBot, make_window: MakeWindow) -> None:

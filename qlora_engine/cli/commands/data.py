@@ -25,6 +25,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "special": {"dim": True},
     "masked": {},
 }
+ROW_KINDS = ("all", "left_out", "train", "held_out", *WORST_ROWS)
 LEGEND = "[trained] masked ~cut~"
 
 
@@ -60,13 +61,14 @@ LEGEND = "[trained] masked ~cut~"
 @click.option(
     "--worst", type=click.Choice(WORST_ROWS), help="Show the worst rows: which are longest, most cut ..."
 )
+@click.option("--list", "kind", type=click.Choice(ROW_KINDS), help="List rows with what becomes of each.")
 @click.option("--search", metavar="TEXT", help="Show the rows that hold TEXT.")
 @click.option(
     "--count",
     type=click.IntRange(1, 1000),
     default=5,
     show_default=True,
-    help="Rows shown by --worst and --search.",
+    help="Rows shown by --worst, --search and --list.",
 )
 @click.option(
     "--show-reasoning",
@@ -86,6 +88,7 @@ def data(
     shown: int,
     numbers: tuple[int, ...],
     worst: str | None,
+    kind: str | None,
     search: str | None,
     count: int,
     show_reasoning: bool,
@@ -110,6 +113,7 @@ def data(
     ask = {
         "numbers": list(numbers),
         "worst": worst,
+        "list": kind,
         "search": search,
         "reasoning": config.data.chat_template if show_reasoning else None,
         "write_clean": write_clean,
@@ -214,6 +218,11 @@ def _print_asked(asked: Mapping[str, Any]) -> None:
         if row["problem"]:
             output.say(f"left out: {row['problem']}")
         _print_rows(row["rendered"])
+    if "list" in asked:
+        total = asked["list"]["total"]
+        output.say(f"\n{total:,} row{'' if total == 1 else 's'}")
+        for row in asked["list"]["rows"]:
+            output.say(_row_line(row))
     for name, example in asked.get("reasoning", {}).get("policies", {}).items():
         output.say(f"\ndata.reasoning = {name}: {example['words'] or example['problem']}")
         tokens = [
@@ -224,6 +233,13 @@ def _print_asked(asked: Mapping[str, Any]) -> None:
     if "write_clean" in asked:
         written = asked["write_clean"]
         output.say(f"\nwrote {written['rows']:,} rows to {written['path']}; {written['left_out']:,} left out")
+
+
+def _row_line(row: Mapping[str, Any]) -> str:
+    """`12: trained, 71 tokens (20 trained): What is ... -> ...`."""
+    fate = row["problem"] or f"{row['tokens']:,} tokens ({row['trained']:,} trained)"
+    begins = output.quoted(" ".join(str(row["text"]).split()))
+    return f"{row['row']}: {row['side'].replace('_', ' ')}, {fate}: {begins}"
 
 
 def rendered(tokens: Iterable[Mapping[str, Any]]) -> str:

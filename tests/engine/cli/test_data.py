@@ -128,6 +128,19 @@ def test_rows_are_shown_by_number_by_search_and_at_their_worst(
     assert len(clean.read_text(encoding="utf-8").splitlines()) == 8
 
 
+def test_rows_are_listed_with_what_becomes_of_them_and_policies_are_shown(
+    qlora: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"instruction": f"Say {n}", "output": str(n) if n != 2 else ""} for n in range(1, 6)]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    result = qlora("data", file, "--model", tiny_model, "--list", "left_out", "--show-reasoning")
+    assert "2: left out, its output is empty: " in result.out
+    assert "\n1 row\n" in result.out
+    for policy in ("train", "context", "remove"):
+        assert f"data.reasoning = {policy}: " in result.out
+
+
 def test_check_says_of_the_data_what_the_start_would(qlora: Any, tiny_model: Path, tmp_path: Path) -> None:
     file, job = tmp_path / "rows.jsonl", tmp_path / "job.toml"
     row = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
