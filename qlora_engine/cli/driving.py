@@ -15,7 +15,7 @@ import click
 from qlora_engine.cli import failures, output
 from qlora_engine.client import Engine, InlineEngine, ProcessEngine
 from qlora_engine.errors import EngineError
-from qlora_engine.events import TERMINAL, Event, RunFailed, RunFinished, RunStopped
+from qlora_engine.events import TERMINAL, Event, RunFailed, RunFinished, RunLeft, RunStarted, RunStopped
 from qlora_engine.jobs import Job
 
 Listener = Callable[[Event], None]
@@ -32,6 +32,27 @@ def run_job(job: Job, listener: Listener, *, on_stop: str = "Stopping") -> RunFi
     with interruptible(engine, on_stop), clean_stdout(engine):
         for event in engine.run(job):
             listener(event)
+            if isinstance(event, TERMINAL):
+                return settled(event)
+    raise EngineError(
+        "engine.no_end", "the engine ended without a word", "run it again", is_input_error=False
+    )
+
+
+def launch(job: Job, listener: Listener) -> RunFinished | RunStopped | RunLeft:
+    """Begin a detached training job and leave it to itself as soon as it has its folder.
+
+    Raises:
+        EngineError: it failed before that.
+    """
+    engine = ProcessEngine()
+    with interruptible(engine, "Stopping"):
+        for event in engine.run(job):
+            listener(event)
+            if isinstance(event, RunStarted):
+                engine.leave()
+            if isinstance(event, RunLeft):
+                return event
             if isinstance(event, TERMINAL):
                 return settled(event)
     raise EngineError(

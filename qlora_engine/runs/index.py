@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from qlora_engine import parsing, paths
-from qlora_engine.runs import notes, queue, stored
+from qlora_engine.runs import live, notes, queue, stored
 from qlora_engine.runs.notes import Notes
 from qlora_engine.runs.record import LIVE_STATES, RunFolder, RunSummary, is_run
 
 UNSETTLED = (*LIVE_STATES, "new")
 """States of a record that say nothing before its owner is looked for."""
 SIGNED = (stored.RECORD_FILE, stored.JOB_FILE, notes.NOTES_FILE, "checkpoints", stored.ADAPTER_MARK)
-TAIL_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -189,19 +188,8 @@ def _summary(path: Path) -> RunSummary:
     summary = RunFolder(path).summary()
     if summary.state not in LIVE_STATES:
         return summary
-    return dataclasses.replace(summary, last_step=_newest_step(path) or summary.last_step)
-
-
-def _newest_step(path: Path) -> int | None:
-    """Of a live run: the step of its newest line, since the record is written at checkpoints alone."""
-    with contextlib.suppress(OSError), (path / "metrics.jsonl").open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
-        for line in reversed(file.read().split(b"\n")):
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                value = parsing.object_from_json(line)
-                if value["event"] == "StepFinished":
-                    return int(value["step"])
-    return None
+    newest = live.newest_step(path)
+    return dataclasses.replace(summary, last_step=newest.step) if newest else summary
 
 
 def _placed(entry: RunEntry, waiting: dict[str, int]) -> RunEntry:

@@ -13,11 +13,13 @@ import time
 from pathlib import Path
 
 from qlora_engine import events, parsing
-from qlora_engine.events import Event, PhaseChanged, Progressed
+from qlora_engine.events import Event, PhaseChanged, Progressed, StepFinished
 from qlora_engine.runs import sealed
+from qlora_engine.runs.stored import METRICS_FILE
 
 LIVE_FILE = "live.json"
 SECONDS_BETWEEN = 1.0
+TAIL_BYTES = 8192
 
 
 class LiveFile:
@@ -57,6 +59,22 @@ def read(run_dir: Path) -> list[Event]:
         return [events.decode(line) for line in lines]
     except (OSError, ValueError, TypeError):
         return []
+
+
+def newest_step(run_dir: Path) -> StepFinished | None:
+    """The newest step of a run; its record is written at checkpoints alone."""
+    try:
+        with (run_dir / METRICS_FILE).open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            lines = file.read().decode("utf-8", errors="replace").split("\n")
+    except OSError:
+        return None
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):
+            event = events.decode(line)
+            if isinstance(event, StepFinished):
+                return event
+    return None
 
 
 def _private(name: str, flags: int) -> int:

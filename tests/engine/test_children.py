@@ -65,7 +65,7 @@ def test_every_process_was_found() -> None:
     assert modules() == [
         "qlora_engine.cli.torch_facts", "qlora_engine.data.tokenizing_child", "qlora_engine.export.verify_child",
         "qlora_engine.memory.context_probe",
-        "qlora_engine.models.class_child", "qlora_engine.worker",
+        "qlora_engine.models.class_child", "qlora_engine.runs.queue_runner", "qlora_engine.worker",
     ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -41,8 +42,10 @@ class StandIn:
         done = max((int(path.name.removeprefix("step-")) for path in folder.checkpoints()), default=0)
         for step in range(done + 1, STEPS + 1):
             time.sleep(STEP_SECONDS)
-            if not (folder.checkpoints_dir / f"step-{step}").exists():
-                add_checkpoint(folder, step)
+            shutil.rmtree(
+                folder.checkpoints_dir / f"step-{step}", ignore_errors=True
+            )  # half-written by one killed
+            add_checkpoint(folder, step)
         folder.update(state="finished")
         folder.release()
         yield RunFinished({})

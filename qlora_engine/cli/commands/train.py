@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qlora_engine.cli import driving, output, progress
 from qlora_engine.cli.commands.job import set_option
-from qlora_engine.events import Event, RunFinished, RunStarted, RunStopped, encode
+from qlora_engine.events import Event, RunFinished, RunLeft, RunStarted, RunStopped, encode
 from qlora_engine.jobs import Job, ResumeJob, TrainJob
+
+if TYPE_CHECKING:
+    from qlora_engine.config import TrainingConfig
 
 ON_STOP = "Stopping after this micro-batch and saving a checkpoint"
 
@@ -21,17 +25,62 @@ events_option = click.option(
 )
 
 
+detach_option = click.option(
+    "--detach", is_flag=True, help="Leave as soon as it has begun; it goes on without this terminal."
+)
+
+
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", metavar="FILE_OR_RUN", type=click.Path(path_type=Path))
 @set_option
+@detach_option
 @events_option
 @output.json_option
-def train(file: Path, overrides: tuple[str, ...], events: bool, as_json: bool) -> None:
-    """Train from a job file. Ctrl+C stops and saves; a second Ctrl+C ends at once."""
+def train(file: Path, overrides: tuple[str, ...], detach: bool, events: bool, as_json: bool) -> None:
+    """Train from a job file, or start a planned run. Ctrl+C stops and saves; a second Ctrl+C ends at once."""
     from qlora_engine import config_io
 
-    config = config_io.with_overrides(config_io.load(file), list(overrides))
-    print_outcome(follow(TrainJob(config_io.to_dict(config)), events, as_json), events, as_json)
+    run_dir = planned_dir(file)
+    config = config_io.load(file if run_dir is None else run_dir / "job.toml")
+    config = config_io.with_overrides(config, list(overrides))
+    place = "" if run_dir is None else str(run_dir)
+    if not begin_beside(config, place, is_asked=not (events or as_json)):
+        return
+    job = TrainJob(config_io.to_dict(config), place, detach)
+    print_outcome(follow(job, events, as_json), events, as_json)
+
+
+def planned_dir(file: Path) -> Path | None:
+    """The folder of a run that is named instead of a job file."""
+    from qlora_engine.cli.commands.runs import found
+    from qlora_engine.errors import EngineError
+
+    if file.is_file() or file.suffix == ".toml":
+        return None
+    try:
+        return found(str(file)).path
+    except EngineError:
+        return None  # what is wrong with it as a job file is the better answer
+
+
+def begin_beside(config: TrainingConfig, run_dir: str, *, is_asked: bool) -> bool:
+    """Say what is busy there, and on a terminal ask: start, queue or neither. False: do not start now."""
+    from qlora_engine.runs import outlook, plans, queue
+    from qlora_engine.runs.record import RunFolder
+
+    busy = outlook.busy_with(config)
+    if busy is None:
+        return True
+    output.note(f"warning: {busy.message}")
+    if not (is_asked and sys.stdin.isatty() and sys.stderr.isatty()):
+        output.note(f"To line it up instead: {output.program()} queue add")
+        return True
+    answer = click.prompt("Start it, queue it, or neither", type=click.Choice(["start", "queue", "no"]), default="queue", err=True)  # fmt: skip
+    if answer == "queue":
+        folder = RunFolder(Path(run_dir)) if run_dir else plans.create(config)
+        queue.add(folder)
+        output.say(f"Queued run {folder.run_id}. Carry the queue out with: {output.program()} queue run")
+    return bool(answer == "start")
 
 
 @click.command()
@@ -43,14 +92,16 @@ def train(file: Path, overrides: tuple[str, ...], events: bool, as_json: bool) -
     help="Go on although NAME is not what the checkpoint was made with: a setting such as training.seed, "
     "base, data, template, owner, or all.",
 )
+@detach_option
 @events_option
 @output.json_option
-def resume(run: str, accept: tuple[str, ...], events: bool, as_json: bool) -> None:
+def resume(run: str, accept: tuple[str, ...], detach: bool, events: bool, as_json: bool) -> None:
     """Go on with a stopped or crashed run from its newest checkpoint."""
-    from qlora_engine.runs.record import RunFolder
+    from qlora_engine.cli.commands.runs import found
 
-    folder = RunFolder.open(run)
-    print_outcome(follow(ResumeJob(str(folder.path), accept), events, as_json), events, as_json)
+    folder = found(run)
+    job = ResumeJob(str(folder.path), accept, detach)
+    print_outcome(follow(job, events, as_json), events, as_json)
 
 
 class Outcome:
@@ -58,17 +109,19 @@ class Outcome:
 
     def __init__(self) -> None:
         self.run_dir: Path | None = None
-        self.end: RunFinished | RunStopped | None = None
+        self.end: RunFinished | RunStopped | RunLeft | None = None
 
     @property
     def state(self) -> str:
+        if isinstance(self.end, RunLeft):
+            return "running"
         return "finished" if isinstance(self.end, RunFinished) else "stopped"
 
     def document(self) -> dict[str, Any]:
         """The result as JSON: the run's record where there is one, and the terminal event's own figures."""
         record = self._record()
         kept = ("run_id", "loss_before", "loss_after", "best_step", "last_step", "measured_peak_bytes")
-        result = dict(self.end.result) if self.end else {}
+        result = dict(self.end.result) if self.end and not isinstance(self.end, RunLeft) else {}
         shown = {key: record[key] for key in kept if key in record}
         if isinstance(self.end, RunStopped):
             shown["is_resumable"] = self.end.is_resumable
@@ -97,7 +150,10 @@ def follow(job: Job, events: bool, is_quiet: bool) -> Outcome:
             shown.show(event)
 
         with last_words(outcome):
-            outcome.end = driving.run_job(job, listen, on_stop=ON_STOP)
+            if getattr(job, "detached", False):
+                outcome.end = driving.launch(job, listen)
+            else:
+                outcome.end = driving.run_job(job, listen, on_stop=ON_STOP)
     return outcome
 
 
@@ -134,6 +190,9 @@ def print_outcome(outcome: Outcome, events: bool, as_json: bool) -> None:
         output.print_json(document)
         return
     run = run_name(outcome.run_dir)
+    if isinstance(outcome.end, RunLeft):
+        output.say(f"Run {run} goes on without this terminal. Watch it with: {output.program()} attach {run}")
+        return
     output.say(f"{'Finished' if outcome.state == 'finished' else 'Stopped'}: run {run}")
     for line in _lines(document):
         output.say(line)

@@ -30,11 +30,18 @@ def test_help_lists_every_command(qlora: Any) -> None:
         assert re.search(rf"^  {name}  +\w", result.out, re.MULTILINE), name
 
 
+def parts_of(name: str) -> list[tuple[str, ...]]:
+    """A command, or the commands of a group."""
+    command = cli.get_command(click.Context(cli), name)
+    return [(name, part) for part in command.commands] if isinstance(command, click.Group) else [(name,)]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_explains_itself_and_offers_json(name: str, qlora: Any) -> None:
-    result = qlora(name, "--help")
-    assert result.code == 0
-    assert "--json" in result.out
+    for part in parts_of(name):
+        result = qlora(*part, "--help")
+        assert result.code == 0
+        assert "--json" in result.out
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -73,7 +80,7 @@ def test_a_bug_is_one_sentence_and_its_traceback_a_file(
     def explode(*_: object) -> None:
         raise ZeroDivisionError("made for this test")
 
-    monkeypatch.setattr("qlora_engine.runs.record.list_runs", explode)
+    monkeypatch.setattr("qlora_engine.runs.index.RunIndex.entries", explode)
     result = qlora("runs")
     assert result.code == 1
     assert "Traceback" not in result.err

@@ -106,7 +106,7 @@ def test_compare_shows_settings_and_curves(qlora: Any) -> None:
     assert "lora.rank" in text
     assert "1.4" in text
     document = qlora("compare", "a", "b", "--json").document
-    assert document["settings"] == {"lora.rank": {"a": 4, "b": 8}}
+    assert document["settings"] == {"lora.rank": [4, 8]}
     assert [point["loss"] for point in document["runs"][1]["curve"]] == [2.0, 1.4]
     assert document["runs"][0]["held_out"] == [{"step": 3, "loss": 1.1}]
 

@@ -97,7 +97,7 @@ def test_a_setting_on_the_command_line_wins(qlora: Any, write_job: WriteJob) -> 
         result = qlora("train", job, "--set", f"lora.rank={rank}", "--set", f"output.name=r{rank}")
         assert result.code == 0, result.err
     document = qlora("compare", "r2", "r8", "--json").document
-    assert document["settings"] == {"lora.rank": {"a": 2, "b": 8}}
+    assert document["settings"] == {"lora.rank": [2, 8]}
     assert [len(side["curve"]) for side in document["runs"]] == [4, 4]
 
 

@@ -1,0 +1,156 @@
+"""`qlora runs NAME`, `qlora queue`, `qlora attach` and a start beside another run, on run folders written here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_engine import config_io
+from qlora_engine.jobs import TrainJob
+from qlora_engine.runs import commands, notes, outlook, plans, queue, queue_runner
+from qlora_engine.runs.index import RunIndex
+from qlora_engine.runs.record import RunFolder
+from tests.support.run_folders import config_of, step_event, write_run
+
+
+@pytest.fixture(autouse=True)
+def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue_runner, "places_here", lambda: ["cpu"])
+
+
+def planned(name: str) -> RunFolder:
+    return plans.create(config_of(output__name=name))
+
+
+def test_names_notes_and_tags(qlora: Any) -> None:
+    folder = write_run("first", [1.0])
+    assert qlora("runs", "rename", "first", "The good one").code == 0
+    assert qlora("runs", "tag", "The good one", "keep", "small").code == 0  # found by its name
+    document = qlora("runs", "tag", "first", "--remove", "small", "--json").document
+    assert document == {"run_id": "first", "name": "The good one", "note": "", "tags": ["keep"]}
+    assert "a note" in qlora("runs", "note", "first", "a note").out
+    assert "The good one [first]" in qlora("runs").out
+    notes.rename(write_run("second", [1.0]).path, "The good one")
+    result = qlora("runs", "note", "The good one", "x")
+    assert (result.code, "say which: " in result.error) == (2, True)
+    assert notes.read(folder.path).note == "a note"
+
+
+def test_search_state_and_order(qlora: Any) -> None:
+    write_run("first", [1.0])
+    write_run("second", [0.5], state="failed")
+
+    def listed(*how: str) -> list[str]:
+        return [run["run_id"] for run in qlora("runs", *how, "--json").document["runs"]]
+
+    assert listed("--sort", "loss") == ["second", "first"]
+    assert listed("--state", "failed") == ["second"]
+    assert listed("--search", "FIR") == ["first"]
+    assert "there is no state 'fail'" in qlora("runs", "--state", "fail").error
+
+
+def test_duplicate_edit_and_delete(qlora: Any) -> None:
+    write_run("first", [1.0], lora__rank=4)
+    made = RunFolder(
+        Path(qlora("runs", "duplicate", "first", "--name", "again", "--json").document["run_dir"])
+    )
+    assert (made.job().lora.rank, made.state()) == (4, "planned")
+    assert qlora("queue", "add", "again", "--set", "lora.rank=8").code == 0
+    assert made.job().lora.rank == 8
+    refused = qlora("queue", "add", "first", "--set", "lora.rank=8")
+    assert (refused.code, "has begun" in refused.error) == (2, True)
+    deleted = qlora("runs", "delete", made.run_id, "first", "--for-good", "--json").document
+    assert [one["run_id"] for one in deleted["deleted"]] == [made.run_id, "first"]
+    assert all(one["freed_bytes"] > 0 for one in deleted["deleted"])
+    assert queue.read().entries == ()
+    assert RunIndex().entries() == ()
+
+
+def test_the_queue_in_words(qlora: Any, tmp_path: Path) -> None:
+    assert "Nothing waits" in qlora("queue", "list").out
+    file = tmp_path / "job.toml"
+    config_io.save(config_of(output__name="from-file"), file)
+    assert qlora("queue", "add", str(file), planned("b").run_id).code == 0
+    assert qlora("queue", "move", "b", "1").code == 0
+    text = qlora("queue", "pause").out
+    assert text.index("b ") < text.index("from-file")
+    assert "Paused" in text
+    document = qlora("queue", "remove", "b", "--json").document
+    assert [entry["run_id"] for entry in document["entries"]] == ["from-file"]
+    assert (document["is_paused"], document["runners"]) == (True, [])
+    assert qlora("queue", "run", "--gpu", "3").code == 2
+    assert qlora("queue", "remove", "b").code == 2
+
+
+def test_the_queue_is_carried_out(qlora: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.support.queue_stand_in import StandIn
+
+    real = queue_runner.Runner
+    monkeypatch.setattr(queue_runner, "Runner", lambda place, hear: real(place, hear, StandIn))  # type: ignore[arg-type]
+    for name in ("one", "bad", "two"):
+        queue.add(planned(name))
+    result = qlora("queue", "run")
+    assert result.code == 0
+    assert "failed    bad" in result.out
+    assert "it is bad" in result.out
+    assert [d.run_dir.name for d in queue.read().done] == ["one", "bad", "two"]
+
+
+def test_attach_shows_a_run_to_its_end_and_asks_it(qlora: Any) -> None:
+    folder = write_run("over", [2.0, 1.0])
+    result = qlora("attach", "over", "--events")
+    assert result.out.count("StepFinished") == 2
+    assert result.out.rstrip().splitlines()[-1].startswith('{"event": "RunFinished"')
+    assert qlora("attach", "over", "--json").document["state"] == "finished"
+    assert "not being trained" in qlora("attach", "over", "--ask", "stop").error
+    folder.update(state="running")
+    folder.claim()
+    inbox = commands.Inbox(folder.path)
+    assert qlora("attach", "over", "--ask", "discard").code == 0
+    assert inbox.take() == [{"command": "stop", "mode": "discard"}]
+    folder.release()
+    assert "is gone" in qlora("attach", "over").error
+
+
+def test_a_start_beside_a_run_is_warned_of(
+    qlora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qlora_engine.cli.commands import train
+
+    followed: list[TrainJob] = []
+
+    def follow(job: TrainJob, *_: object) -> train.Outcome:
+        followed.append(job)
+        return train.Outcome()
+
+    monkeypatch.setattr(train, "follow", follow)
+    live = write_run("live", [1.0], state="running")
+    live.claim()
+    live.append(step_event(3, 9, 1.0))
+    waiting = planned("waiting")
+    result = qlora("train", "waiting")
+    assert "The CPU is training run live" in result.err
+    assert "queue add" in result.err
+    assert followed[0].run_dir == str(waiting.path)
+    live.update(state="stopped")
+    live.release()
+    assert outlook.busy_with(config_of()) is None
+    assert "warning" not in qlora("train", "waiting", "--detach").err
+    assert followed[1].detached
+
+
+def test_how_long_it_takes_is_told_from_the_past() -> None:
+    done = write_run("done", [1.0] * 10, model__name="tiny", training__effective_batch=4)
+    done.update(train_seconds=20.0, plan={"total_steps": 10, "train_rows": 40})
+    entries = RunIndex().entries()
+    alike = config_of(model__name="tiny", training__effective_batch=8, training__epochs=2.0)
+    assert outlook.seconds_of(alike, entries) == pytest.approx(40.0)  # 80 rows at half a second each
+    assert outlook.seconds_of(config_of(model__name="other"), entries) is None
+    for name in ("a", "b"):
+        queue.add(plans.create(config_of(output__name=name, model__name="tiny", training__max_steps=1)))
+    found = outlook.forecast(queue.read(), RunIndex().entries(), now=0.0)
+    assert [(one.begins_seconds, one.ends_seconds) for one in found] == [(0.0, 8.0), (8.0, 16.0)]
+    now = 1_700_000_000.0
+    assert 0 < outlook.tonight(22, now) - now <= 86_400
