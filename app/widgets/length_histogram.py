@@ -6,6 +6,7 @@ import math
 
 from PySide6.QtCore import QPointF, QRectF, QSize, Qt, Signal
 from PySide6.QtGui import (
+    QBrush,
     QColor,
     QFontMetricsF,
     QKeyEvent,
@@ -132,7 +133,7 @@ class LengthHistogram(QWidget):
             bar = QRectF(left + 0.5, floor - high, max(1.5, right - left - 1), high)
             painter.fillRect(bar, kept if end <= self._maximum else lost)
             if end > self._maximum:
-                painter.fillRect(bar, Qt.BrushStyle.BDiagPattern)
+                painter.fillRect(bar, QBrush(QColor(t.quiet), Qt.BrushStyle.BDiagPattern))
         painter.setPen(QColor(t.quiet))
         painter.drawText(QPointF(LEFT, 14), f"rows (highest bar {highest:,.0f})")
 

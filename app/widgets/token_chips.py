@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from PySide6.QtCore import QEvent, QPoint, QRect, QSize, Qt, Signal
 from PySide6.QtGui import (
+    QBrush,
     QColor,
     QFont,
     QFontMetrics,
@@ -39,9 +40,7 @@ def paint_chip(painter: QPainter, place: QRect, text: str, state: str, fonts: tu
     elif state == "m":
         painter.fillRect(place, QColor(t.raised))
     elif state == "p":
-        painter.setBrush(QColor(t.line))
-        painter.fillRect(place, Qt.BrushStyle.BDiagPattern)
-        painter.setBrush(Qt.BrushStyle.NoBrush)
+        painter.fillRect(place, QBrush(QColor(t.quiet), Qt.BrushStyle.BDiagPattern))
     if state in "spc" or is_chosen:
         pen = QPen(QColor(t.accent if is_chosen else t.bad if state == "c" else t.quiet))
         pen.setStyle(Qt.PenStyle.SolidLine if is_chosen or state == "p" else Qt.PenStyle.DashLine)
