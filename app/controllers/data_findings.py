@@ -12,6 +12,7 @@ from app.presenters.data_report import ReportState, report_state
 from app.presenters.words import capital
 from app.screens.data_doctor import DoctorPanel
 from app.screens.data_report import ReportPanel
+from qlora_engine.errors import EngineError
 
 if TYPE_CHECKING:
     from app.controllers.data import DataController
@@ -47,7 +48,7 @@ class DoctorController(QObject):
     def __init__(self, page: DataController, panel: DoctorPanel) -> None:
         super().__init__(panel)
         self._page, self._panel = page, panel
-        self._written_of = ""
+        self._written_of, self._is_writing = "", False
         panel.row_asked.connect(page.open_row)
         panel.repair_asked.connect(self._repair)
         panel.write_asked.connect(self._write)
@@ -59,8 +60,9 @@ class DoctorController(QObject):
         report = self._page.report
         findings = work.watch.findings or (() if report is None else tuple(report.get("findings", ())))
         settings = work.job.config.data
-        if self._written_of and self._written_of != settings.path:
-            self._written_of = ""
+        is_dropped = self._is_writing and not work.watch.desk.is_asked("write_clean")
+        if is_dropped or (self._written_of and self._written_of != settings.path):
+            self._written_of, self._is_writing = "", False
             self._panel.show_written("", "accent")
         notice = ("", "") if work.watch.findings else self._page.notice
         self._panel.show_state(doctor_state(findings, settings, is_checked=report is not None), *notice)
@@ -71,13 +73,17 @@ class DoctorController(QObject):
         check_if_possible(self._page)
 
     def _write(self, path: str) -> None:
-        self._written_of = self._page.work.job.config.data.path
+        self._written_of, self._is_writing = self._page.work.job.config.data.path, True
         self._panel.show_written("Writing the rows", "accent")
-        self._page.work.watch.desk.ask(
-            "write_clean", {"path": path},
-            lambda answer: self._panel.show_written(written_text(answer), "good", str(answer["path"])),
-            lambda error: self._panel.show_written(f"{capital(error.message)}. {capital(error.hint)}.", "bad"),
-        )  # fmt: skip
+        self._page.work.watch.desk.ask("write_clean", {"path": path}, self._written, self._not_written)
+
+    def _written(self, answer: Mapping[str, Any]) -> None:
+        self._is_writing = False
+        self._panel.show_written(written_text(answer), "good", str(answer["path"]))
+
+    def _not_written(self, error: EngineError) -> None:
+        self._is_writing = False
+        self._panel.show_written(f"{capital(error.message)}. {capital(error.hint)}.", "bad")
 
 
 def check_if_possible(page: DataController) -> None:

@@ -185,6 +185,45 @@ def test_what_is_to_mend_leads_to_the_tab_where_it_is_mended(qtbot: QtBot, make_
         qtbot.waitUntil(lambda p=path: window.focusWidget().accessibleName() == all_knobs()[p].label)  # type: ignore[misc]
 
 
+def test_good_rows_are_kept_as_a_file_that_can_be_used(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    data_states.read(window).show_tab("doctor")
+    panel = window.pages.screens["data"].panels["doctor"]
+    panel.write_asked.emit("/data/good.jsonl")
+    assert panel.written.text == "Writing the rows"
+    told = {"path": "/data/good.jsonl", "rows": 12_000, "left_out": 480}
+    assert answer(qtbot, "write_clean", told)["ask"] == {"path": "/data/good.jsonl"}
+    words = "Kept 12,000 rows in /data/good.jsonl; left 480 rows out"
+    qtbot.waitUntil(lambda: panel.written.text == words)
+    panel.written.findChild(QPushButton).click()
+    assert window.studio.workspace.job.config.data.path == "/data/good.jsonl"
+    assert panel.written.text == ""
+
+
+def test_the_desk_answers_the_newest_question_and_says_when_its_engine_is_lost(
+    qtbot: QtBot, make_window: MakeWindow
+) -> None:
+    desk = make_window().studio.workspace.watch.desk
+    heard: list[object] = []
+    desk.ask("row", {"number": 1}, heard.append)
+    desk.ask("row", {"number": 2}, heard.append, heard.append)
+    engine = engine_of(qtbot, DataDeskJob)
+    qtbot.waitUntil(lambda: len(engine.commands) == 2)
+    old, new = (command["request"] for command in engine.commands)
+    engine.tell(ev.DataAnswered(old, "row", {"row": 1}), ev.DataAnswered(new, "row", {"row": 2}))
+    qtbot.waitUntil(lambda: heard == [{"row": 2}])
+    desk.ask("row", {"number": 99}, heard.append, heard.append)
+    engine.tell(ev.DataAnswered(new + 1, "row", {}, {"code": "data.row", "message": "no row 99", "hint": ""}))
+    qtbot.waitUntil(lambda: len(heard) == 2)
+    assert str(heard[1]) == "no row 99"
+    desk.ask("list", {}, heard.append, heard.append)
+    engine.tell(ev.RunFailed("engine.died", "the engine ended", "again"))
+    qtbot.waitUntil(lambda: len(heard) == 3)
+    assert str(heard[2]) == "the engine ended; hint: again"
+    desk.ask("row", {"number": 3}, heard.append)  # another engine
+    qtbot.waitUntil(lambda: engine_of(qtbot, DataDeskJob) is not engine)
+
+
 def test_rows_are_read_in_pages_as_they_come_into_sight(qtbot: QtBot, make_window: MakeWindow) -> None:
     window = make_window()
     controller = data_states.read(window)
