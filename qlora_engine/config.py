@@ -650,6 +650,29 @@ class OutputSettings:
         help="Where runs are kept. Empty: the program's own data folder.",
         resume="safe",
     )
+    tracker: str = knob(
+        "none",
+        label="Tracker",
+        help="Where the curves are sent besides the run's folder, with the tracker's own program and account. "
+        "TensorBoard files are always written.",
+        choices={"none": "None", "wandb": "Weights & Biases", "mlflow": "MLflow", "trackio": "Trackio"},
+        is_expert=True,
+        resume="safe",
+    )
+    tracker_project: str = knob(
+        "qlora-studio",
+        label="Tracker's project",
+        help="Under which name the tracker keeps the runs together.",
+        is_expert=True,
+        resume="safe",
+    )
+    keep_awake: bool = knob(
+        True,
+        label="Keep the computer awake",
+        help="The computer does not go to sleep by itself while the run trains.",
+        is_expert=True,
+        resume="safe",
+    )
 
 
 @dataclass(frozen=True)

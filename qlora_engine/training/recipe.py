@@ -53,7 +53,7 @@ def train(job: TrainJob, control: Control) -> Iterator[Event]:
     config = config_io.from_dict(job.config)
     folder = plans.ready_to_start(job.run_dir, config) if job.run_dir else RunFolder.create(config)
     yield from recorded(
-        folder, lambda: _run(folder, config, control, None), control, as_planned=bool(job.run_dir)
+        folder, config, lambda: _run(folder, config, control, None), control, as_planned=bool(job.run_dir)
     )
 
 
@@ -66,6 +66,7 @@ def resume(job: ResumeJob, control: Control) -> Iterator[Event]:
     folder, config, wanted = resuming.open_run(job)
     yield from recorded(
         folder,
+        config,
         lambda: _run(folder, config, control, wanted),
         control,
         even_elsewhere=ACCEPT_OWNER in job.accept or resuming.accepts_all(job),

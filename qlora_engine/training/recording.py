@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from qlora_engine.config import TrainingConfig
 from qlora_engine.control import Control
 from qlora_engine.errors import Cancelled, EngineError
 from qlora_engine.events import (
@@ -28,6 +29,8 @@ from qlora_engine.runs import commands
 from qlora_engine.runs.live import LiveFile
 from qlora_engine.runs.record import LIVE_STATES, RunFolder
 from qlora_engine.training import checkpoint, recovery
+from qlora_engine.training.awake import kept_awake
+from qlora_engine.training.trackers import tracked
 
 log = logging.getLogger(__name__)
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
@@ -38,6 +41,7 @@ RECORDED = (
 
 def recorded(
     folder: RunFolder,
+    config: TrainingConfig,
     run: Callable[[], Iterator[Event]],
     control: Control,
     *,
@@ -56,8 +60,8 @@ def recorded(
         raise _disk_error(folder, error) from error
     now = LiveFile(folder.path)
     try:
-        with commands.listening(folder.path, control):
-            for event in _doubted(run(), doubt):
+        with commands.listening(folder.path, control), kept_awake(config.output.keep_awake, folder.run_id):
+            for event in tracked(_doubted(run(), doubt), config, folder):
                 if isinstance(event, RECORDED):
                     folder.append(event)
                 now.note(event)

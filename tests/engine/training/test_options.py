@@ -232,6 +232,9 @@ ELSEWHERE = {
     "data.held_out_path": "training/test_options.py::test_held_out_data_of_its_own_is_what_is_scored",
     "training.early_stopping": "training/test_options.py::test_early_stopping_ends_the_run_when_nothing_gets_better",
     "training.keep_best": "training/test_options.py::test_the_best_is_kept_and_not_the_last",
+    "output.tracker": "training/test_trackers.py::test_the_chosen_tracker_gets_every_number_of_the_output_tracker",
+    "output.tracker_project": "training/test_trackers.py::test_the_chosen_tracker_gets_every_number_of_the_output_tracker",
+    "output.keep_awake": "training/test_trackers.py::test_the_computer_is_kept_awake_while_output_keep_awake_says_so",
     "output.runs_dir": "test_runs.py::test_a_runs_folder_that_cannot_be_made_is_a_user_error",
 }
 """Option -> the test of another place that shows it at work, as `file::function` under tests/engine."""
