@@ -23,6 +23,7 @@ from qlora_engine.memory.tracker import LiveBytes
 from qlora_engine.models.experts.quantizer import FourBitConfig
 from qlora_engine.models.experts.stack import Stacked4bit, stacks_of
 from qlora_engine.models.four_bit import dequantized
+from qlora_engine.models.loading import keep_weights_as_they_are
 from qlora_engine.models.quiet import quiet
 from tests.support.tiny import make_tiny
 from tests.support.tiny_experts import MIXTURES
@@ -56,6 +57,7 @@ def loaded(folder: Path, *, on_host: bool = False, told: Any = None) -> Any:
         model = AutoModelForCausalLM.from_pretrained(
             folder, quantization_config=settings, dtype=torch.float32, device_map={"": "cpu"}
         ).requires_grad_(False)
+    keep_weights_as_they_are(model)
     if on_host:
         keep_on_host(model, torch.device("cpu"))
     return model
