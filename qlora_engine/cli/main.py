@@ -29,6 +29,7 @@ COMMANDS = {
     "compare": "compare:compare",
     "attach": "attach:attach",
     "queue": "queue:queue",
+    "sweep": "sweep:sweep",
     "chat": "chat:chat",
     "prompts": "prompts:prompts",
     "predictions": "predictions:predictions",

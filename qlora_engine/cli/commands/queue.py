@@ -124,12 +124,12 @@ def run_(gpu: int | None, stay: bool, tonight: bool, background: bool, as_json: 
     queue_runner.claim_gpu(place)
     with progress.view(is_quiet=as_json) as shown:
         runner = queue_runner.Runner(place, hear=shown.show)
-        with driving.interruptible(_Stoppable(runner), "Stopping the run at work and saving a checkpoint"):
+        with driving.interruptible(Stoppable(runner), "Stopping the run at work and saving a checkpoint"):
             runner.run(stay=stay)
     _print(as_json)
 
 
-class _Stoppable:
+class Stoppable:
     """A runner as what Ctrl+C stops."""
 
     def __init__(self, runner: Runner) -> None:

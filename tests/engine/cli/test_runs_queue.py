@@ -16,7 +16,7 @@ from tests.support.run_folders import config_of, step_event, write_run
 
 
 @pytest.fixture(autouse=True)
-def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def cpu_only(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_runner, "places_here", lambda: ["cpu"])
 
 
@@ -154,3 +154,31 @@ def test_how_long_it_takes_is_told_from_the_past() -> None:
     assert [(one.begins_seconds, one.ends_seconds) for one in found] == [(0.0, 8.0), (8.0, 16.0)]
     now = 1_700_000_000.0
     assert 0 < outlook.tonight(22, now) - now <= 86_400
+
+
+def test_an_experiment_from_its_preview_to_its_comparison(
+    qlora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.engine.runs.test_sweep import Learner
+
+    real = queue_runner.Runner
+    monkeypatch.setattr(queue_runner, "Runner", lambda place, hear: real(place, hear, Learner))  # type: ignore[arg-type]
+    file = tmp_path / "try.toml"
+    file.write_text(
+        'seeds = 2\n[model]\nname = "llama-3.2-1b"\n[vary]\n"lora.rank" = [4, 8]\n', encoding="utf-8"
+    )
+    preview = qlora("sweep", file, "--preview")
+    assert "GiB" in preview.out
+    assert "2 cells, 4 runs" in preview.out
+    assert RunIndex().entries() == ()
+    cells = qlora("sweep", file, "--preview", "--json").document["cells"]
+    assert cells[0]["peak_bytes"] < cells[1]["peak_bytes"]
+    queued = qlora("sweep", file, "--queue", "--json").document
+    assert len(queued["runs"]) == len(queue.read().entries) == 4
+    waiting = qlora("sweep", queued["sweep_id"])
+    assert "0 of 4 runs" in waiting.err
+    assert qlora("queue", "run").code == 0
+    result = qlora("sweep", queued["sweep_id"], "--json").document
+    assert [cell["states"] for cell in result["cells"]] == [["finished"] * 2] * 2
+    assert "lower" in result["cells"][1]["words"]
+    assert "compared with" in qlora("sweep", queued["sweep_id"]).out
