@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from PySide6.QtCore import QObject
+from PySide6.QtCore import QObject, QTimer
+from PySide6.QtWidgets import QWidget
 
 from app.controllers.data_findings import DoctorController, ReportController
 from app.controllers.data_rows import RowsController
@@ -14,9 +16,12 @@ from app.controllers.data_split import SplitController
 from app.presenters.data import data_state, report_notice
 from app.presenters.data_source import with_sources
 from app.presenters.problems import DOCTOR as DOCTOR_OPTION
-from app.screens.data import DOCTOR, REPORT, ROWS, SOURCE, SPLIT, DataScreen
+from app.screens.data import DOCTOR, REPORT, ROWS, SOURCE, SPLIT, TAB_NAMES, DataScreen
 from app.studio import Studio
 from app.widgets.form import KnobForm
+
+IDLE_MS = 40
+POLISHED_AT_ONCE = 40
 
 
 class Tab(Protocol):
@@ -41,6 +46,10 @@ class DataController(QObject):
         screen.cancel_asked.connect(work.watch.cancel)
         screen.tab_wanted.connect(self.show_tab)
         screen.files_dropped.connect(self._take_files)
+        self._unpolished: list[QWidget] = []
+        self._idle = QTimer(self, singleShot=True, interval=IDLE_MS)
+        self._idle.timeout.connect(self._prepare_more)
+        screen.shown.connect(self._idle.start)
         screen.shown.connect(self.paint)
         self.show_tab(SOURCE)
 
@@ -56,8 +65,7 @@ class DataController(QObject):
         )
 
     def show_tab(self, name: str) -> None:
-        if name not in self.tabs:
-            self.tabs[name] = getattr(self, f"_make_{name}")()
+        self._ensure(name)
         self.screen.show_tab(name)
         self.paint()
 
@@ -96,6 +104,24 @@ class DataController(QObject):
         )
         for tab in self.tabs.values():
             tab.paint()
+
+    def _ensure(self, name: str) -> None:
+        if name not in self.tabs:
+            self.tabs[name] = getattr(self, f"_make_{name}")()
+
+    def _prepare_more(self) -> None:
+        """Make the next tab, or apply the style sheet to some of what is made: ahead of time and in turns, so that opening
+        one is quick."""
+        missing = next((name for name in TAB_NAMES if name not in self.tabs), None)
+        if missing is not None:
+            self._ensure(missing)
+            self._unpolished.extend(self.screen.panels[missing].findChildren(QWidget))
+        some, self._unpolished = self._unpolished[:POLISHED_AT_ONCE], self._unpolished[POLISHED_AT_ONCE:]
+        for widget in some:
+            with contextlib.suppress(RuntimeError):  # replaced meanwhile
+                widget.ensurePolished()
+        if missing is not None or self._unpolished:
+            self._idle.start()
 
     def _take_files(self, files: list[str]) -> None:
         """The first is the dataset; the others are mixed in."""

@@ -9,6 +9,7 @@ from PySide6.QtCore import QObject
 
 from app.presenters.data_rows import batch_rows, position_text, row_detail
 from app.presenters.words import capital
+from app.screens.data import ROWS
 from app.screens.data_rows import RowsPanel
 from qlora_engine.errors import EngineError
 
@@ -43,11 +44,13 @@ class RowsController(QObject):
         self._desk.changed.connect(self._paint_head)
 
     def paint(self) -> None:
-        """The list begins anew with every new report; a hidden page does not ask."""
+        """The list begins anew with every new report; a hidden one does not ask."""
         report = self._page.work.data.report
         if report is None:
             self._report, self._is_listed = None, False
-        elif report is not self._report and self._page.screen.isVisible():
+        elif (
+            report is not self._report and self._page.screen.isVisible() and self._page.screen.current == ROWS
+        ):
             self._report, self._error = report, None
             self._begin()
         self._paint_head()
