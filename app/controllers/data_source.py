@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from PySide6.QtCore import QObject, QTimer
 
 from app.controllers.options import option_values
-from app.presenters.data_source import columns_for, source_state, with_column, with_sources
+from app.presenters.data_source import ON_HUB, columns_for, source_state, with_column, with_sources
 from app.presenters.words import capital
 from app.screens.data_source import SourcePanel
 from app.widgets.rows_dialog import RowsDialog
@@ -57,7 +57,8 @@ class SourceController(QObject):
     def paint(self) -> None:
         if self._seen is not None and self._seen.path != self._data.path:
             self._seen = self._preview = self._error = None
-        if self._seen != self._data and self._page.screen.isVisible():
+        is_here_now = self._is_on_hub and self._page.is_new
+        if (self._seen != self._data or is_here_now) and self._page.screen.isVisible():
             self._timer.start()
         is_looking = self._timer.isActive() or self._page.work.watch.desk.is_asked("preview")
         self._panel.show_state(
@@ -65,9 +66,16 @@ class SourceController(QObject):
         )
         self._panel.render_options(*option_values(self._job.draft))
 
+    @property
+    def _is_on_hub(self) -> bool:
+        return self._error is not None and self._error.code == ON_HUB
+
     def _look(self) -> None:
-        self._seen = self._data
-        self._page.work.watch.desk.ask("preview", {}, self._take, self._take_error)
+        """Hub data have first rows once they were read."""
+        self._seen, self._error = self._data, None
+        self._page.work.watch.desk.ask(
+            "preview", {"is_read": self._page.is_new}, self._take, self._take_error
+        )
         self.paint()
 
     def _take(self, answer: Mapping[str, Any]) -> None:

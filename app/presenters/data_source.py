@@ -20,6 +20,8 @@ FIELD_WORDS = {
     "chosen": "Wanted answer", "rejected": "Unwanted answer",
 }  # fmt: skip
 CELL_CHARS = 400
+ON_HUB = "data.hub"
+"""The code of data that are not here yet."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def source_state(
     sources = tuple(SourceLine(path, _name(path), float(weight)) for path, weight in settings.more.items())
     more = {"sources": sources, "weight_text": _weight_text(sources)}
     if error is not None:
-        return SourceState(capital(error.message), capital(error.hint), "bad", **more)  # type: ignore[arg-type]
+        tone = "accent" if error.code == ON_HUB else "bad"
+        return SourceState(capital(error.message), capital(error.hint), tone, **more)  # type: ignore[arg-type]
     if preview is None:
         words = "Looking at the first rows" if is_looking else ""
         return SourceState(words, **more)  # type: ignore[arg-type]

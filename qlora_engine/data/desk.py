@@ -19,14 +19,17 @@ from qlora_engine.jobs import DataDeskJob
 
 if TYPE_CHECKING:
     from qlora_engine.data.row_table import RowTable
+    from qlora_engine.data.sources import RowStore
 
 Command = Mapping[str, Any]
+HUB = "data.hub"
+"""Why there is no preview of data that are not here."""
 
 
 def desk_job(job: DataDeskJob, control: Control) -> Iterator[Event]:
     """Answer questions until stopped; result: {"answers": number}.
 
-    Topics: `preview` (data.preview), `check` (data.reading_check), `list` {"kind", "first", "count"} or {"search": text},
+    Topics: `preview` {"is_read"} (data.preview), `check` (data.reading_check), `list` {"kind", "first", "count"} or {"search": text},
     `row` {"number"}, `batch` {"numbers"}, `reasoning` {"chat_template"}, `write_clean` {"path"}.
     """
     desk, count = Desk(control), 0
@@ -95,6 +98,7 @@ class Desk:
         self.inbox = Inbox(control)
         self._key = ""
         self._table: RowTable | None = None
+        self._stores: dict[str, RowStore] = {}
 
     def answer(self, command: Command, emit: Emit) -> dict[str, Any]:
         """Raises:
@@ -104,14 +108,27 @@ class Desk:
         config = config_io.from_dict(command["config"])
         topic, ask = str(command["topic"]), command.get("ask", {})
         if topic == "preview":
-            from qlora_engine.data.preview import preview
-
-            return preview(config.data)
+            return self._preview(config, ask, emit)
         if topic == "check":
             from qlora_engine.data import reading_check
 
             return {"findings": reading_check.check(config.data)}
         return self._of_rows(topic, self._open(config, emit), ask)
+
+    def _preview(self, config: TrainingConfig, ask: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
+        """Of hub data only once they are here: `is_read` says that they were read with these settings."""
+        from qlora_engine.data.preview import preview, preview_of_rows
+
+        try:
+            return preview(config.data)
+        except EngineError as error:
+            if error.code != HUB:
+                raise
+            if config.data.path not in self._stores:
+                if not ask.get("is_read"):
+                    raise
+                self._open(config, emit)
+            return preview_of_rows(self._stores[config.data.path], config.data)
 
     def _of_rows(self, topic: str, table: RowTable, ask: Mapping[str, Any]) -> dict[str, Any]:
         """What needs the model's tokenizer; importing it takes seconds, a preview does not wait for that."""
@@ -144,4 +161,5 @@ class Desk:
                 lambda phase, done, total, unit: emit(Progressed(phase, done, total, unit)),
             )
             self._key, self._table = key, RowTable(inspector)
+            self._stores = {config.data.path: inspector.prepared.store}
         return self._table

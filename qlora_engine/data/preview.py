@@ -15,7 +15,7 @@ from qlora_engine.config import DataSettings
 from qlora_engine.data import oasst
 from qlora_engine.data.conversation import RowProblem
 from qlora_engine.data.formats import FIELDS, OPTIONAL_FIELDS, detect, read_row
-from qlora_engine.data.sources import STARTER, BadRow, Row, places, store
+from qlora_engine.data.sources import STARTER, BadRow, Row, RowStore, places, store
 from qlora_engine.errors import EngineError
 
 ROWS = 50
@@ -36,16 +36,32 @@ def preview(settings: DataSettings, rows: int = ROWS) -> dict[str, Any]:
     path = _local(settings.path)
     found, notes = places.find(path, settings.split)
     first = list(islice(store.head(found[0], settings), rows))
+    nbytes = sum(place.path.stat().st_size for place in {p.path: p for p in found}.values())
+    answer = _answer(settings, first, [place.name for place in found], nbytes, notes)
+    return {**answer, "seconds": round(time.perf_counter() - began, 3)}
+
+
+def preview_of_rows(store: RowStore, settings: DataSettings, rows: int = ROWS) -> dict[str, Any]:
+    """The same of a dataset that has been read, wherever it came from: of the hub there is no other way."""
+    began = time.perf_counter()
+    source = store.sources[0]
+    nbytes = sum(int(file.spans[-1, 1]) for file in source.files if len(file))
+    names = [file.name for file in source.files]
+    answer = _answer(settings, list(store.sample(0, rows)), names, nbytes, list(store.notes))
+    return {**answer, "seconds": round(time.perf_counter() - began, 3)}
+
+
+def _answer(
+    settings: DataSettings, first: list[Row | BadRow], names: list[str], nbytes: int, notes: list[str]
+) -> dict[str, Any]:
     good = [row for row in first if isinstance(row, dict)]
-    answer: dict[str, Any] = {
-        "origin": settings.path, "files": [place.name for place in found][:SHOWN], "file_count": len(found),
-        "bytes": sum(place.path.stat().st_size for place in {p.path: p for p in found}.values()),
+    return {
+        "origin": settings.path, "files": names[:SHOWN], "file_count": len(names), "bytes": nbytes,
         "notes": notes, "columns": list(dict.fromkeys(str(key) for row in good for key in row)),
         "fields": {name: {f: list(usual) for f, usual in fields.items()} for name, fields in FIELDS.items()},
         "optional_fields": sorted(OPTIONAL_FIELDS), "is_tree": oasst.is_message_tree(good),
+        **_meaning(first, good, settings),
     }  # fmt: skip
-    answer.update(_meaning(first, good, settings))
-    return {**answer, "seconds": round(time.perf_counter() - began, 3)}
 
 
 def _local(path: str) -> Path:

@@ -119,6 +119,30 @@ def test_each_policy_on_reasoning_is_shown_and_said(tmp_path: Path) -> None:
     assert not found["is_own"]
 
 
+def test_hub_data_are_previewed_once_they_were_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qlora_engine.data.inspection import Inspector
+
+    prepared = prepare(write_rows(tmp_path / "a.jsonl", instruction_rows(12)), is_look=True)
+    monkeypatch.setattr(reporting, "opened", lambda *_: Inspector(prepared, tiny_tokenizer()))
+    asked = desk.Desk(Control())
+    config = config_io.to_dict(with_value(TrainingConfig(), "data.path", "org/set"))
+
+    def preview(**ask: Any) -> dict[str, Any]:
+        return asked.answer({"topic": "preview", "config": config, "ask": ask}, lambda _: None)
+
+    with pytest.raises(EngineError, match="on the hub"):
+        preview()
+    found = preview(is_read=True)
+    assert (found["format"], found["columns"], len(found["rows"])) == (
+        "alpaca",
+        ["instruction", "input", "output"],
+        12,
+    )
+    assert found["bytes"] == (tmp_path / "a.jsonl").stat().st_size
+    config = config_io.to_dict(with_value(config_io.from_dict(config), "data.columns", {"instruction": "output", "output": "instruction"}))  # fmt: skip
+    assert preview()["detection"]["columns"]["output"] == "instruction"  # also before they are read anew
+
+
 def test_the_desk_answers_the_newest_question_of_a_topic_and_says_what_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
