@@ -7,14 +7,13 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlora_engine import __version__, parsing, paths
+from qlora_engine import __version__, kept, parsing, paths
 from qlora_engine.models import classes
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def survey(types: Iterable[str], *, again: bool = False, check: Check = lambda: 
         check()
         if kind not in found:
             found[kind] = asdict(_try(kind))
-            _keep({**known(), kind: found[kind]})
+            kept.keep(_file(), {**known(), kind: found[kind]})
         yield _trial(found[kind])
 
 
@@ -67,15 +66,3 @@ def _file() -> Path:
     versions = [f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES]
     key = hashlib.sha256(json.dumps([SCHEMA, __version__, versions]).encode()).hexdigest()[:16]
     return paths.cache_dir() / "architectures" / f"{key}.json"
-
-
-def _keep(found: dict[str, dict[str, Any]]) -> None:
-    """A cache that cannot be written is no error."""
-    file = _file()
-    aside = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(found), encoding="utf-8")
-        aside.replace(file)
-    except OSError:
-        aside.unlink(missing_ok=True)

@@ -10,19 +10,18 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlora_engine import parsing, paths
+from qlora_engine import kept, parsing, paths
 from qlora_engine.config import TrainingConfig
 from qlora_engine.memory import static
 from qlora_engine.memory.passes import FP32, Shape
 from qlora_engine.models.spec import ModelFacts
 
-SCHEMA = 3
+SCHEMA = 4
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 SIDES = ("double_quant", "single_quant")
 
@@ -111,16 +110,9 @@ def points_of(facts: ModelFacts, config: TrainingConfig, device: str, side: str)
 def keep(
     facts: ModelFacts, config: TrainingConfig, device: str, points: Mapping[str, Sequence[Point]]
 ) -> None:
-    """Keep the points by side; a cache that cannot be written is no error."""
-    file = _file(facts, config, device)
-    aside = file.with_suffix(f".{os.getpid()}.tmp")
+    """Keep the points by side."""
     plain = {side: [vars(point) for point in found] for side, found in points.items()}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(plain), encoding="utf-8")
-        aside.replace(file)
-    except OSError:
-        aside.unlink(missing_ok=True)
+    kept.keep(_file(facts, config, device), plain)
 
 
 def _file(facts: ModelFacts, config: TrainingConfig, device: str) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from qlora_engine import config_io, parsing, paths
+from qlora_engine import config_io, kept, parsing, paths
 from qlora_engine.bridge import Emit, events_while
 from qlora_engine.config import TrainingConfig
 from qlora_engine.control import Control
@@ -42,6 +42,8 @@ SIDES = {"double_quant": True, "single_quant": False}
 MOVING = ("activations", "step_temporary", "gradients")
 LINE_LENGTHS = (256, 512, 1024)
 """Where the curve of a class is measured that has no formula of its own."""
+SLOW_SECONDS = 4
+"""A class that goes through its tokens one by one takes so long at the first length; then it is measured at shorter ones."""
 Report = Callable[[int, int], None]
 
 
@@ -130,7 +132,9 @@ def _measure_line(question: Question, check: Callable[[], None]) -> None:
         return
     points: dict[str, list[generic.Point]] = {side: [] for side in SIDES}
     longest = min(LINE_LENGTHS[-1], facts.max_positions or LINE_LENGTHS[-1])
-    for seq_len in (length * longest // LINE_LENGTHS[-1] for length in LINE_LENGTHS):
+    waiting = [length * longest // LINE_LENGTHS[-1] for length in LINE_LENGTHS]
+    while waiting:
+        seq_len, began = waiting.pop(0), time.process_time()
         one = replace(question, seq_len=seq_len, micro_batch=1)
         for side, outcome in (_cached(one) or _store(one, trace(one, check))).items():
             shape = closed_form.shape_of(config, one.seq_len, 1, question.device, False, side)
@@ -139,6 +143,8 @@ def _measure_line(question: Question, check: Callable[[], None]) -> None:
             moved = outcome.activations + outcome.step_temporary + outcome.gradients - gradients
             kept = min(outcome.activations, moved)
             points[side].append(generic.Point(counted, kept, moved - kept))
+        if time.process_time() - began > SLOW_SECONDS:
+            waiting = [seq_len * n // 4 for n in range(1, len(waiting) + 1)]
     generic.keep(facts, config, question.device, points)
 
 
@@ -367,15 +373,8 @@ def _cached(question: Question) -> dict[str, Outcome] | None:
 
 
 def _store(question: Question, outcomes: dict[str, Outcome]) -> dict[str, Outcome]:
-    """Keep the outcome; a cache that cannot be written is no error."""
-    target = _cache_file(question)
-    aside = target.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps({side: vars(one) for side, one in outcomes.items()}), encoding="utf-8")
-        aside.replace(target)
-    except OSError:
-        aside.unlink(missing_ok=True)
+    """Keep the outcome."""
+    kept.keep(_cache_file(question), {side: vars(one) for side, one in outcomes.items()})
     return outcomes
 
 

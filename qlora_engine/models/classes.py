@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from qlora_engine import child, parsing, paths
+from qlora_engine import child, kept, parsing, paths
 from qlora_engine.errors import EngineError
 from qlora_engine.models.parts import ModelFacts, parts_from_dict
 
@@ -67,15 +66,15 @@ def description(text: Mapping[str, Any]) -> dict[str, Any]:
         EngineError: see `facts_from_class`.
     """
     file = _file(text)
-    kept = _read(file)
-    if kept is not None:
-        return kept
+    known = _read(file)
+    if known is not None:
+        return known
     found = _here(text) if _has_transformers() else _in_child(text)
     if "error" in found:
         code, message, hint = found["error"]
         raise EngineError(code, message, hint)
     if found["is_own"]:  # a class registered by a program may change without a version
-        _write(file, found)
+        kept.keep(file, found)
     return found
 
 
@@ -166,14 +165,3 @@ def _read(file: Path) -> dict[str, Any] | None:
         return plain if all(key in plain for key in SIZES) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-
-
-def _write(file: Path, found: Mapping[str, Any]) -> None:
-    """Keep it; a cache that cannot be written is no error."""
-    aside = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(found), encoding="utf-8")
-        aside.replace(file)
-    except OSError:
-        aside.unlink(missing_ok=True)

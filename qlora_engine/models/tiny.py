@@ -96,7 +96,16 @@ def tiny_config(model_type: str, **overrides: Any) -> Any:
     """
     with quiet():
         default = AutoConfig.for_model(model_type)
-        return type(default)(**{**scaled(plain(default)), **SPECIAL.get(model_type, {}), **overrides})
+        small = {**scaled(plain(default)), **_tower_left_out(default)}
+        return type(default)(**{**small, **SPECIAL.get(model_type, {}), **overrides})
+
+
+def _tower_left_out(default: Any) -> dict[str, Any]:
+    """A tower that models of the type have, but a default config leaves out."""
+    kind = getattr(type(default), "sub_configs", {}).get("vision_config")
+    if kind in (None, AutoConfig) or getattr(default, "vision_config", None) is not None:
+        return {}
+    return {"vision_config": scaled(plain(kind()))}
 
 
 def replica_of(config: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +53,7 @@ def prove(kind: str, folder: Path) -> dict[str, float]:
     acted = distance(told, plain)
     require(acted > 10 * SAME, f"training changed the logits by {acted:.1e} only")
     adapter = saved_adapter(parts, folder / "adapter")
+    only_language(parts, base, adapter)
     tuned, untuned = reloaded(parts, base, adapter)
     require(distance(tuned, told) <= SAME, f"the adapter loaded plainly is {distance(tuned, told):.1e} away")
     require(
@@ -200,19 +200,30 @@ def reloaded(
     require(bool(fit.dead) is is_zeroed, f"the proof says: {fit}")
     require(not fit.left_over and not fit.missing, f"keys differ: {fit}")
     with tuned.disable_adapter():
-        plain = trial.logits_of(tuned, prompt())
-    return trial.logits_of(tuned, prompt()), plain
+        plain = plain_logits(tuned)
+    return plain_logits(tuned), plain
+
+
+def plain_logits(model: Any) -> torch.Tensor:
+    """Of the model as a user loads it; where its class fails on any text (llama4's, in this transformers), of the language
+    model inside it."""
+    try:
+        return trial.logits_of(model, prompt())
+    except AttributeError:
+        whole = model.get_base_model() if isinstance(model, PeftModel) else model
+        return trial.logits_of(whole.language_model, prompt())
 
 
 def bring_to_live(model: Any, live: Any) -> None:
     """Give the plain model the values that the 4-bit one computes with; where it also sees, its language model's."""
     plain = dict(model.named_parameters())
+    here, there = (f"{names.decoder_path(one)}." for one in (live, model))
     transposed = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, Conv1D)}
     for name, parameter in live.named_parameters():
         value = values_of(parameter)
         if value is not None:
             wanted = name.replace(".base_layer.", ".")
-            found = wanted if wanted in plain else ending_in(plain, wanted)
+            found = wanted if wanted in plain else f"{there}{wanted.removeprefix(here)}"
             plain[found].data = value.T.contiguous() if found in transposed else value
 
 
@@ -223,11 +234,6 @@ def values_of(parameter: Any) -> torch.Tensor | None:
     if isinstance(parameter, Params4bit):
         return four_bit.dequantized(parameter.data, parameter.quant_state).float()
     return None
-
-
-def ending_in(names: Iterable[str], wanted: str) -> str:
-    (found,) = [name for name in names if name.endswith("." + wanted.removeprefix("model."))]
-    return found
 
 
 def merged_logits(parts: SimpleNamespace, base: Path, adapter: Path, out: Path) -> torch.Tensor:
@@ -242,7 +248,46 @@ def merged_logits(parts: SimpleNamespace, base: Path, adapter: Path, out: Path) 
         )
         journal.finish()
         model = names.plain_class(base).from_pretrained(str(journal.folder), dtype=torch.float32)
-    return trial.logits_of(model.eval(), prompt())
+    same_tower(base, journal.folder)
+    return plain_logits(model.eval())
+
+
+def only_language(parts: SimpleNamespace, base: Path, adapter: Path) -> None:
+    """Of a model that also sees, the language model alone is loaded, in 4 bits and trained."""
+    if not names.is_part(base):
+        return
+    prefix = names.language_prefix(names.skeleton(base))
+    require(bool(prefix), "the language model has no place of its own")
+    keys = load_file(adapter / "adapter_model.safetensors")
+    stray = [key for key in keys if not key.startswith(f"base_model.model.{prefix}")]
+    require(not stray, f"an adapter beside the language model: {stray[:1]}")
+    sizes = sum(p.numel() for p in names.skeleton(base).get_submodule(prefix[:-1]).parameters())
+    live = sum(
+        p.numel()
+        for n, p in parts.model.named_parameters()
+        if "lora_" not in n and not isinstance(p, Params4bit | Stacked4bit)
+    )
+    require(live < sizes, "more than the language model was loaded")
+
+
+def same_tower(base: Path, merged: Path) -> None:
+    """What is not the language model's is in the merged model as it was, and the class is the one that it was."""
+    was, now = (json.loads((one / "config.json").read_text(encoding="utf-8")) for one in (base, merged))
+    require(
+        was.get("architectures") == now.get("architectures"), f"another class: {now.get('architectures')}"
+    )
+    if not names.is_part(base):
+        return
+    prefix = names.language_prefix(names.skeleton(base))
+    places = names.places(base)
+    before, after = (load_file(one / "model.safetensors") for one in (base, merged))
+    require(before.keys() == after.keys(), "the merged model has other tensors than its base")
+    tower = [
+        key for key in before if key in places and not places[key].parameter.startswith((prefix, "lm_head"))
+    ]
+    require(bool(tower), "the base has no tower")
+    changed = [key for key in tower if not torch.equal(before[key].float(), after[key].float())]
+    require(not changed, f"the tower was changed: {changed[:1]}")
 
 
 def finite(numbers: dict[str, float]) -> bool:

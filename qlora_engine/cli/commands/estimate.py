@@ -11,6 +11,7 @@ from qlora_engine.cli import driving, output, progress
 from qlora_engine.cli.commands.job import set_option
 from qlora_engine.cli.commands.models import offline_option, revision_option
 from qlora_engine.config import TARGET_GROUPS, LoraSettings, TrainingConfig, TrainingSettings
+from qlora_engine.errors import EngineError
 from qlora_engine.events import RunFinished
 from qlora_engine.jobs import RehearseJob
 from qlora_engine.knobs import knobs_of
@@ -76,7 +77,10 @@ PART_WORDS = {
     help="Where it would run.",
 )
 @click.option(
-    "--rehearse", is_flag=True, help="Run one step symbolically and count, instead of the closed form."
+    "--rehearse/--no-rehearse",
+    default=None,
+    help="Run one step symbolically and count, instead of the closed form. A model type without a formula of its own is "
+    "rehearsed by itself, once.",
 )
 @revision_option
 @offline_option
@@ -90,7 +94,7 @@ def estimate(model: str, as_json: bool, **options: Any) -> None:
     config = configured(model, options)
     size = {key: options[key] for key in ("seq_len", "micro_batch", "device", "upcast_unquantized")}
     size["gpu"] = wanted_gpu
-    document = _rehearsed(config, size, as_json) if options["rehearse"] else _closed_form(config, size)
+    document = _answer(config, size, options["rehearse"], is_quiet=as_json)
     if wanted_gpu:
         document["fits"] = [fit for fit in document["fits"] if fit["gpu"] == wanted_gpu]
         if options["device"] == "cuda":
@@ -133,6 +137,30 @@ def configured(model: str, options: Mapping[str, Any]) -> TrainingConfig:
     for path, value in values.items():
         config = with_value(config, path, value)
     return config_io.with_overrides(config, list(options["overrides"]))
+
+
+def _answer(
+    config: TrainingConfig, size: Mapping[str, Any], is_rehearsed: bool | None, *, is_quiet: bool
+) -> dict[str, Any]:
+    """Rehearsed if so asked, or if not asked and nothing else could tell; else the closed form."""
+    if is_rehearsed:
+        return _rehearsed(config, size, is_quiet)
+    if is_rehearsed is None and _has_no_formula(config, size["device"]):
+        try:
+            return _rehearsed(config, size, is_quiet)
+        except EngineError as error:
+            output.note(
+                f"It could not be rehearsed ({error.message}), so what a step holds is a count of its layers, which is rough"
+            )
+    return _closed_form(config, size)
+
+
+def _has_no_formula(config: TrainingConfig, device: str) -> bool:
+    """Whether this model's class is known by its parts alone and was never rehearsed."""
+    from qlora_engine.memory import generic
+
+    facts = _facts(config)
+    return facts.source == "class" and not generic.is_measured(facts, config, device)
 
 
 def _closed_form(config: TrainingConfig, size: Mapping[str, Any]) -> dict[str, Any]:
