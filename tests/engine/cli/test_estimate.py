@@ -36,6 +36,18 @@ def test_the_document_has_the_promised_shape(qlora: Any, tiny_model: Path) -> No
     assert document["parameters"] > document["quantized_parameters"] > 0
 
 
+def test_a_type_without_a_formula_is_rehearsed_by_itself_once(qlora: Any, tmp_path: Path) -> None:
+    from qlora_engine.architectures import trial  # imports torch
+
+    folder = trial.make("bloom", tmp_path / "bloom")
+    asked = ("estimate", folder, "--seq-len", "128", "--device", "cpu", "--json")
+    rough = qlora(*asked, "--no-rehearse").document["double_quant"]
+    found = qlora(*asked).document["double_quant"]
+    again = qlora(*asked).document["double_quant"]
+    assert [one["source"] for one in (rough, found, again)] == ["closed-form", "rehearsal", "closed-form"]
+    assert again["peak_bytes"] == pytest.approx(found["peak_bytes"], rel=0.05)
+
+
 @pytest.mark.starter
 @pytest.mark.parametrize(
     ("option", "part"),
