@@ -40,7 +40,7 @@ def test_a_type_without_a_formula_is_rehearsed_by_itself_once(qlora: Any, tmp_pa
     from qlora_engine.architectures import trial  # imports torch
 
     folder = trial.make("bloom", tmp_path / "bloom")
-    asked = ("estimate", folder, "--seq-len", "128", "--device", "cpu", "--json")
+    asked = ("estimate", folder, "--seq-len", "384", "--device", "cpu", "--json")
     rough = qlora(*asked, "--no-rehearse").document["double_quant"]
     found = qlora(*asked).document["double_quant"]
     again = qlora(*asked).document["double_quant"]
