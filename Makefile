@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) packaging/bootstrap.py
 
-.PHONY: test-faults bench-speed run test lint bench bench-ui bench-memory bench-data bench-merge bench-exports test-architectures test-gpu gpu-kit gpu-rehearsal gpu-report clean check-templates
+.PHONY: test-faults bench-runs bench-speed run test lint bench bench-ui bench-memory bench-data bench-merge bench-exports test-architectures test-gpu gpu-kit gpu-rehearsal gpu-report clean check-templates
 
 run:  ## open the window; without a display, train the starter in the terminal
 	@$(BOOTSTRAP) run
@@ -18,6 +18,9 @@ bench:  ## all benchmarks
 
 bench-ui:  ## event-loop gaps of the window while a run is training
 	@$(BOOTSTRAP) bench-ui
+
+bench-runs:  ## the list of two thousand runs, and a comparison of eight
+	@$(BOOTSTRAP) bench-runs
 
 bench-speed:  ## tokens per second beside a bare PEFT loop and TRL
 	@$(BOOTSTRAP) bench-speed

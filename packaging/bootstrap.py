@@ -56,12 +56,14 @@ def main(arguments: list[str]) -> int:
         "lint": lint,
         "bench": lambda: (
             module("tests.bench.ui_gaps")
+            or module("tests.bench.many_runs")
             or module("tests.bench.memory_table")
             or module("tests.bench.merge_speed")
             or module("tests.bench.starter_exports")
             or module("tests.bench.speed_table")
         ),
         "check-templates": lambda: module("tests.bench.template_check"),
+        "bench-runs": lambda: module("tests.bench.many_runs"),
         "bench-ui": lambda: module("tests.bench.ui_gaps"),
         "bench-speed": lambda: module("tests.bench.speed_table"),
         "bench-memory": lambda: module("tests.bench.memory_table"),

@@ -17,25 +17,31 @@ from array import array
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from qlora_engine import events, parsing, paths
 from qlora_engine.events import EvaluationFinished, Noticed, RunStarted, StepFinished
 from qlora_engine.runs import sealed
 from qlora_engine.runs.stored import METRICS_FILE
 
-COLUMNS = (
-    "step", "loss", "learning_rate", "grad_norm", "tokens", "trained_tokens", "step_seconds", "tokens_per_second",
-    "peak_memory_bytes", "unix_time",
-)  # fmt: skip
+COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "tokens", "step_seconds")
 """What is kept of a step; NaN where it is unknown or no finite number."""
+RATE = "tokens_per_second"
+"""A column that is computed of two others, as the run itself did."""
 X_AXES = {"step": "Step", "tokens": "Tokens", "seconds": "Seconds of training"}
+_STEP_START = b'{"event": "StepFinished", '
 _STEP = re.compile(
-    rb'\{"event": "StepFinished", "step": (\d+), "total_steps": \d+, "epoch": [^,]+, "loss": ([^,]+), '
-    rb'"learning_rate": ([^,]+), "grad_norm": ([^,]+), "tokens": (\d+), "trained_tokens": (\d+), '
-    rb'"step_seconds": ([^,]+), "tokens_per_second": ([^,]+), "eta_seconds": [^,]+, "peak_memory_bytes": ([^,]+), '
-    rb'"unix_time": ([^,]+), "seal": (\d+)\}\s*'
+    r'^\{"event": "StepFinished", "step": (\d+), "total_steps": \d+, "epoch": [^,]+, "loss": ([^,]+), '
+    r'"learning_rate": ([^,]+), "grad_norm": ([^,]+), "tokens": (\d+), "trained_tokens": \d+, '
+    r'"step_seconds": ([^,]+), "tokens_per_second": [^,]+, "eta_seconds": [^,]+, "peak_memory_bytes": [^,]+, '
+    r'"unix_time": [^,]+, "seal": (\d+)\}$',
+    re.MULTILINE,
 )
 """A step as this program writes it; any other line goes through the JSON reader."""
+_START = b'{"event": "RunStarted", '
+AROUND_SEAL = len(', "seal": }')
+BYTES_AT_ONCE = 1 << 18
+"""What is read and taken apart at once; larger pieces cost the system more to find memory for."""
 CACHED_FROM_BYTES = 200_000
 
 
@@ -60,8 +66,8 @@ class Curve:
         return _summed(self.columns["tokens" if axis == "tokens" else "step_seconds"])
 
     def y(self, column: str = "loss", smoothing: float = 0.0) -> array[float]:
-        """A column, smoothed by a weight from 0 to below 1 (see `smoothed`)."""
-        return smoothed(self.columns[column], smoothing)
+        """A column or `RATE`, smoothed by a weight from 0 to below 1 (see `smoothed`)."""
+        return smoothed(self._values(column), smoothing)
 
     def held_out_x(self, axis: str = "step") -> list[float]:
         """Where each evaluation lies on `axis`."""
@@ -77,8 +83,14 @@ class Curve:
         place = bisect_right(along, x) - 1
         if place < 0 or x > along[-1]:
             return None
-        value = self.columns[column][place]
+        value = self._values(column)[place]
         return None if math.isnan(value) else value
+
+    def _values(self, column: str) -> array[float]:
+        if column != RATE:
+            return self.columns[column]
+        pairs = zip(self.columns["tokens"], self.columns["step_seconds"], strict=True)
+        return array("d", (tokens / seconds if seconds else math.nan for tokens, seconds in pairs))
 
     def cut_to(self, step: int) -> None:
         """Forget what came after `step`: a resume began there."""
@@ -107,14 +119,20 @@ class CurveReader:
                 if found.st_size == self._offset:
                     return False
                 file.seek(self._offset)
-                text = file.read()
+                return self._read_on(file)
         except OSError:
             had_any, self._offset, self.curve = bool(self._offset), 0, Curve()
             return had_any
-        whole = text[: text.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        _take(self.curve, whole)
-        return bool(whole)
+
+    def _read_on(self, file: BinaryIO) -> bool:
+        """Take every whole line; half of one is read next time."""
+        rest, before = b"", self._offset
+        while chunk := file.read(BYTES_AT_ONCE):
+            text = rest + chunk
+            cut = text.rfind(b"\n") + 1
+            _take(self.curve, text[:cut])
+            self._offset, rest = self._offset + cut, text[cut:]
+        return self._offset > before
 
 
 def read(run_dir: Path) -> Curve:
@@ -165,33 +183,44 @@ def _summed(values: array[float]) -> array[float]:
 
 
 def _take(curve: Curve, text: bytes) -> None:
-    """Add whole lines."""
-    match, crc32 = _STEP.fullmatch, zlib.crc32
-    rows: list[list[bytes]] = []
-    for line in text.splitlines():
-        found = match(line)
-        if found is None:
-            _flush(curve, rows)
+    """Add whole lines, in pieces that a start begins: a resume takes back steps before it."""
+    begin, start = 0, text.find(_START, 1)
+    while start >= 0:
+        _take_piece(curve, text[begin:start])
+        begin, start = start, text.find(_START, start + 1)
+    _take_piece(curve, text[begin:] if begin else text)
+
+
+def _take_piece(curve: Curve, text: bytes) -> None:
+    """All steps of a piece at once, by one search; where it finds another number of them than there are, a line is damaged
+    or of another program, and each is read by itself."""
+    steps: list[bytes] = []
+    others: list[bytes] = []
+    for line in text.split(b"\n"):
+        (steps if line.startswith(_STEP_START) else others).append(line)
+    rows = _STEP.findall(text.decode("latin-1"))
+    if len(rows) != len(steps):
+        steps, rows, others = [], [], text.split(b"\n")
+    for line in others:
+        if line:
             _take_other(curve, line)
-            continue
-        *values, seal = found.groups()
-        if crc32(line[: found.start(11) - len(', "seal": ')]) == int(seal):
-            rows.append(values)
-    _flush(curve, rows)
+    crc32 = zlib.crc32
+    pairs = zip(steps, rows, strict=True)
+    good = [row for line, row in pairs if crc32(line[: -AROUND_SEAL - len(row[6])]) == int(row[6])]
+    _add(curve, good)
 
 
-def _flush(curve: Curve, rows: list[list[bytes]]) -> None:
+def _add(curve: Curve, rows: list[tuple[str, ...]]) -> None:
     """Move rows of texts into the columns."""
     for name, texts in zip(COLUMNS, zip(*rows, strict=True), strict=False):
         try:
             values = list(map(float, texts))
         except ValueError:
-            values = [math.nan if text == b"null" else _number(text) for text in texts]
+            values = [math.nan if text == "null" else _number(text) for text in texts]
         curve.columns[name].extend(values)
-    rows.clear()
 
 
-def _number(text: bytes) -> float:
+def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:

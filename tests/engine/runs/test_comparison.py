@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import random
+import time
 
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from qlora_engine.events import EvaluationFinished, Noticed, RunStarted
 from qlora_engine.runs import curves, notes
 from qlora_engine.runs.comparison import compare
 from qlora_engine.runs.record import RunFolder
+from tests.support.pace import limit
 from tests.support.run_folders import step_event, write_run
 
 
@@ -140,3 +142,19 @@ def test_one_run_is_no_comparison() -> None:
     folder = write_run("one", [1.0])
     with pytest.raises(EngineError, match="two or more different"):
         compare([folder, RunFolder(folder.path)])
+
+
+def test_twenty_thousand_steps_are_read_in_an_eighth_of_what_eight_may_take() -> None:
+    """`make bench-runs` measures eight of them, and the list of two thousand runs."""
+    folder = write_run("long", noisy(4, 20_000))
+    took = []
+    for _ in range(3):
+        began = time.thread_time()
+        curves.CurveReader(folder.path).update()
+        took.append(time.thread_time() - began)
+    assert min(took) < limit(0.7 / 8)
+    began = time.thread_time()
+    curves.read(folder.path)
+    again = time.thread_time()
+    assert len(curves.read(folder.path)) == 20_000
+    assert time.thread_time() - again < (again - began) / 3
