@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,9 @@ OURS = Conversation(
         Message("assistant", "45", reasoning=LAST),
     ),
 )
+PLAIN = Conversation(0, (Message("user", "What is 17 + 25?"), Message("assistant", "It is forty-two.")))
+"""An answer without thoughts, before which some templates put an empty block."""
+EMPTY_BLOCK = re.compile(r"<([\w|]+)>\s*</\1>")
 LOOKED_AT = 200
 
 
@@ -65,7 +69,9 @@ def _example(
     policy = Policy(plan.policy.train_on, reasoning, plan.policy.empty_answers)
     try:
         template = choose(inspector.tokenizer, chat_template, policy)
-        (row,) = as_processed(replace(plan, template=template, policy=policy), conversation)
+        plan = replace(plan, template=template, policy=policy)
+        (row,) = as_processed(plan, conversation)
+        (plain,) = as_processed(plan, PLAIN)
     except (EngineError, RowProblem) as problem:
         return {"tokens": [], "words": "", "problem": getattr(problem, "message", None) or str(problem)}
     special = set(inspector.tokenizer.all_special_ids)
@@ -76,7 +82,8 @@ def _example(
         ]
         for place, (token, is_trained) in enumerate(zip(row.input_ids, row.trained, strict=True))
     ]
-    return {"tokens": tokens[:1500], "words": _words(row, conversation, inspector.tokenizer), "problem": None}
+    words = [_words(row, conversation, inspector.tokenizer), _empty_block(plain, inspector.tokenizer)]
+    return {"tokens": tokens[:1500], "words": " ".join(filter(None, words)), "problem": None}
 
 
 def _words(row: TokenRow, conversation: Conversation, tokenizer: Any) -> str:
@@ -91,6 +98,15 @@ def _words(row: TokenRow, conversation: Conversation, tokenizer: Any) -> str:
     if len(thoughts) > 1:
         said.append(_fate("Thoughts of earlier turns", thoughts[0], row.text, trained))
     return " ".join(said)
+
+
+def _empty_block(plain: TokenRow, tokenizer: Any) -> str:
+    """What of an answer without thoughts a template makes one that thought nothing."""
+    if EMPTY_BLOCK.search(plain.text) is None:
+        return ""
+    trained = tokenizer.decode([i for i, t in zip(plain.input_ids, plain.trained, strict=True) if t])
+    fate = "trained" if EMPTY_BLOCK.search(trained) else "seen, not trained"
+    return f"Before an answer without thoughts the template puts an empty block, which is {fate}."
 
 
 def _fate(what: str, thought: str, text: str, trained: str) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PySide6.QtCore import QPoint, Qt
-from PySide6.QtGui import QImage, QPainter
+from PySide6.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
+from PySide6.QtGui import QDropEvent, QImage, QPainter
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QPushButton
 from pytestqt.qtbot import QtBot
@@ -120,7 +120,12 @@ def test_dropped_files_become_the_dataset_and_what_is_mixed_in(make_window: Make
     window = make_window()
     work = window.studio.workspace
     _, panels = page(window)
-    window.pages.screens["data"].files_dropped.emit(["/data/a.jsonl", "/data/b.csv"])
+    mime = QMimeData()
+    mime.setUrls([QUrl.fromLocalFile("/data/a.jsonl"), QUrl.fromLocalFile("/data/b.csv")])
+    plain, left = Qt.KeyboardModifier.NoModifier, Qt.MouseButton.LeftButton
+    window.pages.screens["data"].dropEvent(
+        QDropEvent(QPointF(9, 9), Qt.DropAction.CopyAction, mime, left, plain)
+    )
     assert (work.job.config.data.path, work.job.config.data.more) == ("/data/a.jsonl", {"/data/b.csv": 1.0})
     box = panels["source"].sources.boxes["/data/b.csv"]
     box.setText("0.5")

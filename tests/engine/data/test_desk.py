@@ -20,10 +20,8 @@ from qlora_engine.jobs import DataDeskJob
 from tests.engine.data.test_doctor import prepare
 from tests.support.tiny import CHATML, instruction_rows, tiny_tokenizer, write_rows
 
-THINKING = CHATML.replace(
-    "m['content']",
-    "('<think>' + m.reasoning_content + '</think>' if m.reasoning_content else '') + m['content']",
-)
+THOUGHT = "('<think>' + message.reasoning_content + '</think>' if message.reasoning_content else '')"
+THINKING = CHATML.replace("message['content']", f"{THOUGHT} + message['content']")
 
 
 @pytest.fixture
@@ -141,6 +139,17 @@ def test_hub_data_are_previewed_once_they_were_read(tmp_path: Path, monkeypatch:
     assert found["bytes"] == (tmp_path / "a.jsonl").stat().st_size - 1  # without the last line end
     config = config_io.to_dict(with_value(config_io.from_dict(config), "data.columns", {"instruction": "output", "output": "instruction"}))  # fmt: skip
     assert preview()["detection"]["columns"]["output"] == "instruction"  # also before they are read anew
+
+
+def test_an_empty_block_before_an_answer_without_thoughts_is_said(tmp_path: Path) -> None:
+    from qlora_engine.data.inspection import Inspector
+
+    empty = THINKING.replace("else '')", "else '<think></think>' if message.role == 'assistant' else '')")
+    inspector = Inspector(
+        prepare(write_rows(tmp_path / "a.jsonl", instruction_rows(4)), is_look=True), tiny_tokenizer(empty)
+    )
+    words = policy_example.examples(inspector, "auto")["policies"]["train"]["words"]
+    assert "Before an answer without thoughts the template puts an empty block, which is " in words
 
 
 def test_the_desk_answers_the_newest_question_of_a_topic_and_says_what_fails(
