@@ -22,6 +22,7 @@ from qlora_engine.data.layout import (
     marker_places,
 )
 from qlora_engine.data.policy import Policy
+from qlora_engine.data.skeleton import Shapes
 from qlora_engine.data.traced import Traced, joined
 from qlora_engine.data.wording import NO_CALLS
 
@@ -39,18 +40,24 @@ class MaskProblem(RowProblem):
 
 @dataclass(frozen=True)
 class Found:
-    """A row ready to be tokenized: its text (every character with its origin), what is trained, and what to say of it."""
+    """A row ready to be tokenized: its text (every character with its origin, `parts` says whose), what is trained, what
+    to say of it, and where ends were put in that the template does not write."""
 
     text: Traced
     spans: list[Span]
     notes: tuple[str, ...] = ()
+    parts: Sequence[tuple[int, str]] = ()
+    inserted: tuple[Span, ...] = ()
 
 
 @dataclass
 class Memory:
-    """What was learned of a template's own texts; kept between rows. `renders` counts them all."""
+    """What was learned of a template's own texts; kept between rows. `renders` counts the traced ones, `plain_renders`
+    the others."""
 
     begins: dict[tuple[str, bool], int] = field(default_factory=dict)
+    shapes: Shapes = field(default_factory=dict)
+    plain_renders: int = 0
     renders: int = 0
     rows: int = 0
 
@@ -93,7 +100,8 @@ def find(
         moved_spans = _without(
             len(text), [(moved(s), moved(e, is_end=True)) for s, e in filter(None, kept_out)]
         )
-    return Found(text, moved_spans, tuple(work.notes))
+    inserted = tuple((moved(at), moved(at) + len(end)) for at, end in sorted(work.inserts))
+    return Found(text, moved_spans, tuple(work.notes), rendered.parts, inserted)
 
 
 def _require_whole(work: _Work, number: int) -> None:

@@ -65,6 +65,11 @@ class Message:
         """Nothing is said, thought or called."""
         return not self.text.strip() and not (self.reasoning or "").strip() and not self.calls
 
+    @property
+    def is_plain(self) -> bool:
+        """A role and a text, nothing else."""
+        return not (self.reasoning or self.calls or self.call_id or self.name) and self.is_trained is None
+
     def to_json(self) -> dict[str, Any]:
         """Only what is set, so that plain turns stay short."""
         found: dict[str, Any] = {"role": self.role, "text": self.text}
@@ -109,15 +114,19 @@ class Conversation:
 
     def content_key(self) -> str:
         """A hash of what it says: rows of one key are duplicates. Its number is no part of it."""
-        said: Any = self.text
-        if self.text is None:
-            said = [
-                {k: v.strip() if isinstance(v, str) else v for k, v in m.to_json().items()}
-                for m in self.messages
-            ]
-            said = [said, list(self.tools)] if self.tools else said
-        stored = json.dumps(said, sort_keys=True, default=str)
-        return hashlib.sha256(stored.encode("utf-8", "surrogatepass")).hexdigest()
+        if self.text is None and not self.tools and all(m.is_plain for m in self.messages):
+            stored = "\0".join(f"{m.role}\0{len(t)}\0{t}" for m in self.messages for t in [m.text.strip()])
+        else:
+            stored = json.dumps(self._said(), sort_keys=True, default=str)
+        return hashlib.blake2b(stored.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
+
+    def _said(self) -> Any:
+        if self.text is not None:
+            return self.text
+        said = [
+            {k: v.strip() if isinstance(v, str) else v for k, v in m.to_json().items()} for m in self.messages
+        ]
+        return [said, list(self.tools)] if self.tools else said
 
     def to_json(self) -> dict[str, Any]:
         found: dict[str, Any] = {"number": self.number}

@@ -19,7 +19,7 @@ from qlora_engine.data import sandbox
 from qlora_engine.data.conversation import Message, ToolCall
 from qlora_engine.data.sandbox import TemplateRefused
 from qlora_engine.data.traced import TEMPLATE, Traced, opaque
-from qlora_engine.data.wording import NO_CALLS, TOOLS, Origins, Shape, worded
+from qlora_engine.data.wording import NO_CALLS, TOOLS, Origins, Shape, Untraced, worded
 
 Part = tuple[int, str]
 SWITCHES = ("enable_thinking", "thinking", "think")
@@ -147,14 +147,29 @@ def render(
         TemplateRefused: the template raised.
         TemplateEndless: it was ended.
     """
-    origins = Origins(_quoted(source.jinja, source.markers))
-    given, definitions = worded(messages, tools, shape, origins)
-    values = {
-        **dict(source.specials), **dict(shape.switches), "messages": given, "tools": definitions, "documents": None,
-        "add_generation_prompt": is_prompt, **_asked_for(source, definitions),
-    }  # fmt: skip
+    origins = Origins(quoted(source)[1])
+    values = _values(source, shape, *worded(messages, tools, shape, origins), is_prompt=is_prompt)
     text = sandbox.run(source.jinja, source.name, values, source.seconds)
     return Rendered(origins.shown(text), origins.parts)
+
+
+def render_plain(source: Source, shape: Shape, messages: Sequence[Message]) -> str:
+    """The text alone, for rows that quote nothing which a template looks for, and have no tools; several times faster.
+
+    Raises:
+        TemplateRefused, TemplateEndless: as `render`.
+    """
+    values = _values(source, shape, *worded(messages, (), shape, Untraced()), is_prompt=False)
+    return sandbox.run_plain(source.jinja, source.name, values, source.seconds)
+
+
+def _values(
+    source: Source, shape: Shape, messages: Sequence[Any], tools: Sequence[Any] | None, *, is_prompt: bool
+) -> dict[str, Any]:
+    return {
+        **dict(source.specials), **dict(shape.switches), "messages": messages, "tools": tools, "documents": None,
+        "add_generation_prompt": is_prompt, **_asked_for(source, tools),
+    }  # fmt: skip
 
 
 def _asked_for(source: Source, definitions: Sequence[Any] | None) -> dict[str, Any]:
@@ -168,11 +183,17 @@ def _asked_for(source: Source, definitions: Sequence[Any] | None) -> dict[str, A
     return found
 
 
+def quoted(source: Source) -> tuple[str, re.Pattern[str]]:
+    """What a row may quote and a template would take for its own: markers, and what looks like one in its source; the
+    first letters of them all, and the pattern."""
+    return _quoted(source.jinja, source.markers)
+
+
 @lru_cache(maxsize=64)
-def _quoted(jinja: str, markers: tuple[str, ...]) -> re.Pattern[str]:
-    """What a row may quote and a template would take for its own: markers, and what looks like one in its source."""
+def _quoted(jinja: str, markers: tuple[str, ...]) -> tuple[str, re.Pattern[str]]:
     words = {*markers, *TAG.findall(jinja)}
-    return re.compile("|".join(re.escape(w) for w in sorted(words, key=len, reverse=True)) or "(?!)")
+    pattern = re.compile("|".join(re.escape(w) for w in sorted(words, key=len, reverse=True)) or "(?!)")
+    return "".join(sorted({word[0] for word in words if word})), pattern
 
 
 def find_layout(source: Source, reasoning: str, shape: Shape | None = None) -> Layout:

@@ -157,7 +157,7 @@ def encode_apart(
     """
     if any(PRIVATE <= ord(c) < PRIVATE + len(markers) for c in text):
         raise RowProblem("its text has private characters beside a marker of the chat template")
-    respelled = _respelled(_Key(tokenizer), markers)
+    respelled = _respelled(TokenizerKey(tokenizer), markers)
     encoded = respelled.encode(_with_private(text, markers), add_special_tokens=False)
     ids, offsets = list(encoded.ids), list(encoded.offsets)
     vocabulary = tokenizer.get_vocab()
@@ -190,7 +190,7 @@ def _private(number: int, length: int) -> str:
     return chr(PRIVATE + number) * length
 
 
-class _Key:
+class TokenizerKey:
     """A tokenizer as a key: itself, by identity."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -200,11 +200,11 @@ class _Key:
         return id(self.tokenizer)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and other.tokenizer is self.tokenizer
+        return isinstance(other, TokenizerKey) and other.tokenizer is self.tokenizer
 
 
 @lru_cache(maxsize=4)
-def _respelled(key: _Key, markers: tuple[str, ...]) -> Any:
+def _respelled(key: TokenizerKey, markers: tuple[str, ...]) -> Any:
     """The tokenizer with every marker in its private spelling; the same ids."""
     from tokenizers import Tokenizer
 

@@ -13,16 +13,17 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import IO, Any
 
 from qlora_engine import child
+from qlora_engine.data.plain_tokenizer import PlainTokenizer
 from qlora_engine.data.sources import Block
 from qlora_engine.data.working import Part, Plan, work
 from qlora_engine.errors import EngineError
 
-WORTH_ROWS = 20_000
+WORTH_ROWS = 8_000
 """Fewer rows are done before a process has started."""
 MOST = 16
 SIZE = struct.Struct("<Q")
@@ -46,7 +47,7 @@ def run(plan: Plan, blocks: Iterable[Block], processes: int, check: Callable[[],
             check()
             yield work(plan, block)
         return
-    crew = _Crew(plan, processes)
+    crew = _Crew(replace(plan, tokenizer=PlainTokenizer.of(plan.tokenizer)), processes)
     try:
         yield from crew.run(blocks, check)
     finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -19,7 +19,9 @@ import jinja2.ext
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.parser import Parser
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 from qlora_engine.data.traced import Traced, aligned, joined, opaque
 
@@ -44,6 +46,13 @@ TRACED_FILTERS = {
 """Filters that call the text's own methods, or hand it through."""
 WIDENING = ("center", "indent", "batch", "slice", "wordwrap", "truncate")
 FORMATTING = ("format", "format_map", "ljust", "rjust", "center", "zfill", "expandtabs")
+ASKING = frozenset(
+    ["startswith", "endswith", "strip", "lstrip", "rstrip", "split", "find", "count", "isspace"]
+)
+"""Methods of a plain text that make nothing large and keep no account."""
+INNER = frozenset(["_loop_vars", "_block_vars"])
+"""What jinja itself hands to every call."""
+DICT_ATTRIBUTES = frozenset(dir(dict))
 
 
 class TemplateEndless(Exception):  # noqa: N818 - what the template is
@@ -90,6 +99,7 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
         self.name = ""
+        self.is_traced = True
         self._ends_at = 0.0
         self._ticks = 0
         self.concat = self._concat  # type: ignore[method-assign]
@@ -100,13 +110,14 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
             self.globals.pop(name, None)
 
     @contextmanager
-    def timed(self, seconds: float) -> Iterator[None]:
-        """The clock of one render."""
-        before, self._ends_at = self._ends_at, time.monotonic() + seconds
+    def timed(self, seconds: float, *, is_traced: bool = True) -> Iterator[None]:
+        """The clock of one render, and whether it keeps the account."""
+        before = self._ends_at, self.is_traced
+        self._ends_at, self.is_traced = time.monotonic() + seconds, is_traced
         try:
             yield
         finally:
-            self._ends_at = before
+            self._ends_at, self.is_traced = before
 
     def tick(self) -> None:
         """Looked at in every loop and call."""
@@ -131,8 +142,25 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
             )
         return tree
 
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """As jinja's sandbox has it, sooner for what every template asks: keys of messages, loops, methods of texts."""
+        kind = type(obj)
+        if kind is dict and attribute not in DICT_ATTRIBUTES:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        is_text = kind is Traced or kind is str
+        is_plain = (
+            kind is LoopContext or kind is Namespace or (is_text and not attribute.startswith("format"))
+        )
+        if is_plain and not attribute.startswith("_"):
+            with suppress(AttributeError):
+                return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         self.tick()
+        is_plain = type(getattr(function, "__self__", None)) is str and function.__name__ in ASKING
+        if is_plain and INNER.issuperset(kwargs):
+            return function(*args)
         method = getattr(function, "__wrapped__", function)  # jinja wraps `format`
         owner = getattr(method, "__self__", None)
         if not isinstance(owner, str):
@@ -157,6 +185,8 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
         return found
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "+" and type(left) is str and type(right) is str and len(left) + len(right) < LONGEST:
+            return left + right
         self._limit(operator, left, right)
         found = super().call_binop(context, operator, left, right)
         if operator == "%" and type(found) is str:
@@ -173,7 +203,7 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
                 )
             found.append(piece)
         self.tick()
-        return joined(found)
+        return joined(found) if self.is_traced else "".join(map(str, found))
 
     def _limit(self, operator: str, left: Any, right: Any) -> None:
         """No sum, product or power that fills the memory."""
@@ -292,12 +322,26 @@ def run(source: str, name: str, values: Mapping[str, Any], seconds: float = SECO
         TemplateRefused: it raised, with its words.
         TemplateEndless: it was ended.
     """
+    found = _run(source, name, values, seconds, is_traced=True)
+    return found if isinstance(found, Traced) else Traced.of(found, 0)
+
+
+def run_plain(source: str, name: str, values: Mapping[str, Any], seconds: float = SECONDS) -> str:
+    """Render a template once, without an account of where its characters come from; `values` are plain texts.
+
+    Raises:
+        TemplateRefused, TemplateEndless: as `run`.
+    """
+    return str.__str__(_run(source, name, values, seconds, is_traced=False))
+
+
+def _run(source: str, name: str, values: Mapping[str, Any], seconds: float, *, is_traced: bool) -> str:
     try:
         template = compiled(source, name)
         environment = template.environment
         assert isinstance(environment, TracingEnvironment)
-        with environment.timed(seconds):
-            found = template.render(values)
+        with environment.timed(seconds, is_traced=is_traced):
+            return template.render(values)
     except TemplateEndless:
         raise
     except RecursionError as error:
@@ -307,7 +351,6 @@ def run(source: str, name: str, values: Mapping[str, Any], seconds: float = SECO
     except Exception as error:  # a template raises whatever its author chose
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise TemplateRefused(lines[0][:200]) from error
-    return found if isinstance(found, Traced) else Traced.of(found, 0)
 
 
 def _raise(message: str) -> None:

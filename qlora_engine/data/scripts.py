@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,11 +17,26 @@ RANGES = (
     (0xAC00, "Hangul"), (0xD7B0, "other"), (0xF900, "Han"), (0xFB00, "other"), (0xFB50, "Arabic"), (0xFE00, "other"),
     (0xFF66, "Kana"), (0xFFA0, "other"), (0x20000, "Han"), (0x32000, "other"),
 )  # fmt: skip
+LETTER = re.compile("[A-Za-z]")
 NAMES = tuple(dict.fromkeys(name for _, name in RANGES))
 
 
 def dominant(texts: Sequence[str]) -> Any:
     """For each text the place in `NAMES` of the script that most of its letters have, 0 (other) without letters."""
+    import numpy as np
+
+    found = np.zeros(len(texts), np.uint8)
+    others = [place for place, text in enumerate(texts) if not text.isascii()]
+    latin = NAMES.index("Latin")
+    for place, text in enumerate(texts):
+        if text.isascii() and LETTER.search(text):
+            found[place] = latin
+    if others:
+        found[others] = _counted([texts[place] for place in others])
+    return found
+
+
+def _counted(texts: Sequence[str]) -> Any:
     import numpy as np
 
     starts = np.array([start for start, _ in RANGES], np.uint32)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-SECRETS = (
+Pattern = tuple[str, re.Pattern[str]]
+SECRETS: tuple[Pattern, ...] = (
     ("sk-", re.compile(r"\bsk-[A-Za-z0-9_-]{20,}")),
     ("ghp_", re.compile(r"\bghp_[A-Za-z0-9]{36}\b")),
     ("github_pat_", re.compile(r"\bgithub_pat_[A-Za-z0-9_]{40,}")),
@@ -21,8 +23,14 @@ SECRETS = (
 EMAIL = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}")
 
 
-def has_secret(text: str) -> bool:
-    return any(piece in text and pattern.search(text) for piece, pattern in SECRETS)
+def has_secret(text: str, patterns: Iterable[Pattern] = SECRETS) -> bool:
+    return any(piece in text and pattern.search(text) for piece, pattern in patterns)
+
+
+def hinted(texts: Iterable[str]) -> list[Pattern]:
+    """Those of `SECRETS` that some of the texts may hold, for looking at each text with these alone."""
+    whole = "\n".join(texts)
+    return [(piece, pattern) for piece, pattern in SECRETS if piece in whole]
 
 
 def has_email(text: str) -> bool:

@@ -10,12 +10,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from qlora_engine import parsing
-from qlora_engine.data import answers, layout
+from qlora_engine.data import answers, layout, skeleton
 from qlora_engine.data.conversation import Conversation, Message, RowProblem, talk
 from qlora_engine.data.layout import Layout, Rendered, Source
 from qlora_engine.data.markers import markers_of
 from qlora_engine.data.policy import Policy
 from qlora_engine.data.sandbox import TemplateEndless, TemplateRefused
+from qlora_engine.data.skeleton import Filled
 from qlora_engine.data.wording import Shape
 from qlora_engine.errors import EngineError, did_you_mean
 
@@ -183,8 +184,7 @@ def laid_out(conversation: Conversation, template: Template, policy: Policy) -> 
     Raises:
         RowProblem: the template refuses it in its own words, or the answers cannot be told from the rest.
     """
-    memories = _MEMORIES.setdefault(template, {})
-    memory = memories.setdefault(policy, answers.Memory())
+    memory = memory_of(template, policy)
     messages = policy.kept(conversation.messages)
 
     def prompt(number: int) -> Rendered:
@@ -201,8 +201,45 @@ def laid_out(conversation: Conversation, template: Template, policy: Policy) -> 
     return answers.find(rendered, messages, template.source, template.layout, policy, prompt, again, memory)
 
 
+def filled(conversation: Conversation, template: Template, policy: Policy) -> Filled:
+    """The same as `laid_out` in bytes; most rows without being traced.
+
+    Raises:
+        RowProblem: as `laid_out`.
+    """
+    memory = memory_of(template, policy)
+    messages = policy.kept(conversation.messages)
+    key = None if conversation.tools else skeleton.shape_of(messages)
+    plain = None if key is None else _plain(template, messages, memory, key)
+    if key is None or plain is None:
+        return Filled.of(laid_out(conversation, template, policy))
+    found = memory.shapes[key].filled(messages, plain) if key in memory.shapes else None
+    if found is not None:
+        memory.rows += 1
+        return found
+    traced = laid_out(conversation, template, policy)
+    skeleton.learn(memory.shapes, key, traced, messages, plain)
+    return Filled.of(traced)
+
+
+def _plain(
+    template: Template, messages: Sequence[Message], memory: answers.Memory, key: skeleton.Key
+) -> str | None:
+    """The text of a row whose shape may be known; None for one that must be traced."""
+    variants = memory.shapes.get(key)
+    if variants is not None and variants.is_hopeless:
+        return None
+    if skeleton.quotes(messages, *layout.quoted(template.source)):
+        return None
+    memory.plain_renders += 1
+    try:
+        return layout.render_plain(template.source, template.layout.shape, messages)
+    except (TemplateRefused, TemplateEndless):
+        return None
+
+
 def memory_of(template: Template, policy: Policy) -> answers.Memory:
-    """How many rows were rendered, with how many renders."""
+    """What was learned of a template under a policy; how many rows were rendered, with how many renders."""
     return _MEMORIES.setdefault(template, {}).setdefault(policy, answers.Memory())
 
 

@@ -12,14 +12,27 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from qlora_engine.data import byte_masks
 from qlora_engine.data.answers import MaskProblem, Span
 from qlora_engine.data.conversation import Conversation, RowProblem
 from qlora_engine.data.markers import encode_apart, is_taken
 from qlora_engine.data.policy import Policy
-from qlora_engine.data.templates import Template, laid_out
+from qlora_engine.data.skeleton import Filled
+from qlora_engine.data.templates import Template, filled, laid_out
 from qlora_engine.data.traced import Traced
 
-__all__ = ["BATCH_ROWS", "MaskProblem", "Policy", "Span", "TokenRow", "cut", "tokenize", "trained_mask"]
+__all__ = [
+    "BATCH_ROWS",
+    "Encoded",
+    "MaskProblem",
+    "Policy",
+    "Span",
+    "TokenRow",
+    "cut",
+    "encode",
+    "tokenize",
+    "trained_mask",
+]
 BATCH_ROWS = 256
 
 
@@ -47,6 +60,35 @@ class TokenRow:
         return sum(self.trained[1:])
 
 
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A whole row as arrays: `ids` (tokens,) int32, `trained` (tokens,) bool; the rest as in `TokenRow`."""
+
+    number: int
+    ids: Any
+    trained: Any
+    text: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def trained_count(self) -> int:
+        """As `TokenRow.trained_count`."""
+        return int(self.trained[1:].sum())
+
+    def row(self) -> TokenRow:
+        ids = self.ids.tolist()
+        return TokenRow(
+            ids, self.trained.tolist(), self.number, (len(ids),), text=self.text, notes=self.notes
+        )
+
+    @classmethod
+    def of(cls, row: TokenRow) -> Encoded:
+        import numpy as np
+
+        ids, trained = np.array(row.input_ids, np.int32), np.array(row.trained, bool)
+        return cls(row.source_row, ids, trained, row.text, row.notes)
+
+
 @dataclass(frozen=True)
 class _Ready:
     """A row's text with what is trained of it."""
@@ -56,14 +98,32 @@ class _Ready:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Work:
+    """With what rows are tokenized."""
+
+    tokenizer: Any
+    template: Template
+    policy: Policy
+    marker_ids: frozenset[int]
+
+
 def tokenize(
     conversations: Sequence[Conversation], tokenizer: Any, template: Template, policy: Policy
 ) -> Iterator[TokenRow | RowProblem]:
     """Whole rows, not yet cut, in order; a row that cannot be trained comes out as its problem, with its number."""
+    for found in encode(conversations, tokenizer, template, policy):
+        yield found.row() if isinstance(found, Encoded) else found
+
+
+def encode(
+    conversations: Sequence[Conversation], tokenizer: Any, template: Template, policy: Policy
+) -> Iterator[Encoded | RowProblem]:
+    """The same as arrays."""
     waiting = iter(conversations)
-    marker_ids = _ids_of(template.source.markers, tokenizer)
+    work = _Work(tokenizer, template, policy, _ids_of(template.source.markers, tokenizer))
     while group := list(islice(waiting, BATCH_ROWS)):
-        yield from _tokenize_group(group, tokenizer, template, policy, marker_ids)
+        yield from _encode_group(group, work)
 
 
 def _ids_of(markers: Sequence[str], tokenizer: Any) -> frozenset[int]:
@@ -75,56 +135,67 @@ def _ids_of(markers: Sequence[str], tokenizer: Any) -> frozenset[int]:
     return frozenset(i for i, name in zip(known, names, strict=True) if name in wanted)
 
 
-def _tokenize_group(
-    group: Sequence[Conversation],
-    tokenizer: Any,
-    template: Template,
-    policy: Policy,
-    marker_ids: frozenset[int],
-) -> Iterator[TokenRow | RowProblem]:
-    ready = [_ready_or_problem(c, tokenizer, template, policy) for c in group]
+def _encode_group(group: Sequence[Conversation], work: _Work) -> list[Encoded | RowProblem]:
+    """By the bytes of tokens where they tell, by offsets for the other rows."""
+    lengths = byte_masks.byte_lengths(work.tokenizer)
+    found: dict[int, Encoded | RowProblem] = {}
+    texts: dict[int, Filled] = {}
+    for place, conversation in enumerate(group if lengths is not None else ()):
+        if conversation.text is None:
+            row = _filled_or_problem(conversation, work)
+            if isinstance(row, Filled):
+                texts[place] = row
+            else:
+                found[place] = row
+    if texts and lengths is not None:
+        masks = byte_masks.masked(list(texts.values()), work.tokenizer, lengths, work.marker_ids)
+        for (place, text), mask in zip(texts.items(), masks, strict=True):
+            if mask is not None:
+                found[place] = Encoded(group[place].number, mask.ids, mask.trained, text.text, text.notes)
+    left = [place for place in range(len(group)) if place not in found]
+    found.update(zip(left, _by_offsets([group[place] for place in left], work), strict=True))
+    return [found[place] for place in range(len(group))]
+
+
+def _filled_or_problem(conversation: Conversation, work: _Work) -> Filled | RowProblem:
+    try:
+        return filled(conversation, work.template, work.policy)
+    except RowProblem as problem:
+        return RowProblem(problem.reason, conversation.number)
+
+
+def _by_offsets(group: Sequence[Conversation], work: _Work) -> Iterator[Encoded | RowProblem]:
+    ready = [_ready_or_problem(c, work) for c in group]
     texts = [str.__str__(r.text) for r in ready if isinstance(r, _Ready)]
     encoded: Iterator[tuple[Any, Any]] = iter(())
     if texts:
-        found = tokenizer(
+        found = work.tokenizer(
             texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
         )
         encoded = iter(zip(found["input_ids"], found["offset_mapping"], strict=True))
     for conversation, row in zip(group, ready, strict=True):
-        if isinstance(row, RowProblem):
-            yield row
-        else:
-            yield _token_row(conversation.number, row, *next(encoded), tokenizer, template, marker_ids)
+        yield row if isinstance(row, RowProblem) else _row(conversation.number, row, *next(encoded), work)
 
 
-def _token_row(
-    number: int, row: _Ready, ids: list[int], offsets: list[Span], tokenizer: Any, template: Template,
-    marker_ids: frozenset[int],
-) -> TokenRow | RowProblem:  # fmt: skip
-    if isinstance(row.text, Traced) and is_taken(ids, offsets, row.text, marker_ids):
+def _row(
+    number: int, row: _Ready, ids: list[int], offsets: list[Span], work: _Work
+) -> Encoded | RowProblem:  # fmt: skip
+    if isinstance(row.text, Traced) and is_taken(ids, offsets, row.text, work.marker_ids):
         try:
-            ids, offsets = encode_apart(tokenizer, row.text, template.source.markers)
+            ids, offsets = encode_apart(work.tokenizer, row.text, work.template.source.markers)
         except RowProblem as problem:
             return RowProblem(problem.reason, number)
-    return TokenRow(
-        input_ids=list(ids),
-        trained=trained_mask(offsets, widened(offsets, row.spans, row.text)),
-        source_row=number,
-        lengths=(len(ids),),
-        text=str.__str__(row.text),
-        notes=row.notes,
-    )
+    trained = trained_mask(offsets, widened(offsets, row.spans, row.text))
+    return Encoded.of(TokenRow(ids, trained, number, text=str.__str__(row.text), notes=row.notes))
 
 
-def _ready_or_problem(
-    conversation: Conversation, tokenizer: Any, template: Template, policy: Policy
-) -> _Ready | RowProblem:
+def _ready_or_problem(conversation: Conversation, work: _Work) -> _Ready | RowProblem:
     """The template writes BOS itself; a plain text gets BOS and EOS here (CORRECTNESS 15 and 16)."""
     if conversation.text is not None:
-        text = with_ends(conversation.text, tokenizer)
+        text = with_ends(conversation.text, work.tokenizer)
         return _Ready(text, [(0, len(text))])
     try:
-        found = laid_out(conversation, template, policy)
+        found = laid_out(conversation, work.template, work.policy)
     except RowProblem as problem:
         return RowProblem(problem.reason, conversation.number)
     return _Ready(found.text, found.spans, found.notes)

@@ -83,6 +83,16 @@ class Origins:
         return chr(HIDDEN + self.hidden.index(word)) * len(word)
 
 
+class Untraced(Origins):
+    """For a render that keeps no account: texts as they are."""
+
+    def new(self, message: int, name: str) -> int:
+        return 0
+
+    def text(self, text: str, message: int, name: str) -> Any:
+        return text
+
+
 def worded(
     messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], shape: Shape, origins: Origins
 ) -> tuple[list[dict[str, Any]], list[Any] | None]:

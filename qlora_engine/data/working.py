@@ -15,7 +15,7 @@ from qlora_engine.data.conversation import Conversation, RowProblem
 from qlora_engine.data.formats import Detection, read_row
 from qlora_engine.data.sources import BadRow, Block
 from qlora_engine.data.templates import Template
-from qlora_engine.data.tokenize import Policy, TokenRow, tokenize, with_ends
+from qlora_engine.data.tokenize import Encoded, Policy, TokenRow, encode, tokenize, with_ends
 
 (
     HAS_SECRET,
@@ -54,6 +54,10 @@ class Part:
     counts: dict[str, int]
 
 
+Kept = tuple[Encoded, Conversation, int]
+"""A row, what it was made of, and which part of a text it is."""
+
+
 def work(plan: Plan, block: Block) -> Part:
     """Read, understand, render and tokenize a block.
 
@@ -62,21 +66,22 @@ def work(plan: Plan, block: Block) -> Part:
     """
     problems: list[tuple[int, str]] = []
     counts: Counter[str] = Counter()
-    kept: list[tuple[TokenRow, Conversation, int]] = []
+    kept: list[Kept] = []
     conversations = list(_conversations(plan, block, problems, counts))
     texts = [c for c in conversations if c.text is not None]
     talks = [c for c in conversations if c.text is None]
     for conversation in texts:
-        kept.extend((row, conversation, part) for part, row in enumerate(text_rows(plan, conversation)))
-    for conversation, row in zip(
-        talks, tokenize(talks, plan.tokenizer, plan.template, plan.policy), strict=True
-    ):
+        rows = enumerate(text_rows(plan, conversation))
+        kept.extend((Encoded.of(row), conversation, part) for part, row in rows)
+    encoded = encode(talks, plan.tokenizer, plan.template, plan.policy)
+    for conversation, row in zip(talks, encoded, strict=True):
         if isinstance(row, RowProblem):
             problems.append((conversation.number, row.reason))
         elif not row.trained_count:
             problems.append((conversation.number, "nothing of it is to be trained"))
         else:
-            counts.update(f"note:{note}" for note in row.notes)
+            for note in row.notes:
+                counts[f"note:{note}"] += 1
             kept.append((row, conversation, 0))
     return Part(_stream(plan, block.source, kept), len(block.spans), sorted(problems), dict(counts))
 
@@ -94,7 +99,8 @@ def _conversations(
         except RowProblem as problem:
             problems.append((number, problem.reason))
             continue
-        counts.update(f"unused:{key}" for key in conversation.unused)
+        for key in conversation.unused:
+            counts[f"unused:{key}"] += 1
         yield conversation.with_system(plan.system_prompt)
 
 
@@ -135,7 +141,7 @@ def said(conversation: Conversation) -> str:
     return "\n".join(piece for piece in pieces if piece)
 
 
-def _stream(plan: Plan, source: int, kept: Sequence[tuple[TokenRow, Conversation, int]]) -> bytes:
+def _stream(plan: Plan, source: int, kept: Sequence[Kept]) -> bytes:
     import pyarrow as pa
 
     if not kept:
@@ -147,7 +153,7 @@ def _stream(plan: Plan, source: int, kept: Sequence[tuple[TokenRow, Conversation
     return sink.getvalue().to_pybytes()
 
 
-def _batch(plan: Plan, source: int, kept: Sequence[tuple[TokenRow, Conversation, int]]) -> Any:
+def _batch(plan: Plan, source: int, kept: Sequence[Kept]) -> Any:
     import numpy as np
     import pyarrow as pa
 
@@ -155,16 +161,16 @@ def _batch(plan: Plan, source: int, kept: Sequence[tuple[TokenRow, Conversation,
     parts = [part for _, _, part in kept]
     pieces = [_piece(row, conversation) for row, conversation, _ in kept]
     loose = [near.loose(piece) for piece in pieces]
-    lengths = np.array([len(row.input_ids) for row in rows], np.int64)
-    ids = np.concatenate([np.array(row.input_ids, np.int32) for row in rows])
-    trained = np.concatenate([np.array(row.trained, bool) for row in rows])
+    lengths = np.array([len(row.ids) for row in rows], np.int64)
+    ids = np.concatenate([row.ids for row in rows])
+    trained = np.concatenate([row.trained for row in rows])
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     spans, span_offsets = _spans(trained, offsets)
     keys = b"".join(_key(conversation, part, plan.overlap) for _, conversation, part in kept)
     minima = near.signatures(loose)
     return pa.record_batch(
         {
-            "number": pa.array([row.source_row for row in rows], pa.int64()),
+            "number": pa.array([row.number for row in rows], pa.int64()),
             "part": pa.array(parts, pa.int32()),
             "source": pa.array(np.full(len(rows), source, np.int16)),
             "ids": pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(ids)),
@@ -181,7 +187,7 @@ def _batch(plan: Plan, source: int, kept: Sequence[tuple[TokenRow, Conversation,
     )
 
 
-def _piece(row: TokenRow, conversation: Conversation) -> str:
+def _piece(row: Encoded, conversation: Conversation) -> str:
     return row.text if conversation.text is not None else said(conversation)
 
 
@@ -189,7 +195,7 @@ def _key(conversation: Conversation, part: int, overlap: int) -> bytes:
     """16 bytes of what the row says. Pieces of a text are rows of their own unless they overlap."""
     key = bytes.fromhex(conversation.content_key())[:16]
     if part and not overlap:
-        return near.loose_key(f"{key.hex()}:{part}")
+        return near.loose_key(b"%b:%d" % (key, part))
     return key
 
 
@@ -236,21 +242,22 @@ def _ends_trained(plan: Plan, ids: Any, trained: Any, offsets: Any) -> Any:
     return np.logical_or.reduceat(is_end & trained, offsets[:-1])
 
 
-def _flags(kept: Sequence[tuple[TokenRow, Conversation, int]], pieces: Sequence[str], ends: Any) -> Any:
+def _flags(kept: Sequence[Kept], pieces: Sequence[str], ends: Any) -> Any:
     import numpy as np
 
     found = np.zeros(len(kept), np.uint16)
+    patterns = secrets.hinted(pieces)
     for place, ((row, conversation, _), piece, has_end) in enumerate(
         zip(kept, pieces, ends.tolist(), strict=True)
     ):
         answers = [m for m in conversation.messages if m.is_answer]
         found[place] = (
-            HAS_SECRET * secrets.has_secret(piece)
+            HAS_SECRET * secrets.has_secret(piece, patterns)
             | HAS_EMAIL * secrets.has_email(piece)
             | HAS_REASONING * any(m.reasoning for m in answers)
             | HAS_CALLS * any(m.calls for m in answers)
             | HAS_TOOLS * bool(conversation.tools)
-            | HAS_END * bool(has_end)
+            | HAS_END * has_end
             | IS_TEXT * (conversation.text is not None)
             | HAS_UNTRAINED_ANSWER * any(m.is_trained is False for m in answers)
             | LOST_REASONING * any("reasoning" in note for note in row.notes)

@@ -1,7 +1,8 @@
 """Reading and tokenizing a large dataset: against `datasets.map` with the same tokenizer, template and processes, in turns.
 
-`make bench-data`; ROWS=1000000 for a file of about a gigabyte. Prints seconds, peak memory of all processes together, the
-first look, and the second time (from the cache).
+`make bench-data`; ROWS=1000000 for a file of about a gigabyte, DATA=file for rows made of real conversations, TEMPLATE=file
+for another chat template than the starter's, ALONE=1 without `datasets.map`. Prints seconds by the clock and by the processors, the peak memory of all
+processes together, the first look, and the second time (from the cache); the ratio is that of processor time.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -25,7 +27,15 @@ TURNS = int(os.environ.get("TURNS", "2"))
 PROCESSES = int(os.environ.get("PROCESSES", str(os.cpu_count() or 1)))
 WORDS = (ROOT / "resources" / "help" / "qlora.md").read_text(encoding="utf-8").split()
 
-OURS = """
+CLOCK = """
+import resource
+def cpu():
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
+"""
+OURS = (
+    CLOCK
+    + """
 import sys, time
 from qlora_engine.config import DataSettings
 from qlora_engine import data
@@ -35,11 +45,14 @@ path, tokenizer_path, processes = sys.argv[1:4]
 settings = DataSettings(path=path)
 began = time.perf_counter(); preview(settings); first = time.perf_counter() - began
 tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
-began = time.perf_counter()
+began, used = time.perf_counter(), cpu()
 prepared = data.prepare(settings, tokenizer, seed=1, model_max_length=2048, processes=int(processes))
-print(first, time.perf_counter() - began, len(prepared.train) + len(prepared.held_out))
+print(first, time.perf_counter() - began, cpu() - used, len(prepared.train) + len(prepared.held_out))
 """
-THEIRS = """
+)
+THEIRS = (
+    CLOCK
+    + """
 import sys, time
 import datasets
 from transformers import AutoTokenizer
@@ -49,23 +62,42 @@ def encode(rows):
     texts = [tokenizer.apply_chat_template(m, tokenize=False) for m in rows["messages"]]
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
 if __name__ == "__main__":
-    began = time.perf_counter()
+    began, used = time.perf_counter(), cpu()
     rows = datasets.load_dataset("json", data_files=path, split="train", cache_dir=sys.argv[4])
     done = rows.map(encode, batched=True, num_proc=int(processes), remove_columns=rows.column_names)
-    print(0, time.perf_counter() - began, len(done))
+    print(0, time.perf_counter() - began, cpu() - used, len(done))
 """
+)
 
 
 def write_rows(path: Path) -> None:
     rng = random.Random(3)
+    make = _made_up if "DATA" not in os.environ else partial(_joined, _conversations(os.environ["DATA"]))
     with path.open("w", encoding="utf-8") as out:
         for _ in range(ROWS):
-            turns = []
-            for role, most in (("user", 40), ("assistant", 220)):
-                turns.append(
-                    {"role": role, "content": " ".join(rng.choices(WORDS, k=rng.randint(most // 4, most)))}
-                )
-            out.write(json.dumps({"messages": turns}) + "\n")
+            out.write(json.dumps({"messages": make(rng)}, ensure_ascii=False) + "\n")
+
+
+def _made_up(rng: random.Random) -> list[dict[str, str]]:
+    sizes = {"user": rng.randint(10, 40), "assistant": rng.randint(55, 220)}
+    return [{"role": role, "content": " ".join(rng.choices(WORDS, k=size))} for role, size in sizes.items()]
+
+
+def _joined(found: list[list[dict[str, str]]], rng: random.Random) -> list[dict[str, str]]:
+    """One to three real conversations as one, so that no two rows are alike."""
+    return [turn for talk in rng.sample(found, rng.choice((1, 1, 2, 3))) for turn in talk]
+
+
+def _conversations(path: str) -> list[list[dict[str, str]]]:
+    from qlora_engine.config import DataSettings
+    from qlora_engine.data import formats, sources
+
+    settings = DataSettings(path=path)
+    store = sources.open_store(settings)
+    rows = store.sample(0, len(store))
+    detection = formats.detect(rows, settings)
+    talks = [formats.read_row(row, 1, detection).messages for row in rows]
+    return [[{"role": m.role, "content": m.text} for m in talk if m.role != "system"] for talk in talks]
 
 
 def run(script: str, *arguments: str, home: Path) -> tuple[list[float], int]:
@@ -76,7 +108,6 @@ def run(script: str, *arguments: str, home: Path) -> tuple[list[float], int]:
     process = subprocess.Popen(
         [sys.executable, str(file), *arguments],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         env=environment,
         text=True,
     )
@@ -108,40 +139,56 @@ def _bytes(process: psutil.Process) -> int:
         return 0
 
 
-def tokenizer_folder() -> str:
-    from qlora_engine.control import Control
-    from qlora_engine.models import prepare
+def tokenizer_folder(target: Path) -> str:
+    """The starter's tokenizer, with the template of TEMPLATE and its markers."""
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
 
-    def quiet(*_: Any) -> None:
-        return None
+    from tests.support.starter import starter_folder
+    from tests.support.template_check import MARKER
 
-    return str(prepare.ensure_ready("starter", None, False, Control(), quiet))
+    tokenizer = AutoTokenizer.from_pretrained(os.environ.get("TOKENIZER") or starter_folder())
+    if "TEMPLATE" in os.environ:
+        jinja = Path(os.environ["TEMPLATE"]).read_text(encoding="utf-8")
+        new = [m for m in dict.fromkeys(MARKER.findall(jinja)) if m not in tokenizer.get_vocab()]
+        tokenizer.add_tokens([AddedToken(m, special=m.startswith("<|"), normalized=False) for m in new])
+        tokenizer.chat_template = jinja
+    tokenizer.save_pretrained(target)
+    return str(target)
 
 
 def main() -> None:
-    tokenizer = os.environ.get("TOKENIZER") or tokenizer_folder()
-    with tempfile.TemporaryDirectory(prefix="qlora-bench-") as folder:
-        file = Path(folder) / "rows.jsonl"
+    with tempfile.TemporaryDirectory(prefix="qlora-bench-") as name:
+        folder = Path(name)
+        tokenizer, file = tokenizer_folder(folder / "tokenizer"), folder / "rows.jsonl"
         write_rows(file)
         os.utime(file, (1_000_000_000, 1_000_000_000))
-        print(f"{ROWS:,} rows, {file.stat().st_size / 1e6:,.0f} MB, {PROCESSES} processes")
-        totals = {"ours": 0.0, "datasets.map": 0.0}
+        print(f"{ROWS:,} rows, {file.stat().st_size / 1e6:,.0f} MB, {PROCESSES} processes", flush=True)
+        spent: dict[str, float] = {}
         for turn in range(TURNS):
-            home = Path(folder) / f"home{turn}"
+            home = folder / f"home{turn}"
             home.mkdir()
-            (first, seconds, _), peak = run(OURS, str(file), tokenizer, str(PROCESSES), home=home)
-            totals["ours"] += seconds
-            print(
-                f"ours          {seconds:8.1f} s, {peak / 2**20:6.0f} MiB, first look {first:.2f} s",
-                flush=True,
-            )
-            (_, again, _), _ = run(OURS, str(file), tokenizer, str(PROCESSES), home=home)
-            print(f"from cache    {again:8.2f} s", flush=True)
-            cache = str(Path(folder) / f"theirs{turn}")
-            (_, seconds, _), peak = run(THEIRS, str(file), tokenizer, str(PROCESSES), cache, home=home)
-            totals["datasets.map"] += seconds
-            print(f"datasets.map  {seconds:8.1f} s, {peak / 2**20:6.0f} MiB", flush=True)
-        print(f"ours takes {totals['ours'] / totals['datasets.map']:.2f} of the time of datasets.map")
+            ours = (str(file), tokenizer, str(PROCESSES))
+            show("ours", run(OURS, *ours, home=home), spent)
+            show("from the cache", run(OURS, *ours, home=home), {})
+            if "ALONE" in os.environ:
+                continue
+            show("datasets.map", run(THEIRS, *ours, str(folder / f"theirs{turn}"), home=home), spent)
+            for done in (home, folder / f"theirs{turn}"):
+                shutil.rmtree(done)
+        if "ALONE" in os.environ:
+            return
+        ratio = spent["ours"] / spent["datasets.map"]
+        print(f"ours takes {ratio:.2f} of the processor time of datasets.map")
+
+
+def show(name: str, found: tuple[list[float], int], spent: dict[str, float]) -> None:
+    (first, seconds, used, _), peak = found
+    spent[name] = spent.get(name, 0.0) + used
+    look = f", first look {first:.2f} s" if first else ""
+    print(
+        f"{name:15} {seconds:8.1f} s, {used:8.1f} s of processors, {peak / 2**20:6.0f} MiB{look}", flush=True
+    )
 
 
 if __name__ == "__main__":

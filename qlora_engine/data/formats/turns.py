@@ -27,7 +27,9 @@ ROLE_KEYS = ("role", "from", "speaker", "author")
 TEXT_KEYS = ("content", "value", "text", "message")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
 CALL_ID_KEYS = ("tool_call_id", "call_id", "tool_use_id")
-KNOWN = (*ROLE_KEYS, *TEXT_KEYS, *REASONING_KEYS, *CALL_ID_KEYS, "tool_calls", "function_call", "name")
+KNOWN = frozenset(
+    [*ROLE_KEYS, *TEXT_KEYS, *REASONING_KEYS, *CALL_ID_KEYS, "tool_calls", "function_call", "name"]
+)
 THOUGHT = re.compile(
     r"\s*<(think|thinking|thought|reasoning)>(.*?)</\1>[ \t]*\n?\n?", re.DOTALL | re.IGNORECASE
 )
@@ -121,7 +123,7 @@ def _read_turn(turn: Any, keys: Keys, under: str) -> Iterator[Message]:
     written = role_of(turn)
     if written not in ROLES and written not in CALLING:
         raise RowProblem(f"a turn has the unknown role {written!r}" if written else "a turn has no role")
-    keys.use(*(f"{under}{key}" for key in KNOWN if key in turn))
+    keys.use(*[f"{under}{key}" for key in turn if key in KNOWN])
     is_trained = _weight(turn, keys, under)
     keys.left(turn, under=under)
     if written in CALLING:
