@@ -9,6 +9,7 @@ from app.services.machine import Machine
 from app.services.quality import QualityCheck
 from app.services.rehearser import Rehearser
 from app.services.settings import SettingsFile
+from app.services.shown_run import ShownRun
 from app.services.trainer import Trainer
 from app.services.tryout import Tryout
 from app.services.workspace import Workspace
@@ -40,6 +41,7 @@ class Studio:
         self.quality = QualityCheck(self.workspace, self.background, self.jobs["quality"], self.jobs["train"])
         self.machine = Machine()
         self.history = History(self.background)
+        self.shown = ShownRun(self.trainer, self.history, self.background)
 
     def load(self) -> None:
         """Look at the machine, the models and the runs: everything that the first picture does not need."""
@@ -60,7 +62,7 @@ class Studio:
         """End everything; a job that does not listen is killed."""
         self.workspace.close()
         self.machine.stop()
-        for service in (self.trainer, self.history, self.machine, self.rehearser, self.quality):
+        for service in (self.trainer, self.history, self.shown, self.machine, self.rehearser, self.quality):
             service.blockSignals(True)
         self.rehearser.close()
         for job in self.jobs.values():

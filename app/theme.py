@@ -163,6 +163,14 @@ QFrame[role="rail"] {{ background: {t.panel}; border: none; border-right: 1px so
 QFrame[role="strip"] {{ background: {t.panel}; border: none; border-top: 1px solid {t.line}; }}
 QFrame[role="runcard"] {{ background: {t.panel}; border: none; border-left: 1px solid {t.line}; }}
 QFrame[role="header"] {{ background: {t.background}; border: none; border-bottom: 1px solid {t.line}; }}
+QFrame[role="head"], QFrame[role="tabs"] {{ background: {t.panel}; border: none; }}
+QFrame[role="tabs"] {{ border-bottom: 1px solid {t.line}; }}
+QPushButton[role="tab"] {{ background: transparent; border: none; border-bottom: 2px solid transparent; border-radius: 0; padding: 7px 12px; color: {t.quiet}; }}
+QPushButton[role="tab"]:hover {{ color: {t.text}; }}
+QPushButton[role="tab"]:focus {{ color: {t.text}; background: {t.raised}; }}
+QPushButton[role="tab"]:checked {{ color: {t.text}; border-bottom-color: {t.accent}; font-weight: 600; }}
+QPushButton[role="more"] {{ padding: 6px 10px; }}
+QPushButton[role="more"]::menu-indicator {{ image: none; width: 0; }}
 QFrame[role="line"] {{ background: {t.line}; border: none; max-height: 1px; min-height: 1px; }}
 QFrame[role="notice"] {{ background: {t.raised}; border: 1px solid {t.line}; border-left: 3px solid {t.accent}; border-radius: {RADIUS}px; }}
 QFrame[role="notice"][tone="warning"] {{ border-left-color: {t.warning}; }}
@@ -212,6 +220,7 @@ QRadioButton::indicator:checked {{ background: qradialgradient(cx:0.5, cy:0.5, r
 QCheckBox::indicator:disabled, QRadioButton::indicator:disabled {{ border-color: {t.line}; }}
 QCheckBox::indicator:checked:disabled {{ background: {t.quiet}; }}
 QTableView, QListView, QTreeView {{ background: {t.panel}; border: 1px solid {t.line}; border-radius: {RADIUS}px; gridline-color: {t.line}; selection-background-color: {t.accent_soft}; selection-color: {t.text}; outline: none; alternate-background-color: {t.panel}; }}
+QListView[role="runs"] {{ background: transparent; border: none; }}
 QTableView::item, QListView::item {{ padding: 6px 8px; border: none; }}
 QHeaderView::section {{ background: {t.panel}; color: {t.quiet}; border: none; border-bottom: 1px solid {t.line}; padding: 6px 8px; font-size: {SMALL}px; }}
 QTableCornerButton::section {{ background: {t.panel}; border: none; }}

@@ -1,8 +1,10 @@
-"""The window: rail, pages, run card and strip. It navigates and connects; presenters decide."""
+"""The window: runs at the left, the chosen one's head and tabs in the middle, the strip below. Presenters decide."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from PySide6.QtCore import QRect, QSize, QTimer
 from PySide6.QtGui import QCloseEvent, QKeySequence, QResizeEvent, QShortcut
@@ -15,24 +17,33 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from app.controllers.announcer import Announcer
-from app.controllers.beside import Beside
-from app.controllers.closing import Closing
-from app.controllers.pages import Pages
-from app.controllers.runcard import RunCardController
 from app.dialogs import KEEP, SAVE, ask_stop
+from app.frame.announcer import Announcer
+from app.frame.beside import Beside
+from app.frame.closing import Closing
+from app.frame.header import HeaderController
+from app.frame.run_list import RunListController
+from app.frame.strip import StripController
+from app.frame.tabs import RunTabs
+from app.presenters.run_header import RESUME, START, TRY
 from app.services.focus import FocusKeeper
+from app.services.shown_run import DRAFT
 from app.studio import Studio
+from app.tab import DRAFT as OF_DRAFT
+from app.tabs import all_tabs
 from app.widgets.banner import Banner
-from app.widgets.rail import Rail
 from app.widgets.run_card import RunCard
-from app.widgets.start_bar import StartBar
+from app.widgets.run_header import RunHead
+from app.widgets.run_list import RunList
 from app.widgets.strip import Strip
+from app.widgets.tab_bar import TabBar
 from qlora_engine import events as ev
-from qlora_engine.runs.record import RunSummary
+from qlora_engine.config import TrainingConfig
 
 FOLD_BELOW = 1200
-"""Pixels of width under which the run card folds into buttons and the rail into icons."""
+"""Pixels of width under which the run card folds into buttons and the list of runs into signs."""
+SETUP = "Setup"
+"""The heading beside whose tabs the run card stands."""
 SMALLEST = (960, 600)
 FRAME = QSize(16, 48)
 """Room that the desktop's frame and title bar may take around the window."""
@@ -49,52 +60,71 @@ class MainWindow(QMainWindow):
         size = first_size(QSize(kept.width, kept.height), self.screen().availableGeometry())
         self.setMinimumSize(QSize(*SMALLEST).boundedTo(size))
         self.resize(size)
-        self.rail, self.card, self.strip, self.banner = Rail(), RunCard(), Strip(), Banner()
-        self.start_bar = StartBar()
-        self.stack = QStackedWidget()
-        self.pages = Pages(studio, self.stack, go_to=self.go_to, resume=self.resume)
+        self.runs, self.head, self.card = RunList(), RunHead(), RunCard()
+        self.strip, self.banner, self.stack = Strip(), Banner(), QStackedWidget()
+        self.bar = TabBar(list(dict.fromkeys(tab.heading for tab in all_tabs())))
+        self.tabs = RunTabs(studio, self.stack, self.bar, self)
+        self._is_card_open = False
         self._lay_out()
-        self.announcer = Announcer(studio, self.banner, self.pages, self.resume)
-        self.run_card = RunCardController(studio, self.card, self.start_bar, self.strip, self.rail)
+        self.announcer = Announcer(studio, self.banner, self)
+        self.run_card = HeaderController(studio, self.head, self.card, self.bar)
+        self.run_list = RunListController(studio, self.runs, self._opened)
+        self.strip_line = StripController(studio, self.strip)
         self.closing = Closing(self, studio.trainer, self.banner, self.close)
-        self.focus_keeper = FocusKeeper(self, lambda: self.rail.items.get(self.pages.current))
-        self.beside = Beside(self, studio, self.pages)
+        self.focus_keeper = FocusKeeper(self, lambda: self.runs.view)
+        self.beside = Beside(self, studio, self.tabs)
         self._connect()
         self.go_to("model")
         self.stack.setFocus()
 
     def load(self) -> None:
-        """Everything that the first picture does not need: the machine, models, runs, the other pages, the charts."""
+        """Everything that the first picture does not need: the machine, models, runs, the other tabs, the charts."""
         self.studio.load()
-        QTimer.singleShot(0, self.pages.build_one_more)
+        QTimer.singleShot(0, self.tabs.build_one_more)
 
-    def go_to(self, page: str, path: str = "") -> None:
-        """Show a page, and an option on it."""
-        self.pages.show(page, path)
-        self.rail.show_page(page)
+    # ------------------------------------------------------------ ways
+
+    def go_to(self, tab: str, detail: str = "") -> None:
+        """Show a tab of the chosen run, and an option on it; what only a draft has leads to the draft."""
+        if self.tabs.tabs[tab].of == (OF_DRAFT,):
+            self.studio.shown.show(DRAFT)
+        self.tabs.show(tab, detail)
+
+    def open_run(self, run_dir: str | None, tab: str, detail: str = "") -> None:
+        """Show a run, and a tab of it."""
+        if run_dir:
+            self.studio.shown.show(run_dir)
+        self.go_to(tab, detail)
+
+    def draft_from(self, config: TrainingConfig) -> None:
+        """Prepare another run with the settings of one."""
+        self.studio.workspace.job.use_config(config)
+        self.go_to("settings")
 
     def start(self) -> None:
         """Start the run that the run card describes."""
         self.studio.workspace.job.save_now()
         self._make_room()
-        self.go_to("train")
         self.studio.trainer.start(self.studio.workspace.job.config)
+        self._show_own()
 
-    def resume(self, summary: RunSummary) -> None:
+    def resume(self, run_dir: Path, accept: Sequence[str] = ()) -> None:
         """Go on with a run that was stopped or broke off."""
         self.announcer.clear()
         self._make_room()
-        self.go_to("train")
-        self.studio.trainer.resume(summary.path)
+        found = self.studio.history.find_in(str(run_dir))
+        self.studio.trainer.resume(run_dir, accept, found.model if found is not None else "")
+        self._show_own()
 
     # ------------------------------------------------------------ parts
 
     def _lay_out(self) -> None:
         middle = _tight(QVBoxLayout())
-        middle.addWidget(self.banner)
+        for part in (self.banner, self.head, self.bar):
+            middle.addWidget(part)
         middle.addWidget(self.stack, 1)
         upper = _tight(QHBoxLayout())
-        upper.addWidget(self.rail)
+        upper.addWidget(self.runs)
         upper.addLayout(middle, 1)
         upper.addWidget(self.card)
         central = QWidget()
@@ -103,25 +133,60 @@ class MainWindow(QMainWindow):
         outer.addLayout(upper, 1)
         outer.addWidget(self.strip)
         self.setCentralWidget(central)
-        self.strip.add(self.start_bar)
 
     def _connect(self) -> None:
         studio = self.studio
-        self.rail.chosen.connect(self.go_to)
-        self.rail.help_asked.connect(self.beside.open_help)
-        self.rail.settings_asked.connect(self.beside.open_settings)
-        self.strip.clicked.connect(partial(self.go_to, "train", "live"))
-        for starter in (self.card, self.start_bar):
-            starter.start_asked.connect(self.start)
-        self.start_bar.card_asked.connect(lambda: self.card.setVisible(not self.card.isVisible()))
-        self.card.pause_asked.connect(studio.trainer.pause_or_continue)
-        self.card.stop_asked.connect(self._stop)
+        self.runs.new_asked.connect(self._new)
+        self.runs.help_asked.connect(self.beside.open_help)
+        self.runs.settings_asked.connect(self.beside.open_settings)
+        self.strip.clicked.connect(self._show_own)
+        self.card.start_asked.connect(self.start)
+        self.head.act_asked.connect(self._act)
+        self.head.card_asked.connect(self._toggle_card)
+        self.head.pause_asked.connect(studio.trainer.pause_or_continue)
+        self.head.stop_asked.connect(self._stop)
         self.card.problem_chosen.connect(self.go_to)
         studio.trainer.ended.connect(self._ended)
-        QShortcut(QKeySequence.StandardKey.HelpContents, self).activated.connect(self.beside.open_help)
-        QShortcut(QKeySequence("Ctrl+Return"), self).activated.connect(self._start_by_key)
+        studio.shown.changed.connect(self._place_card)
+        self.tabs.came.connect(self._place_card)
+        for keys, act in (
+            (QKeySequence(QKeySequence.StandardKey.HelpContents), self.beside.open_help),
+            (QKeySequence("Ctrl+Return"), self._start_by_key), (QKeySequence("Ctrl+N"), self._new),
+            *((QKeySequence(f"Ctrl+{n}"), partial(self.tabs.show_number, n - 1)) for n in range(1, 10)),
+        ):  # fmt: skip
+            QShortcut(keys, self).activated.connect(act)
 
     # ------------------------------------------------------------ what happens
+
+    def _act(self, action: str) -> None:
+        """What the head's primary button says."""
+        path = self.studio.shown.path
+        if action == START:
+            self.start()
+        elif action == RESUME and path is not None:
+            self.resume(path)
+        elif action == TRY:
+            self.go_to("chat", "load")
+
+    def _new(self) -> None:
+        self.studio.shown.show(DRAFT)
+        self.go_to("model")
+
+    def _opened(self) -> None:
+        """Another run was chosen in the list: a draft is prepared, others are looked at."""
+        is_kept = self.tabs.current in ("chat", "held_out", "export", "files", "setup")
+        state = self.studio.shown.state
+        if state == "draft":
+            self.tabs.show_heading("Setup")
+        elif state == "failed" or not is_kept:
+            self.tabs.show("live")
+        else:
+            self.tabs.show(self.tabs.current)
+
+    def _show_own(self) -> None:
+        if self.studio.trainer.run.state != "idle":
+            self.studio.shown.show_own()
+        self.go_to("live")
 
     def _make_room(self) -> None:
         """A run gets the memory and the processor to itself."""
@@ -129,7 +194,7 @@ class MainWindow(QMainWindow):
         self.studio.tryout.make_room()
 
     def _start_by_key(self) -> None:
-        if self.run_card.can_start:
+        if self.run_card.can_start and self.studio.shown.is_draft:
             self.start()
 
     def _stop(self) -> None:
@@ -147,13 +212,24 @@ class MainWindow(QMainWindow):
         else:
             self.announcer.tell_end(event)
 
+    def _toggle_card(self) -> None:
+        self._is_card_open = not self._is_card_open
+        self._place_card()
+
+    def _place_card(self, *_: object) -> None:
+        """The card stands beside the setup of a draft; in a narrow window it is opened by a button."""
+        has_room = self.width() >= FOLD_BELOW
+        is_setup = self.tabs.current != "" and self.tabs.tabs[self.tabs.current].group == SETUP
+        self.card.setVisible(self.studio.shown.is_draft and (is_setup if has_room else self._is_card_open))
+        self.run_card.fit(has_room=has_room)
+
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)
         is_narrow = self.width() < FOLD_BELOW
-        if is_narrow != self.start_bar.isVisibleTo(self):
-            self.start_bar.setVisible(is_narrow)
-            self.card.setVisible(not is_narrow)
-            self.rail.set_narrow(is_narrow)
+        if is_narrow != self.runs.is_narrow:
+            self.runs.set_narrow(is_narrow)
+            self._is_card_open = False
+        self._place_card()
 
     def closeEvent(self, event: QCloseEvent) -> None:
         """A running job is never lost by a click: it is asked about, and saved before the window goes."""

@@ -1,4 +1,4 @@
-"""What stands between a person and Start: every problem with the page and the option where it is mended."""
+"""What stands between a person and Start: every problem with the tab and the option where it is mended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from app.presenters.words import capital
 from qlora_engine.config import all_knobs
 from qlora_engine.errors import EngineError
 
-PAGES = ("model", "data", "memory", "train", "try", "export", "runs")
+PAGES = ("model", "data", "settings", "memory")
+"""The tabs of a draft on which something can be mended."""
 
 DOCTOR = "data.doctor"
 """Where on the Data page the doctor's findings are, as if it were an option."""
@@ -28,7 +29,7 @@ class Problem:
 
     @property
     def page_title(self) -> str:
-        return "Try it" if self.page == "try" else self.page.title()
+        return self.page.title()
 
 
 def problems_of(
@@ -51,7 +52,7 @@ def problems_of(
 def page_of(path: str) -> str:
     """The page on which an option is edited."""
     table = path.split(".", 1)[0]
-    return {"model": "model", "data": "data"}.get(table, "train")
+    return {"model": "model", "data": "data"}.get(table, "settings")
 
 
 def marks(problems: Sequence[Problem]) -> frozenset[str]:

@@ -42,6 +42,7 @@ class RunFold:
         self.memory: deque[Mapping[str, Any]] = deque(maxlen=MEMORY_KEPT)
         self.log: deque[LogLine] = deque(maxlen=LOG_LINES)
         self.marks: list[Mark] = []
+        self.notices: deque[ev.Noticed] = deque(maxlen=LOG_LINES)
         self.began_unix = self._newest_unix = time.time()
         self.version = 0
 
@@ -72,6 +73,13 @@ class RunFold:
     def step(self) -> int:
         """Steps done that count."""
         return self.last_step.step if self.last_step is not None else self.from_step
+
+    @property
+    def best_held_out(self) -> float | None:
+        """The lowest held-out loss of a trained step, else the one before training."""
+        losses = self.series["held_out"].y
+        known = [loss for loss in losses[1:] if loss == loss] or [loss for loss in losses if loss == loss]
+        return min(known, default=None)
 
     def begin(self) -> None:
         self.status.begin()
@@ -119,6 +127,8 @@ class RunFold:
                 self.series.add_evaluation(event)
             case ev.SampleAnswered():
                 self.samples.append(event)
+            case ev.Noticed():
+                self.notices.append(event)
             case ev.MemorySampled():
                 self.memory.append(event.sample)
             case ev.RunFinished() | ev.RunStopped() | ev.RunFailed():

@@ -29,6 +29,11 @@ class RunStatus:
     def asked_to_stop(self) -> None:
         self.state, self.phase_text = "stopping", "Stopping after this micro-batch"
 
+    def stand(self, state: str) -> None:
+        """Where a run stands that only its folder tells of."""
+        texts = {"elsewhere": "Training in another program", "crashed": "Broke off", "finished": "Finished"}
+        self.state, self.phase_text = state, texts.get(state, state.capitalize())
+
     def follow(self, event: ev.Event) -> None:
         match event:
             case ev.RunStarted() if self.state == "starting":

@@ -10,8 +10,7 @@ from typing import Any
 
 from app.presenters.draft import CUSTOM, Draft
 from app.presenters.problems import Problem
-from app.presenters.run_fold import RunFold
-from app.presenters.words import count_text, duration_text, parameters_text, plural
+from app.presenters.words import count_text, parameters_text, plural
 from qlora_engine import config_io, paths
 from qlora_engine.models.spec import ModelFacts
 from qlora_engine.training.schedule import total_steps
@@ -25,15 +24,7 @@ class RunCardState:
     problems: tuple[Problem, ...]
     start_text: str
     can_start: bool
-    can_pause: bool
-    pause_text: str
-    can_stop: bool
-    share: float | None
-    status_text: str
-
-    @property
-    def is_live(self) -> bool:
-        return self.can_pause or self.can_stop or self.share is not None
+    note: str = ""
 
 
 def run_card(
@@ -42,11 +33,9 @@ def run_card(
     report: Mapping[str, Any] | None,
     memory_text: str,
     problems: Sequence[Problem],
-    run: RunFold,
+    is_busy: bool,
 ) -> RunCardState:
-    """`memory_text` is a guess until the data are read, and is marked as one."""
-    if run.is_live:
-        return _live(draft, facts, report, memory_text, run)
+    """`memory_text` is a guess until the data are read, and is marked as one. `is_busy`: this window trains another run."""
     count = len(problems)
     is_too_large = memory_text.startswith("does not fit")
     ready = "Does not fit" if is_too_large else "Ready to train"
@@ -56,12 +45,8 @@ def run_card(
         rows=_rows(draft, facts, report, memory_text),
         problems=tuple(problems),
         start_text="Start anyway" if is_too_large else "Start training",
-        can_start=not count,
-        can_pause=False,
-        pause_text="Pause",
-        can_stop=False,
-        share=None,
-        status_text="",
+        can_start=not count and not is_busy,
+        note="Another run is training. This one can start when that has ended." if is_busy else "",
     )
 
 
@@ -71,39 +56,6 @@ def planned_steps(draft: Draft, report: Mapping[str, Any] | None) -> int | None:
     if report is None:
         return training.max_steps
     return total_steps(training, int(report["train_rows"]))
-
-
-def _live(
-    draft: Draft, facts: ModelFacts | None, report: Mapping[str, Any] | None, memory_text: str, run: RunFold
-) -> RunCardState:
-    headlines = {"starting": "Starting", "running": "Training", "paused": "Paused", "stopping": "Stopping"}
-    headline = "Pausing" if run.status.is_pausing else headlines[run.state]
-    step = run.last_step
-    status = f"step {step.step} of {step.total_steps}" if step else run.phase_text
-    if run.status.is_pausing:
-        status += ". It pauses after this micro-batch"
-    elif step is not None and step.eta_seconds is not None and run.state == "running":
-        status += f", {duration_text(step.eta_seconds)} left"
-    rows = _rows(draft, facts, report, memory_text)
-    if run.run_id:
-        rows = (("Run", run.run_id), *rows)
-    return RunCardState(
-        headline=headline,
-        tone="accent",
-        rows=rows,
-        problems=(),
-        start_text="Start training",
-        can_start=False,
-        can_pause=run.state in ("running", "paused"),
-        pause_text="Continue"
-        if run.state == "paused"
-        else "Keep going"
-        if run.status.is_pausing
-        else "Pause",
-        can_stop=run.state != "stopping",
-        share=run.share if run.share is not None else run.status.progress,
-        status_text=status,
-    )
 
 
 def _rows(

@@ -1,12 +1,9 @@
-"""The history: one line per run, and the details of one."""
+"""What is kept of runs: the details of one, and which can be gone on with, tried or exported."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from app.presenters.runcard import short_name
 from app.presenters.words import UNKNOWN, bytes_text, date_text, duration_text, number_text
 from qlora_engine.runs.record import RunSummary
 
@@ -20,37 +17,6 @@ STATE_WORDS = {
     "finished": "finished",
     "unreadable": "unreadable",
 }
-TONES = {"finished": "good", "running": "accent", "paused": "accent", "crashed": "warning", "failed": "bad"}
-COLUMNS = ("Run", "State", "Model", "Held-out loss", "Steps", "Peak memory", "Started")
-
-
-@dataclass(frozen=True)
-class RunLine:
-    run_id: str
-    path: Path
-    cells: tuple[str, ...]
-    state: str
-    tone: str
-    is_resumable: bool
-    is_finished: bool
-    is_live: bool
-
-
-@dataclass(frozen=True)
-class RunsState:
-    lines: tuple[RunLine, ...]
-    chosen: RunLine | None
-    rows: tuple[tuple[str, ...], ...]
-    notices: tuple[str, ...]
-
-
-def runs_state(summaries: Sequence[RunSummary], chosen: str | None) -> RunsState:
-    lines = tuple(_line(summary) for summary in summaries)
-    index = next((i for i, line in enumerate(lines) if line.run_id == chosen), 0 if lines else None)
-    if index is None:
-        return RunsState(lines, None, (), ())
-    summary = summaries[index]
-    return RunsState(lines, lines[index], detail_rows(summary), summary.notices)
 
 
 def interrupted_run(summaries: Sequence[RunSummary], unfinished: str | None = None) -> RunSummary | None:
@@ -95,28 +61,6 @@ def detail_rows(summary: RunSummary) -> tuple[tuple[str, ...], ...]:
         ("Took", duration_text(seconds)),
         ("Folder", str(summary.path)),
     )  # fmt: skip
-
-
-def _line(summary: RunSummary) -> RunLine:
-    cells = (
-        summary.run_id,
-        STATE_WORDS.get(summary.state, summary.state),
-        short_name(summary.model),
-        loss_text(summary),
-        _steps(summary),
-        bytes_text(summary.measured_peak_bytes),
-        date_text(summary.created_unix),
-    )
-    return RunLine(
-        run_id=summary.run_id,
-        path=summary.path,
-        cells=cells,
-        state=summary.state,
-        tone=TONES.get(summary.state, ""),
-        is_resumable=summary.is_resumable,
-        is_finished=summary.state == "finished",
-        is_live=summary.state in ("running", "paused"),
-    )
 
 
 def _steps(summary: RunSummary) -> str:

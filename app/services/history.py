@@ -21,8 +21,8 @@ class History(QObject):
         self._background = background
         self._folders: set[Path] = set()
         self.summaries: tuple[RunSummary, ...] = ()
+        self._by_folder: dict[str, RunSummary] = {}
         self.is_read = False
-        self.chosen: str | None = None
 
     def also_look_in(self, runs_dir: str | None) -> None:
         """A runs folder that a job names."""
@@ -33,12 +33,9 @@ class History(QObject):
         folders = (paths.runs_dir(), *sorted(self._folders))
         self._background.submit("runs", lambda: _read(folders), self._take)
 
-    def choose(self, run_id: str | None) -> None:
-        self.chosen = run_id
-        self.changed.emit()
-
-    def find(self, run_id: str | None) -> RunSummary | None:
-        return next((s for s in self.summaries if s.run_id == run_id), None)
+    def find_in(self, folder: str) -> RunSummary | None:
+        """The run that is kept in `folder`."""
+        return self._by_folder.get(folder)
 
     def delete(self, summary: RunSummary) -> None:
         """Remove a run's folder for good."""
@@ -48,6 +45,7 @@ class History(QObject):
 
     def _take(self, found: tuple[RunSummary, ...]) -> None:
         self.summaries, self.is_read = found, True
+        self._by_folder = {str(summary.path): summary for summary in found}
         self.changed.emit()
 
 

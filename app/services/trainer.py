@@ -1,7 +1,8 @@
-"""The training run of this window: one job in its QThread, folded into what the Train page shows."""
+"""The training run of this window: one job in its QThread, folded into what the window shows of it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PySide6.QtCore import QObject, QTimer, Signal
@@ -30,6 +31,8 @@ class Trainer(QObject):
         super().__init__()
         self._runner = runner
         self.run = RunFold()
+        self.model = ""
+        """What the run trains, before its folder tells."""
         self._painted = 0
         self._timer = QTimer(self, interval=REPAINT_MS)
         self._timer.timeout.connect(self._repaint)
@@ -42,11 +45,18 @@ class Trainer(QObject):
 
     def start(self, config: TrainingConfig) -> None:
         """Begin a new run."""
+        if not self._runner.is_running:
+            self.model = config.model.name
         self._begin(TrainJob(config_io.to_dict(config)), RunFold())
 
-    def resume(self, run_dir: Path) -> None:
-        """Go on with a stopped or broken-off run; its curves so far are shown at once."""
-        self._begin(ResumeJob(str(run_dir)), history_of(run_dir))
+    def resume(self, run_dir: Path, accept: Sequence[str] = (), model: str = "") -> None:
+        """Go on with a stopped or broken-off run; its curves so far are shown at once. `accept` names differences from its
+        checkpoint that are wanted."""
+        if not self._runner.is_running:
+            self.model = model
+            run = history_of(run_dir)
+            run.run_id, run.run_dir = run_dir.name, str(run_dir)
+            self._begin(ResumeJob(str(run_dir), tuple(accept)), run)
 
     def pause_or_continue(self) -> None:
         """Takes effect after the micro-batch that is being computed; until then it can be taken back."""

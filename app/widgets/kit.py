@@ -378,6 +378,11 @@ class Segments(QWidget):
         self._buttons[value].setText(caption(text))
         self._buttons[value].setAccessibleName(text)
 
+    def focus_on(self, value: str) -> None:
+        """Give the keyboard to one of them."""
+        if value in self._buttons:
+            self._buttons[value].setFocus(Qt.FocusReason.OtherFocusReason)
+
     @property
     def value(self) -> str:
         return next((v for v, b in self._buttons.items() if b.isChecked()), "")

@@ -1,11 +1,11 @@
-"""The run card: what will happen, and the program's one loud button."""
+"""The run card: what a draft will do once it is started, and the program's one loud button."""
 
 from __future__ import annotations
 
 from functools import partial
 
 from PySide6.QtCore import Signal
-from PySide6.QtWidgets import QFrame, QLabel, QProgressBar, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QFrame, QLabel, QVBoxLayout, QWidget
 
 from app.presenters.runcard import RunCardState
 from app.theme import GAP, GAP_WIDE
@@ -17,7 +17,6 @@ from app.widgets.kit import (
     emptied,
     label,
     line,
-    row,
     scrolled,
     set_role,
     set_tip,
@@ -27,11 +26,9 @@ WIDTH = 264
 
 
 class RunCard(QFrame):
-    """Signals: `start_asked`, `pause_asked`, `stop_asked`, `problem_chosen(page, path)`, `command_asked`."""
+    """Signals: `start_asked`, `problem_chosen(tab, path)`."""
 
     start_asked = Signal()
-    pause_asked = Signal()
-    stop_asked = Signal()
     problem_chosen = Signal(str, str)
 
     def __init__(self) -> None:
@@ -44,11 +41,7 @@ class RunCard(QFrame):
         self.problems = QVBoxLayout()
         self.problems.setSpacing(6)
         self.status = label(role="quiet", wraps=True)
-        self.progress = QProgressBar()
-        self.progress.setTextVisible(False)
         self.start = button("Start training", self.start_asked.emit, "loud")
-        self.pause = button("Pause", self.pause_asked.emit)
-        self.stop = button("Stop\u2026", self.stop_asked.emit, "danger")
         inner = QWidget()
         inner.setLayout(column(self.problems, self.facts, None, gap=GAP_WIDE))
         area = scrolled(inner)
@@ -63,9 +56,7 @@ class RunCard(QFrame):
         outer.addWidget(line())
         outer.addWidget(area, 1)
         outer.addWidget(self.status)
-        outer.addWidget(self.progress)
         outer.addWidget(self.start)
-        outer.addLayout(row(self.pause, self.stop))
         self._facts: tuple[tuple[str, ...], ...] = ()
         self._cells: list[tuple[QWidget, QLabel, Elided]] = []
         self._problems: object = ()
@@ -79,19 +70,10 @@ class RunCard(QFrame):
         if state.problems != self._problems:
             self._problems = state.problems
             self._show_problems(state)
-        self.start.setVisible(not state.is_live)
         self.start.setEnabled(state.can_start)
         self.start.setText(state.start_text)
-        self.pause.setVisible(state.is_live)
-        self.pause.setEnabled(state.can_pause)
-        self.pause.setText(state.pause_text)
-        self.stop.setVisible(state.is_live)
-        self.stop.setEnabled(state.can_stop)
-        self.status.setText(state.status_text)
-        self.status.setVisible(bool(state.status_text))
-        self.progress.setVisible(state.is_live)
-        self.progress.setRange(0, 0 if state.share is None else 1000)
-        self.progress.setValue(int(1000 * (state.share or 0)))
+        self.status.setText(state.note)
+        self.status.setVisible(bool(state.note))
 
     def _show_facts(self) -> None:
         while len(self._cells) < len(self._facts):

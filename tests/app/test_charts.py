@@ -27,7 +27,7 @@ from app.presenters import small_charts as small
 from app.presenters.memory_series import MemoryFeed, Prediction, predicted_parts
 from app.presenters.run_marks import Mark
 from app.presenters.words import number_text
-from app.screens.train_charts import MemoryView
+from app.widgets.run_charts import MemoryView
 from app.widgets.time_axis import TimeAxis
 from app.widgets.time_chart import (
     Layer,

@@ -21,7 +21,7 @@ from app.presenters.memory import MemoryState, memory_state
 from app.presenters.memory_sizes import Subject, divisors_of, fitting, length_stops, nearest, sizes
 from app.presenters.memory_words import Capacity, RehearsalStatus, ago_text, mark_of, past_error
 from app.presenters.words import GIB
-from app.screens.memory import MemoryScreen
+from app.tabs.memory.screen import MemoryScreen
 from app.widgets.memory_bar import MemoryBars, ink_on
 from app.window import MainWindow
 from qlora_engine import events as ev
@@ -514,7 +514,7 @@ def test_the_largest_is_looked_for_outside_the_window_s_thread(
         threads.append(threading.current_thread())
         return fitting(*args)
 
-    monkeypatch.setattr("app.controllers.memory.fitting", noted)
+    monkeypatch.setattr("app.tabs.memory.controller.fitting", noted)
     window.studio.workspace.job.edit("lora.rank", 32)
     qtbot.waitUntil(lambda: bool(threads), timeout=5000)
     assert threading.main_thread() not in threads

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from app.screens.tryit import TryScreen
 from PySide6.QtCore import Qt, QTimer
 from PySide6.QtWidgets import QApplication, QMessageBox
 from pytestqt.qtbot import QtBot
 
-from app.screens.tryit import TryScreen
 from app.widgets.prompt_dialog import PromptDialog
 from app.window import MainWindow
 from qlora_engine import events as ev

@@ -1,0 +1,46 @@
+"""What opens beside the window and goes with it: the help and the settings. Neither takes a click away from it."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import QObject
+from PySide6.QtWidgets import QApplication, QWidget
+
+from app import theme as looks
+from app.dialogs import HelpWindow, SettingsDialog
+from app.frame.tabs import RunTabs
+from app.studio import Studio
+
+
+class Beside(QObject):
+    def __init__(self, window: QWidget, studio: Studio, tabs: RunTabs) -> None:
+        super().__init__(window)
+        self._window, self._studio, self._tabs = window, studio, tabs
+        self.help: HelpWindow | None = None
+        self.settings: SettingsDialog | None = None
+
+    def open_help(self) -> None:
+        """At what tells of the tab one is on; one window however often it is asked for."""
+        self.help = self.help or HelpWindow()
+        self.help.open_at(self._tabs.tabs[self._tabs.current].help)
+
+    def open_settings(self) -> None:
+        if self.settings is not None:
+            self.settings.close()
+            self.settings.deleteLater()
+        self.settings = SettingsDialog(self._window, self._studio.settings.value, self.choose_setting)
+        self.settings.show()
+
+    def choose_setting(self, *, theme: str | None = None, engine: str | None = None) -> None:
+        """Take over a choice of the settings dialog."""
+        if engine is not None:
+            self._studio.set_engine(engine)
+        app = QApplication.instance()
+        if theme is not None and isinstance(app, QApplication):
+            self._studio.settings.change(theme=theme)
+            looks.apply(app, theme)
+            self._tabs.each(lambda tab: tab.restyle())
+
+    def close(self) -> None:
+        for found in (self.help, self.settings):
+            if found is not None:
+                found.close()

@@ -1,0 +1,87 @@
+"""The head of the chosen run and the run card beside it: what is true on every tab of a run."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import QObject
+
+from app.controllers.capacity import own_capacity, own_state
+from app.presenters.problems import marks, problems_of
+from app.presenters.run_header import RunHeader, draft_header, kept_header, own_header
+from app.presenters.runcard import RunCardState, run_card
+from app.studio import Studio
+from app.widgets.run_card import RunCard
+from app.widgets.run_header import RunHead
+from app.widgets.tab_bar import TabBar
+
+
+class HeaderController(QObject):
+    """`can_start` tells whether Start would begin a run now."""
+
+    def __init__(self, studio: Studio, head: RunHead, card: RunCard, bar: TabBar) -> None:
+        super().__init__(head)
+        self._studio, self._head, self._card, self._bar = studio, head, card, bar
+        self._state: RunHeader | None = None
+        self._card_state: RunCardState | None = None
+        self._has_room = True
+        work, trainer = studio.workspace, studio.trainer
+        for signal in (
+            work.job.changed, work.base.facts_changed, work.data.changed, work.watch.place.changed, work.watch.changed, work.memory.changed,
+            trainer.state_changed,
+        ):  # fmt: skip
+            signal.connect(self.paint)
+        for signal in (studio.shown.changed, studio.shown.told):
+            signal.connect(self.paint_head)
+        studio.machine.sampled.connect(self._measure)
+        self._had_sample = False
+        self.paint()
+
+    @property
+    def can_start(self) -> bool:
+        return self._card_state is not None and self._card_state.can_start
+
+    @property
+    def can_pause(self) -> bool:
+        return self._state is not None and self._state.can_pause
+
+    def fit(self, *, has_room: bool) -> None:
+        """`has_room`: the card stands beside the tabs by itself, and need not be opened."""
+        self._has_room = has_room
+        self._show()
+
+    def paint(self) -> None:
+        work = self._studio.workspace
+        problems = problems_of(work.job.draft, work.base.facts_error, work.watch.problem)
+        self._card_state = run_card(
+            work.job.draft, work.base.facts, work.data.report, own_state(self._studio).short_verdict, problems,
+            self._studio.trainer.is_running,
+        )  # fmt: skip
+        self._card.show_state(self._card_state)
+        is_wrong = bool(marks(problems)) and self._studio.shown.is_draft
+        self._bar.set_mark("Setup", "needs attention" if is_wrong else "")
+        self.paint_head()
+
+    def paint_head(self) -> None:
+        shown, trainer = self._studio.shown, self._studio.trainer
+        if shown.is_draft and self._card_state is not None:
+            self._state = draft_header(self._studio.workspace.job.config.output.name or "", self._card_state)
+        elif shown.is_own:
+            is_resumable = shown.summary is not None and shown.summary.is_resumable
+            self._state = own_header(trainer.run, is_resumable and not trainer.is_running)
+        else:
+            self._state = kept_header(shown.summary, shown.fold, shown.state)
+        self._show()
+
+    def _show(self) -> None:
+        if self._state is not None:
+            self._head.show_state(self._state, is_card_open=not self._card.isHidden(), has_room=self._has_room)
+
+    def _measure(self) -> None:
+        capacity = own_capacity(self._studio)
+        is_gpu = self._studio.workspace.job.device == "cuda"
+        self._studio.workspace.memory.set_usable_gpu_bytes(
+            capacity.usable_bytes if capacity and is_gpu else None
+        )
+        if not self._had_sample:
+            self._had_sample = True
+            self.paint()
+            self._studio.workspace.memory.changed.emit()

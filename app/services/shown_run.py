@@ -1,0 +1,122 @@
+"""Which run the window shows, and what that run told: this window's own, or one that its folder tells of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PySide6.QtCore import QObject, Signal
+
+from app.presenters.run_fold import RunFold
+from app.services.background import Background
+from app.services.history import History
+from app.services.trainer import Trainer, history_of
+from qlora_engine.runs.record import RunFolder, RunSummary
+
+DRAFT, BEGINNING = "draft", "beginning"
+"""Keys of what has no folder: the job being edited, and this window's run until it has told where it is kept. Any other
+run's key is its folder."""
+
+
+class ShownRun(QObject):
+    """Signals: `changed` when another run is shown or this one stands elsewhere; `told` when its `fold` has more."""
+
+    changed = Signal()
+    told = Signal()
+
+    def __init__(self, trainer: Trainer, history: History, background: Background) -> None:
+        super().__init__()
+        self._trainer, self._history, self._background = trainer, history, background
+        self.key = DRAFT
+        self._kept = RunFold()
+        self._looked = ("", -1)
+        trainer.state_changed.connect(self._trainer_changed)
+        trainer.changed.connect(self._trainer_told)
+        history.changed.connect(self._history_changed)
+
+    @property
+    def is_draft(self) -> bool:
+        return self.key == DRAFT
+
+    @property
+    def is_own(self) -> bool:
+        """True for the run that this window trains, or trained last."""
+        return self.key == BEGINNING or (
+            not self.is_draft and self.key == self._trainer.run.run_dir and self._trainer.run.state != "idle"
+        )
+
+    @property
+    def path(self) -> Path | None:
+        return None if self.key in (DRAFT, BEGINNING) else Path(self.key)
+
+    @property
+    def fold(self) -> RunFold:
+        """What it told; empty for a draft and until its folder was read."""
+        return self._trainer.run if self.is_own else self._kept
+
+    @property
+    def summary(self) -> RunSummary | None:
+        return self._history.find_in(self.key)
+
+    @property
+    def state(self) -> str:
+        """`draft`, the state of this window's run, `elsewhere` for one that another program trains, or as kept."""
+        if self.is_draft:
+            return DRAFT
+        if self.is_own:
+            return self._trainer.run.state
+        found = self.summary
+        if found is None:
+            return "unreadable"
+        return "elsewhere" if found.state in ("running", "paused") else found.state
+
+    def show(self, key: str) -> None:
+        """Show another; one that is gone is not shown."""
+        if key == self.key:
+            return
+        self.key = key
+        self._kept, self._looked = RunFold(), ("", -1)
+        self._look()
+        self.changed.emit()
+
+    def show_own(self) -> None:
+        """The run that this window has just begun."""
+        self.show(self._trainer.run.run_dir or BEGINNING)
+
+    def _look(self) -> None:
+        """Read the folder of a run that is not this window's, if there is more in it than before."""
+        path = self.path
+        if path is None or self.is_own:
+            return
+        metrics = RunFolder(path).metrics_path
+        wanted = (self.key, metrics.stat().st_size if metrics.exists() else 0)
+        if wanted != self._looked:
+            self._looked = wanted
+            self._background.submit(
+                "shown", lambda: history_of(path), lambda found: self._take(wanted[0], found)
+            )
+
+    def _take(self, key: str, found: RunFold) -> None:
+        if key == self.key:
+            self._kept = found
+            found.status.stand(self.state)
+            self.told.emit()
+
+    def _trainer_changed(self) -> None:
+        run = self._trainer.run
+        if self.key == BEGINNING and run.run_dir is not None:
+            self.key = run.run_dir
+        if self.is_own:
+            self.changed.emit()
+
+    def _trainer_told(self) -> None:
+        if self.is_own:
+            self.told.emit()
+
+    def _history_changed(self) -> None:
+        if self.path is not None and not self.is_own:
+            if self.summary is None:
+                self.show(DRAFT)
+                return
+            self._kept.status.stand(self.state)
+            self._look()
+        self.changed.emit()

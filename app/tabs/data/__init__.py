@@ -1,0 +1,29 @@
+"""Setup, data: the rows to learn from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from app.tab import DRAFT, Tab, TabController, Ways
+
+if TYPE_CHECKING:
+    from app.studio import Studio
+    from app.widgets.page import Page
+
+
+def _make(studio: Studio, ways: Ways) -> tuple[Page, TabController]:
+    from app.controllers.data import DataController
+    from app.screens.data import DataScreen
+
+    screen = DataScreen()
+
+    class DataTab(TabController):
+        page = DataController(studio, screen)
+
+        def restyle(self) -> None:
+            screen.restyle()
+
+    return screen, DataTab()
+
+
+TAB = Tab("data", "Data", 20, _make, group="Setup", of=(DRAFT,), help="data")

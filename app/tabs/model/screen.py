@@ -1,0 +1,106 @@
+"""Model page: what can be chosen on the left, the facts of what is on the right."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import Qt, Signal
+from PySide6.QtWidgets import QFileDialog, QLineEdit, QListWidget, QListWidgetItem, QProgressBar
+
+from app.presenters.model import ModelLine, ModelState
+from app.tabs.model.quality_panel import QualityPanel
+from app.widgets.kit import Card, Facts, Notice, SideBySide, boxed, button, column, label, row, set_tip
+from app.widgets.page import Page
+
+
+class ModelScreen(Page):
+    """Signals: `chosen(name)`, `folder_added(path)`, `prepare_asked`, `cancel_asked`, `next_asked`."""
+
+    chosen = Signal(str)
+    folder_added = Signal(str)
+    prepare_asked = Signal()
+    cancel_asked = Signal()
+    next_asked = Signal()
+
+    def __init__(self) -> None:
+        super().__init__("Model", "The base model that is quantized to 4 bits and stays frozen")
+        self.next = button("Choose data", self.next_asked.emit, "primary")
+        self.buttons.addWidget(self.next)
+        self.list = QListWidget()
+        self.list.setAccessibleName("Models on this computer")
+        self.list.setWordWrap(True)
+        self.list.setMinimumHeight(220)
+        self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.list.setTextElideMode(Qt.TextElideMode.ElideRight)
+        self.list.itemClicked.connect(self._choose)
+        self.list.itemActivated.connect(self._choose)
+        self.name = QLineEdit()
+        self.name.setPlaceholderText("Hugging Face id, such as meta-llama/Llama-3.2-1B")
+        self.name.setAccessibleName("Model by name")
+        self.name.returnPressed.connect(self._use_name)
+        left = Card("Models on this computer").add(
+            self.list,
+            row(button("Open folder\u2026", self._open_folder), button("Open GGUF file\u2026", self._open_gguf), None),
+            label("Or by name", "small"),
+            row(self.name, button("Use", self._use_name)),
+        )  # fmt: skip
+        self.title_text, self.subtitle = label(role="heading", wraps=True), label(role="quiet", wraps=True)
+        self.facts = Facts()
+        self.state_notice = Notice()
+        self.progress = QProgressBar()
+        self.progress.setTextVisible(False)
+        self.progress_text = label(role="small")
+        self.prepare = button("Download now", self.prepare_asked.emit)
+        self.cancel = button("Cancel", self.cancel_asked.emit)
+        self.progress_row = boxed(row(boxed(column(self.progress_text, self.progress, gap=4)), self.cancel))
+        right = Card().add(self.title_text, self.subtitle, self.state_notice, self.progress_row)
+        right.add(row(self.prepare, None), self.facts)
+        right.body.addStretch(1)
+        self.content.addWidget(SideBySide(left, right, stretch=(4, 5), needs=620), 1)
+        self.quality = QualityPanel()
+        self.content.addWidget(self.quality)
+
+    def show_state(self, state: ModelState) -> None:
+        self._show_lines(state.lines, state.is_listing)
+        self.title_text.setText(state.title)
+        self.subtitle.setText(state.subtitle)
+        self.facts.set_rows(state.rows)
+        self.state_notice.say(state.notice, state.notice_hint, state.notice_tone)
+        self.prepare.setVisible(bool(state.prepare_text))
+        self.prepare.setText(state.prepare_text or "Download now")
+        self.progress_row.setVisible(state.is_preparing)
+        self.progress_text.setText(state.preparing_text)
+        self.progress.setRange(0, 0 if state.preparing_share is None else 1000)
+        self.progress.setValue(int(1000 * (state.preparing_share or 0)))
+
+    def _show_lines(self, lines: tuple[ModelLine, ...], is_listing: bool) -> None:
+        self.list.clear()
+        if is_listing:
+            item = QListWidgetItem("Looking for models\u2026")
+            item.setFlags(Qt.ItemFlag.NoItemFlags)
+            self.list.addItem(item)
+        for line in lines:
+            item = QListWidgetItem(f"{line.title}\n{line.problem or line.detail}")
+            item.setData(Qt.ItemDataRole.UserRole, line.name)
+            set_tip(item, line.problem or line.name)
+            self.list.addItem(item)
+            if line.is_chosen:
+                self.list.setCurrentItem(item)
+
+    def _choose(self, item: QListWidgetItem) -> None:
+        name = item.data(Qt.ItemDataRole.UserRole)
+        if name:
+            self.chosen.emit(name)
+
+    def _use_name(self) -> None:
+        if self.name.text().strip():
+            self.chosen.emit(self.name.text().strip())
+
+    def _open_folder(self) -> None:
+        folder = QFileDialog.getExistingDirectory(self, "Choose a model folder")
+        if folder:
+            self.folder_added.emit(folder)
+            self.chosen.emit(folder)
+
+    def _open_gguf(self) -> None:
+        file, _ = QFileDialog.getOpenFileName(self, "Choose a GGUF file", "", "GGUF models (*.gguf)")
+        if file:
+            self.chosen.emit(file)
