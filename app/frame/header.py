@@ -73,7 +73,9 @@ class HeaderController(QObject):
 
     def _show(self) -> None:
         if self._state is not None:
-            self._head.show_state(self._state, is_card_open=not self._card.isHidden(), has_room=self._has_room)
+            self._head.show_state(
+                self._state, is_card_open=not self._card.isHidden(), has_room=self._has_room
+            )
 
     def _measure(self) -> None:
         capacity = own_capacity(self._studio)

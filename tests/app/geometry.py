@@ -103,12 +103,16 @@ def unnamed(widgets: Sequence[QWidget]) -> list[str]:
 
 
 def start_hidden(window: MainWindow) -> list[str]:
-    """Start, or while a run is live the run card that pauses it, must be in sight whatever is shown."""
-    for found in (window.card.start, window.card.pause, window.start_bar.start, window.start_bar.card):
+    """Start of a draft, and Pause of a run that goes on in this window, must be in sight whatever is shown."""
+    shown = window.studio.shown
+    if not shown.is_draft and not (shown.is_own and shown.fold.is_live):
+        return []
+    wanted = (window.card.start, window.head.primary) if shown.is_draft else (window.head.pause,)
+    for found in wanted:
         corner = QRect(found.mapTo(window, QPoint(0, 0)), found.size())
         if found.isVisible() and window.rect().contains(corner):
             return []
-    return ["neither Start nor the run card can be seen"]
+    return ["neither Start nor Pause can be seen"]
 
 
 def describe(widget: QWidget) -> str:

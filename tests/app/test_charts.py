@@ -651,8 +651,8 @@ def test_paged_memory_is_drawn_when_there_is_any_and_said_in_words_when_not(qtbo
 def live_window(qtbot: QtBot, make_window: MakeWindow) -> MainWindow:
     window = make_window()
     window.resize(1380, 880)
-    window.go_to("train", "live")
-    qtbot.waitUntil(lambda: window.pages.screens["train"].charts is not None, timeout=30_000)
+    window.go_to("live")
+    qtbot.waitUntil(lambda: window.tabs.screens["live"].charts is not None, timeout=30_000)
     return window
 
 
@@ -660,8 +660,8 @@ def test_the_chart_lives_before_during_and_after_a_run(
     qtbot: QtBot, home: Path, make_window: MakeWindow
 ) -> None:
     window = live_window(qtbot, make_window)
-    live = window.pages.controllers["train"].memory
-    view = window.pages.screens["train"].charts.memory_view
+    live = window.tabs.controllers["live"].memory
+    view = window.tabs.screens["live"].charts.memory_view
     now = time.time()
     machine = window.studio.machine
 
@@ -705,21 +705,23 @@ def test_the_chart_lives_before_during_and_after_a_run(
 
 def test_nothing_is_painted_while_it_cannot_be_seen(qtbot: QtBot, make_window: MakeWindow) -> None:
     window = live_window(qtbot, make_window)
-    live = window.pages.controllers["train"].memory
+    live = window.tabs.controllers["live"].memory
     machine = window.studio.machine
     machine.fresh = (sample(0),)
     machine.sampled.emit()
     window.go_to("model")
-    view = window.pages.screens["train"].charts.memory_view
+    view = window.tabs.screens["live"].charts.memory_view
     painted: list[int] = []
     view.show_feed = lambda *_, **__: painted.append(1)
     live.look()
     assert painted == []
-    window.go_to("train", "live")
+    window.go_to("live")
     qtbot.waitUntil(lambda: bool(painted))
 
 
-def test_the_history_draws_the_kept_trace_again(qtbot: QtBot, home: Path, make_window: MakeWindow) -> None:
+def test_a_run_of_the_past_draws_its_kept_trace_again(
+    qtbot: QtBot, home: Path, make_window: MakeWindow
+) -> None:
     from qlora_engine.config import TrainingConfig
 
     folder = RunFolder.create(TrainingConfig())
@@ -727,19 +729,22 @@ def test_the_history_draws_the_kept_trace_again(qtbot: QtBot, home: Path, make_w
     folder.update(state="finished", loss_before=3.1, loss_after=0.5, predicted_peak_bytes=600 * MIB)
     window = make_window(loads=True)
     window.resize(1380, 880)
-    window.go_to("runs")
-    screen = window.pages.screens["runs"]
-    qtbot.waitUntil(lambda: screen.memory is not None and screen.memory._feed is not None, timeout=30_000)
+    qtbot.waitUntil(lambda: len(window.studio.history.summaries) == 1, timeout=20_000)
+    window.open_run(str(folder.path), "live")
+    qtbot.waitUntil(lambda: window.tabs.screens["live"].charts is not None, timeout=30_000)
+    view = window.tabs.screens["live"].charts.memory_view
+    qtbot.waitUntil(lambda: view.axis.window == (BEGAN, BEGAN + 199 / 4), timeout=10_000)
     live = fed(*(cpu_sample(n / 4, (100 + n) * MIB) for n in range(200)))
-    kept = screen.memory._feed
+    kept = view._feed
     assert kept.ring.names == live.ring.names
     for name in live.ring.names:
         one, other = (feed.ring.curve(name, *everything(live), 300) for feed in (kept, live))
         assert np.array_equal(one.times, other.times)
         assert np.array_equal(one.values, other.values, equal_nan=True)
-    assert screen.memory.axis.window == (BEGAN, BEGAN + 199 / 4)
-    assert screen.memory.memory.title.text() == "Memory of the engine, GiB"
-    assert screen.memory.isVisible()
+    assert view.memory.title.text() == "Memory of the engine, GiB"
+    window.go_to("model")
+    window.go_to("live")
+    qtbot.waitUntil(lambda: view.memory.title.text() != "Memory of the engine, GiB", timeout=10_000)
 
 
 QUIET_CORES = 0.1

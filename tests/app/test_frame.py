@@ -11,9 +11,9 @@ from PySide6.QtWidgets import QAbstractButton, QApplication, QMessageBox, QPushB
 from pytestqt.qtbot import QtBot
 
 from app import dialogs
-from app.presenters.problems import PAGES
 from app.presenters.run_fold import RunFold
 from app.presenters.runcard import planned_steps
+from app.tabs import all_tabs
 from app.widgets.answers import Answer, AnswerColumns, Round, Side
 from app.window import FOLD_BELOW, MainWindow
 from qlora_engine import events as ev
@@ -156,8 +156,8 @@ def test_help_and_settings_are_beside_the_window_not_in_its_way(qtbot: QtBot, ma
         assert beside.isVisible()
         assert not beside.isModal()
     assert QApplication.activeModalWidget() is None
-    qtbot.mouseClick(window.rail.items["data"], LEFT)
-    assert window.pages.current == "data"
+    qtbot.mouseClick(window.bar.items["Chat"], LEFT)
+    assert window.tabs.current == "chat"
     first = window.beside.help
     window.beside.open_help()
     assert window.beside.help is first, "one help window, however often it is asked for"
@@ -168,7 +168,7 @@ def test_help_and_settings_are_beside_the_window_not_in_its_way(qtbot: QtBot, ma
 # ---------------------------------------------------------------- the keyboard
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [tab.name for tab in all_tabs() if tab.name != "setup"])
 def test_no_click_leaves_the_keyboard_nowhere(
     qtbot: QtBot, make_window: MakeWindow, monkeypatch: pytest.MonkeyPatch, page: str
 ) -> None:
@@ -183,7 +183,7 @@ def test_no_click_leaves_the_keyboard_nowhere(
     window.activateWindow()
     window.go_to(page)
     menus = ("Compare with",)
-    buttons = [b for b in window.pages.screens[page].findChildren(QAbstractButton) if b.isVisible() and b.isEnabled()]  # fmt: skip
+    buttons = [b for b in window.tabs.screens[page].findChildren(QAbstractButton) if b.isVisible() and b.isEnabled()]  # fmt: skip
     for found in buttons:
         try:
             if not found.isVisible() or found.accessibleName() in menus:
@@ -206,7 +206,7 @@ def test_the_focus_comes_back_when_its_widget_is_deleted(qtbot: QtBot, make_wind
     doomed.setFocus()
     assert QApplication.focusWidget() is doomed
     doomed.deleteLater()
-    qtbot.waitUntil(lambda: QApplication.focusWidget() is window.rail.items["model"], timeout=2000)
+    qtbot.waitUntil(lambda: QApplication.focusWidget() is window.runs.view, timeout=2000)
 
 
 # ---------------------------------------------------------------- narrow windows
@@ -216,8 +216,8 @@ def test_the_focus_comes_back_when_its_widget_is_deleted(qtbot: QtBot, make_wind
 def test_a_run_can_be_started_at_any_width(qtbot: QtBot, make_window: MakeWindow, width: int) -> None:
     window = make_window()
     window.resize(width, 680)
-    qtbot.waitUntil(lambda: window.start_bar.isVisible() == (width < FOLD_BELOW))
-    shown = window.start_bar.start if width < FOLD_BELOW else window.card.start
+    qtbot.waitUntil(lambda: window.head.card.isVisible() == (width < FOLD_BELOW))
+    shown = window.head.primary if width < FOLD_BELOW else window.card.start
     assert window.rect().contains(shown.mapTo(window, QPoint(0, 0)))
     assert window.rect().contains(shown.mapTo(window, shown.rect().bottomRight()))
     qtbot.waitUntil(shown.isEnabled, timeout=10_000)
@@ -250,7 +250,7 @@ def test_a_missing_data_file_is_no_run_to_start(
     window.studio.workspace.job.choose_data(str(file))
     qtbot.waitUntil(lambda: window.card.headline.text() == "1 to fix", timeout=10_000)
     assert not window.card.start.isEnabled()
-    assert not window.start_bar.start.isEnabled()
+    assert not window.head.primary.isEnabled()
     file.write_text('{"text": "hello"}\n', encoding="utf-8")
     window.studio.workspace.watch.look_at_place()
     qtbot.waitUntil(lambda: window.card.headline.text() == "Ready to train", timeout=10_000)
@@ -264,7 +264,7 @@ def names_on_the_card(window: MainWindow) -> list[str]:
 def test_memory_that_is_a_guess_is_marked_as_one(qtbot: QtBot, make_window: MakeWindow) -> None:
     window = make_window()
     window.go_to("memory")
-    screen = window.pages.screens["memory"]
+    screen = window.tabs.screens["memory"]
     assert "Memory, before data is read" in names_on_the_card(window)
     assert screen.verdict.text().startswith("Before data is read: ")
     window.studio.workspace.job.edit("data.seq_len", 256)
@@ -275,18 +275,18 @@ def test_memory_that_is_a_guess_is_marked_as_one(qtbot: QtBot, make_window: Make
 def test_pause_shows_that_it_waits_and_can_be_taken_back(qtbot: QtBot, make_window: MakeWindow) -> None:
     window = make_window()
     engine = training(qtbot, window)
-    qtbot.mouseClick(window.card.pause, LEFT)
-    assert (window.card.headline.text(), window.card.pause.text()) == ("Pausing", "Keep going")
-    assert "pauses after this micro-batch" in window.card.status.text()
+    qtbot.mouseClick(window.head.pause, LEFT)
+    assert window.head.pause.text() == "Keep going"
+    assert window.head.sentence.text() == "Pausing, step 7 of 60. It pauses after this micro-batch"
     engine.tell(told.step(8))
     qtbot.waitUntil(lambda: window.studio.trainer.run.step == 8)
-    assert window.pages.screens["train"].sentence.text() == "Pausing after this micro-batch"
-    qtbot.mouseClick(window.card.pause, LEFT)
-    assert window.card.headline.text() == "Training"
-    qtbot.mouseClick(window.card.pause, LEFT)
+    assert window.tabs.screens["live"].sentence.text() == "Pausing after this micro-batch"
+    qtbot.mouseClick(window.head.pause, LEFT)
+    assert window.head.sentence.text().startswith("Training, step 8")
+    qtbot.mouseClick(window.head.pause, LEFT)
     engine.tell(ev.Paused(8))
-    qtbot.waitUntil(lambda: window.card.headline.text() == "Paused")
-    assert window.card.pause.text() == "Continue"
+    qtbot.waitUntil(lambda: window.head.pause.text() == "Continue")
+    assert window.head.sentence.text() == "Paused at step 8"
     assert [c["command"] for c in engine.commands] == ["pause", "continue", "pause"]
     engine.tell(told.finished())
     qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
@@ -296,7 +296,7 @@ def test_no_word_stays_longer_than_it_is_true(qtbot: QtBot, make_window: MakeWin
     window = make_window()
     assert window.strip.run.text() == "Nothing is training"
     start(qtbot, window)
-    screen = window.pages.screens["train"]
+    screen = window.tabs.screens["live"]
     engine = engine_of(qtbot, TrainJob)
     for event, text in (
         (ev.PhaseChanged("downloading", "Downloading starter"), "Downloading starter"),
@@ -348,10 +348,11 @@ def test_all_who_answer_stand_side_by_side_equally_wide(qtbot: QtBot, count: int
 
 
 def live_page(qtbot: QtBot, window: MainWindow) -> None:
-    window.go_to("train", "live")
-    qtbot.waitUntil(lambda: window.pages.screens["train"].charts is not None, timeout=30_000)
     run = window.studio.trainer.run
     run.begin()
+    window.studio.shown.show_own()
+    window.go_to("live")
+    qtbot.waitUntil(lambda: window.tabs.screens["live"].charts is not None, timeout=30_000)
     for event in told.whole_run(45):
         run.fold(event)
     window.studio.trainer.state_changed.emit()
@@ -373,7 +374,7 @@ def test_the_wheel_over_any_chart_scrolls_the_page_and_hovering_moves_nothing(
     window = make_window()
     live_page(qtbot, window)
     window.resize(1024, 600)
-    charts = window.pages.screens["train"].charts
+    charts = window.tabs.screens["live"].charts
     for target in (charts.loss.plot.viewport(), charts.rate.plot.viewport(), charts.memory.chart):
         event = turn_wheel(target, Qt.KeyboardModifier.NoModifier)
         assert not event.isAccepted(), "left to the page, which scrolls"
@@ -393,7 +394,7 @@ def test_the_wheel_over_any_chart_scrolls_the_page_and_hovering_moves_nothing(
 def test_every_chart_names_its_axes_and_units(qtbot: QtBot, make_window: MakeWindow) -> None:
     window = make_window()
     live_page(qtbot, window)
-    charts = window.pages.screens["train"].charts
+    charts = window.tabs.screens["live"].charts
     for chart in (charts.loss, charts.rate, charts.grad, charts.speed):
         axis = chart.plot.getPlotItem().getAxis("bottom")
         assert axis.tickStrings([0.0, 20.0], 1.0, 20.0)[0] == "step 0"
@@ -416,41 +417,28 @@ def exportable(name: str) -> RunFolder:
 def test_news_of_the_runs_leave_the_export_form_as_it_was_filled_in(
     qtbot: QtBot, make_window: MakeWindow
 ) -> None:
-    exportable("one")
+    one = exportable("one")
     window = make_window(loads=True)
-    window.go_to("export")
-    screen = window.pages.screens["export"]
+    qtbot.waitUntil(lambda: len(window.studio.history.summaries) == 1, timeout=20_000)
+    window.open_run(str(one.path), "export")
+    screen = window.tabs.screens["export"]
     qtbot.waitUntil(screen.export.isEnabled, timeout=20_000)
     screen.out.setText("/my/own/place")
     screen.dtype.setCurrentIndex(1)
-    exportable("two")
+    two = exportable("two")
     window.studio.history.refresh()
-    qtbot.waitUntil(lambda: screen.run.count() == 2, timeout=10_000)
+    qtbot.waitUntil(lambda: len(window.studio.history.summaries) == 2, timeout=10_000)
     assert (screen.out.text(), screen.dtype.currentIndex()) == ("/my/own/place", 1)
     screen._radios["adapter"].click()
     assert screen.out.text().endswith("one-adapter")
     qtbot.mouseClick(screen.export, LEFT)
     engine = engine_of(qtbot, ExportJob)
     assert not screen._radios["merged"].isEnabled(), "what is being exported cannot be changed"
-    window.pages.export_run(str(exportable("three").path))
+    window.open_run(str(two.path), "export")
     assert screen.out.text().endswith("one-adapter")
     engine.tell(ev.RunFinished({"path": "/out", "bytes": 2**20, "is_proven": True}))
     qtbot.waitUntil(lambda: not window.studio.jobs["export"].is_running)
     assert screen.proof.heading.text() == "Proof: one, Adapter (PEFT)"
     screen._radios["merged"].click()
+    assert screen.out.text().endswith("two-merged")
     assert screen.proof.heading.text() == "Proof: one, Adapter (PEFT)", "the proof says what it is of"
-
-
-@pytest.mark.parametrize("width", [1024, 1366])
-def test_the_names_of_runs_can_be_read(qtbot: QtBot, make_window: MakeWindow, width: int) -> None:
-    for name in ("first-look", "starter-starter-20261128-192418"):
-        exportable(name)
-    window = make_window(loads=True)
-    window.resize(width, 680)
-    window.go_to("runs")
-    table = window.pages.screens["runs"].table
-    qtbot.waitUntil(lambda: table.rowCount() == 2, timeout=20_000)
-    qtbot.wait(30)
-    for row in range(2):
-        text = table.item(row, 0).text()
-        assert table.columnWidth(0) >= table.fontMetrics().horizontalAdvance(text) * 0.8

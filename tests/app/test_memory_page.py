@@ -393,7 +393,7 @@ def window(qtbot: QtBot, make_window: MakeWindow) -> MainWindow:
 
 
 def page(window: MainWindow) -> MemoryScreen:
-    screen = window.pages.screens["memory"]
+    screen = window.tabs.screens["memory"]
     assert isinstance(screen, MemoryScreen)
     return screen
 
@@ -695,7 +695,7 @@ def test_a_rehearsal_waits_two_seconds_and_for_somebody_to_look(
     assert rehearser._timer.isActive()
     assert rehearser._timer.interval() == 2000
     assert not has_engine(RehearseJob)
-    window.go_to("train")
+    window.go_to("settings")
     assert not rehearser._timer.isActive()
 
 

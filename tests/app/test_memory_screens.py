@@ -106,10 +106,10 @@ def show(window: MainWindow, make: Callable[[float], Mapping[str, Any]], *, is_l
     window.studio.trainer.changed.emit()
     if run.plan is not None:
         run.plan = dataclasses.replace(run.plan, estimate={"double_quant": ESTIMATE})
-    live = window.pages.controllers["train"].memory
+    live = window.tabs.controllers["live"].memory
     live._timer.stop()
     live.feed = fed(make)
-    view = window.pages.screens["train"].charts.memory_view
+    view = window.tabs.screens["live"].charts.memory_view
     for name in list(view.small):
         view.small.pop(name).deleteLater()
     live.paint()
@@ -122,15 +122,15 @@ def test_live_memory_can_be_looked_at(
     theme.apply(qapp, mode)
     window = make_window(theme=mode)
     window.resize(*size)
-    window.go_to("train", "live")
-    qtbot.waitUntil(lambda: window.pages.screens["train"].charts is not None, timeout=20_000)
+    window.go_to("live")
+    qtbot.waitUntil(lambda: window.tabs.screens["live"].charts is not None, timeout=20_000)
     problems = {}
     for state, (make, is_live) in STATES.items():
         show(window, make, is_live=is_live)
         qtbot.wait(120)
         with contextlib.suppress(qtbot.TimeoutError):  # a busy machine lays out late
             qtbot.waitUntil(lambda: not problems_of(window), timeout=5000)
-        view = window.pages.screens["train"].charts.memory_view
+        view = window.tabs.screens["live"].charts.memory_view
         if PICTURES:
             folder = Path(PICTURES) / mode
             folder.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,8 @@ from PySide6.QtWidgets import QAbstractButton, QAbstractItemView, QLabel, QMessa
 from pytestqt.qtbot import QtBot
 
 from app import dialogs
-from app.presenters.problems import PAGES
 from app.presenters.words import capital
+from app.tabs import all_tabs
 from app.widgets.kit import as_written
 from app.window import MainWindow
 from qlora_engine import events as ev
@@ -85,14 +85,14 @@ def evil_everywhere(window: MainWindow) -> None:
         ev.RunFailed("model.odd", f"{EVIL} cannot be loaded", f"choose another than {EVIL}")
     )
     window.studio.history.refresh()
-    window.go_to("try")
-    chat = window.pages.controllers["try"].chat
+    window.go_to("chat")
+    chat = window.tabs.controllers["chat"].chat
     chat.begin()
     chat.fold(ev.SessionReady(try_states.facts(run)))
     request = chat.ask(EVIL, chat.sides)
     for side in chat.sides:
         chat.fold(ev.AnswerFinished(request, side, EVIL, 2, 0.1, True))
-    window.pages.controllers["try"].paint()
+    window.tabs.controllers["chat"].paint()
 
 
 def test_no_name_is_taken_for_markup(qtbot: QtBot, make_window: MakeWindow) -> None:
@@ -100,14 +100,17 @@ def test_no_name_is_taken_for_markup(qtbot: QtBot, make_window: MakeWindow) -> N
     evil_everywhere(window)
     window.studio.workspace.job.edit("model.name", f"org/{EVIL}")
     found: list[str] = []
-    for page in PAGES:
-        window.go_to(page)
-        qtbot.waitUntil(lambda: len(window.studio.history.summaries) == 2, timeout=10_000)
-        for tab in ("chat", "sets", "held_out", "timeline") if page == "try" else ("",):
-            if tab:
-                window.pages.screens["try"].show_tab(tab)
-            qtbot.wait(20)
-            found += interpreted(window)
+    qtbot.waitUntil(lambda: len(window.studio.history.summaries) == 2, timeout=10_000)
+    kept = str(window.studio.history.summaries[0].path)
+    for key in ("draft", f"/runs/{EVIL}", kept):
+        window.studio.shown.show(key)
+        for tab in all_tabs():
+            window.tabs.show(tab.name)
+            for panel in {"chat": ("chat", "sets"), "held_out": ("rows", "timeline")}.get(tab.name, ("",)):
+                if panel:
+                    window.tabs.screens[tab.name].show_tab(panel)
+                qtbot.wait(10)
+                found += interpreted(window)
     assert not found, "\n".join(sorted(set(found)))
     seen = [w for w in window.findChildren(QLabel) if RAW in w.text()]
     assert len(seen) >= 5, "the name must be shown, else this test sees nothing"
@@ -130,7 +133,7 @@ ALLOWED = {
     "setToolTip": {"app/widgets/kit.py"},
     "setTextFormat": {"app/widgets/kit.py"},
     "QMessageBox": {"app/dialogs.py"},
-    "setHtml": {"app/widgets/answers.py", "app/screens/try_held_out.py"},
+    "setHtml": {"app/widgets/answers.py", "app/tabs/held_out/rows_panel.py"},
     "setInformativeText": {"app/dialogs.py"},
 }
 """Who may use what Qt would take markup from: each of them is tried above."""

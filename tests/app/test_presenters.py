@@ -17,11 +17,14 @@ from app.presenters.export import ExportFold, default_target
 from app.presenters.memory import memory_state
 from app.presenters.memory_words import Capacity
 from app.presenters.model import model_state
+from app.presenters.outcome import Ending, outcome_of
 from app.presenters.problems import marks, problems_of
 from app.presenters.run_fold import RunFold
+from app.presenters.run_header import kept_header, own_header
 from app.presenters.run_numbers import numbers_of
+from app.presenters.run_rows import kept_row, shown_rows
 from app.presenters.runcard import planned_steps, run_card
-from app.presenters.runs import interrupted_run, runs_state
+from app.presenters.runs import interrupted_run
 from app.presenters.strip import strip_state
 from app.presenters.tried import settings_text
 from qlora_engine import config_io
@@ -147,7 +150,7 @@ def test_an_edit_is_a_change_and_reset_takes_it_back() -> None:
 def test_a_wrong_value_is_a_problem_on_the_page_where_it_is_mended() -> None:
     draft = starter_draft(is_cpu=True).edited("lora.rank", 0).edited("data.seq_len", 2)
     problems = problems_of(draft, None, None)
-    assert [(p.page, p.path) for p in problems] == [("data", "data.seq_len"), ("train", "lora.rank")]
+    assert [(p.page, p.path) for p in problems] == [("data", "data.seq_len"), ("settings", "lora.rank")]
     assert problems[1].text == "Rank must be at least 1, not 0"
     assert marks(problems) == {"data", "train"}
 
@@ -230,22 +233,69 @@ def test_the_run_card_counts_steps_as_the_run_will() -> None:
 def test_the_run_card_blocks_start_while_something_is_wrong() -> None:
     draft = starter_draft(is_cpu=True).edited("lora.rank", 0)
     problems = problems_of(draft, None, EngineError("data.empty", "the file is empty", "choose another file"))
-    state = run_card(draft, None, None, "n/a", problems, RunFold())
+    state = run_card(draft, None, None, "n/a", problems, False)
     assert (state.headline, state.can_start) == ("2 to fix", False)
-    assert run_card(starter_draft(is_cpu=True), None, None, "n/a", (), RunFold()).can_start
+    assert run_card(starter_draft(is_cpu=True), None, None, "n/a", (), False).can_start
 
 
 def test_the_run_card_does_not_call_a_run_ready_that_does_not_fit() -> None:
-    state = run_card(starter_draft(is_cpu=True), None, None, "does not fit: 27.40 of 23.3 GiB", (), RunFold())
+    state = run_card(starter_draft(is_cpu=True), None, None, "does not fit: 27.40 of 23.3 GiB", (), False)
     assert (state.headline, state.tone, state.can_start) == ("Does not fit", "warning", True)
 
 
-def test_the_run_card_of_a_running_run_pauses_and_stops() -> None:
+def test_the_head_of_a_running_run_pauses_and_stops() -> None:
     run = folded(*told.whole_run(10))
-    state = run_card(starter_draft(is_cpu=True), None, None, "n/a", (), run)
-    assert (state.can_start, state.can_pause, state.can_stop, state.share) == (False, True, True, 1.0)
+    state = own_header(run, is_resumable=False)
+    assert (state.action, state.can_pause, state.can_stop, state.share) == ("", True, True, 1.0)
+    assert not run_card(starter_draft(is_cpu=True), None, None, "n/a", (), True).can_start, (
+        "one run at a time"
+    )
     run.fold(ev.Paused(10))
-    assert run_card(starter_draft(is_cpu=True), None, None, "", (), run).pause_text == "Continue"
+    assert own_header(run, is_resumable=False).pause_text == "Continue"
+
+
+@pytest.mark.parametrize(
+    ("state", "is_resumable", "action"),
+    [
+        ("finished", False, "try"),
+        ("stopped", True, "resume"),
+        ("crashed", True, "resume"),
+        ("failed", False, ""),
+        ("running", False, ""),
+    ],
+)
+def test_the_head_offers_what_can_be_done_with_a_kept_run(
+    state: str, is_resumable: bool, action: str
+) -> None:
+    shown = "elsewhere" if state == "running" else state
+    found = kept_header(summary("a", state, is_resumable=is_resumable), RunFold(), shown)
+    assert (found.name, found.action) == ("a", action)
+
+
+def test_a_run_says_first_how_it_ended() -> None:
+    run = folded(
+        *told.whole_run(40), ev.Noticed("info", "training.early_stop", "Stopped early at step 40: no gain")
+    )
+    learned = outcome_of("finished", run, Ending(best_step=20, seconds=840.0), summary("a", "finished"))
+    assert learned.text == "Learned: held-out loss 3.168 before, 0.9400 after (-70 %)."
+    assert learned.hint == (
+        "Step 20 of 40 was kept: its held-out loss was the lowest. Stopped early at step 40: no gain. It trained for 14 min."
+    )
+    hint = "put it back, or go on all the same: `qlora resume a --accept data --accept lora.alpha`"
+    refused = outcome_of(
+        "failed",
+        run,
+        Ending("resume.differs", "the data differ", hint),
+        summary("a", "failed", is_resumable=True),
+    )
+    assert (refused.text, refused.tone, refused.accepts) == (
+        "The data differ.",
+        "bad",
+        ("data", "lora.alpha"),
+    )
+    broken = outcome_of("crashed", run, Ending(), summary("a", "crashed", is_resumable=True))
+    assert broken.is_resumable
+    assert outcome_of("running", run, Ending(), None).text == ""
 
 
 def test_a_model_that_must_be_fetched_says_so() -> None:
@@ -293,11 +343,17 @@ def test_what_broke_off_or_was_left_unfinished_is_offered_for_resuming() -> None
     assert interrupted_run([]) is None
 
 
-def test_the_history_tells_losses_and_keeps_unknown_unknown() -> None:
-    state = runs_state([summary("a", "finished"), replace(summary("b", "failed"), loss_after=None)], "b")
-    assert state.lines[0].cells[3] == "3.168 \u2192 0.9400"
-    assert state.lines[1].cells[3] == "3.168 \u2192 n/a"
-    assert state.chosen is state.lines[1]
+def test_a_row_of_the_list_says_state_loss_and_model_and_can_be_found() -> None:
+    rows = [
+        kept_row(summary("a", "finished")), kept_row(replace(summary("b", "failed"), loss_after=None)),
+        kept_row(summary("c", "running")),
+    ]  # fmt: skip
+    assert [row.detail for row in rows] == [
+        "Finished \u00b7 0.9400 \u00b7 starter", "Failed, 67 % \u00b7 starter", "Training elsewhere, 67 % \u00b7 0.9400 \u00b7 starter",
+    ]  # fmt: skip
+    assert [row.name for row in shown_rows(rows, "", "live")] == ["c"]
+    assert [row.name for row in shown_rows(rows, "STARTER failed", "all")] == ["b"]
+    assert shown_rows(rows, "starter", "planned") == ()
 
 
 def test_the_strip_says_once_that_there_is_no_gpu_and_shows_the_host() -> None:

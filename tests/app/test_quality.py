@@ -97,7 +97,7 @@ def test_a_failure_is_told() -> None:
 
 def panel_of(window: MainWindow):  # type: ignore[no-untyped-def]
     window.go_to("model")
-    return window.pages.screens["model"].quality
+    return window.tabs.screens["model"].quality
 
 
 def test_measuring_from_button_to_table(qtbot: QtBot, make_window: MakeWindow) -> None:

@@ -18,12 +18,11 @@ from PySide6.QtWidgets import QApplication, QLabel, QLineEdit, QWidget
 from pytestqt.qtbot import QtBot
 
 from app import theme
-from app.presenters.run_fold import RunFold
 from app.window import MainWindow, first_size
 from qlora_engine import paths
 from tests.app.conftest import MakeWindow
 from tests.app.geometry import clipped, problems_of, unnamed, visible
-from tests.app.window_states import STATES, TRY_STATES, make_runs, running
+from tests.app.window_states import RUN_STATES, STATES, TRY_STATES, make_runs
 
 PICTURES = os.environ.get("QLORA_SCREENS")
 LAPTOP, SMALL, LARGE = (1366, 768), (1024, 680), (1920, 1080)
@@ -78,13 +77,11 @@ class Tour:
                 folder.mkdir(parents=True, exist_ok=True)
                 self.window.grab().save(str(folder / f"{state}-{size[0]}.png"))
 
-    def through_pages(self, state: str, prepare: Callable[[MainWindow], None], pages: tuple[str, ...]) -> None:  # fmt: skip
+    def through_tabs(self, state: str, prepare: Callable[[MainWindow], None], tabs: tuple[str, ...]) -> None:
         prepare(self.window)
-        for page in pages:
-            self.window.go_to(page)
-            if state in ("running", "paused", "pausing", "failed"):
-                self.window.pages.show(page, "live" if page == "train" else "")
-            self.look(f"{page} {state}")
+        for tab in tabs:
+            self.window.tabs.show(tab)
+            self.look(f"{tab} {state}")
 
 
 def settle() -> None:
@@ -98,32 +95,30 @@ def test_nothing_is_cut_off_covered_or_outside(
     qtbot: QtBot, look: tuple[str, tuple[tuple[int, int], ...]], make_window: MakeWindow
 ) -> None:
     name, sizes = look
+    make_runs()
     window = make_window(theme=LOOKS[name][0])
-    window.go_to("train")
-    window.go_to("runs")
-    qtbot.waitUntil(lambda: window.pages.screens["train"].charts is not None, timeout=30_000)
+    window.go_to("live")
+    window.studio.history.refresh()
+    qtbot.waitUntil(lambda: window.tabs.screens["live"].charts is not None, timeout=30_000)
     window.setUpdatesEnabled(bool(PICTURES))  # what is not kept need not be painted
     tour = Tour(window, name, sizes)
-    for state, (prepare, pages) in STATES.items():
-        if state == "runs":
-            window.studio.trainer.run = RunFold()
-            make_runs()
-        tour.through_pages(state, prepare, pages)
-        if state == "runs":
-            qtbot.waitUntil(lambda: len(window.studio.history.summaries) == 3, timeout=10_000)
+    for state, (prepare, tabs) in STATES.items():
+        tour.through_tabs(state, prepare, tabs)
+    window.go_to("model")
     window.card.show()
-    tour.through_pages("card", lambda _: None, ("model", "train", "try"))
-    running(window)
-    window.go_to("train", "live")
-    tour.look("card live")
-    window.studio.trainer.run = RunFold()
-    window.studio.trainer.state_changed.emit()
-    window.go_to("try")
-    for state, (tab, prepare) in TRY_STATES.items():
-        shutil.rmtree(paths.runs_dir(), ignore_errors=True)
+    tour.through_tabs("card", lambda _: None, ("model", "settings", "chat"))
+    window.announcer.clear()
+    for state, (prepare, tabs) in RUN_STATES.items():
         prepare(window)
-        window.pages.screens["try"].show_tab(tab)
-        tour.look(f"try {state}")
+        qtbot.waitUntil(lambda: not window.studio.background.is_busy("shown"), timeout=10_000)
+        tour.through_tabs(state, lambda _: None, tabs)
+    window.studio.shown.show("draft")
+    for state, (tab, panel, prepare) in TRY_STATES.items():
+        shutil.rmtree(paths.runs_dir(), ignore_errors=True)
+        window.go_to(tab)
+        prepare(window)
+        window.tabs.screens[tab].show_tab(panel)
+        tour.look(f"{tab} {state}")
     assert not tour.found, "\n".join(f"{at}: {line}" for at, told in tour.found.items() for line in told)
 
 

@@ -29,11 +29,11 @@ app = make_application(["qlora-studio"])
 window = make_window(app)
 window.show()
 app.processEvents()
-window.rail.items["memory"].click()
+window.tabs.screens["model"].siblings._buttons["memory"].click()
 app.processEvents()
 took = time.perf_counter() - began
 heavy = sorted(set({heavy!r}) & set(sys.modules))
-print(took, window.pages.current, *heavy)
+print(took, window.tabs.current, *heavy)
 window.studio.close()
 """
 
@@ -47,7 +47,7 @@ sys.addaudithook(hear)
 from PySide6.QtCore import QEvent, QObject
 from PySide6.QtWidgets import QWidget
 from app.main import make_application, make_window
-from app.presenters.problems import PAGES
+from app.tabs import all_tabs
 class Watch(QObject):
     def eventFilter(self, watched, event):
         if event.type() == QEvent.Type.Show and isinstance(watched, QWidget) and watched.isWindow():
@@ -60,7 +60,7 @@ window.show()
 window.load()
 until = time.monotonic() + 60
 def is_settled():
-    return set(PAGES) <= set(window.pages.screens) and window.pages.screens["train"].charts is not None
+    return {tab.name for tab in all_tabs()} <= set(window.tabs.screens) and window.tabs.screens["live"].charts is not None
 while not is_settled() and time.monotonic() < until:
     app.processEvents()
 print(json.dumps({"settled": is_settled(), "elsewhere": sorted(elsewhere), "windows": sorted(windows)}))

@@ -1,4 +1,4 @@
-"""The Try page as a person uses it: chat, prompt sets, held-out rows and the timeline, with scripted engines."""
+"""Chat and Held-out as a person uses them: chat, prompt sets, held-out rows and the timeline, with scripted engines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from app.screens.tryit import TryScreen
 from PySide6.QtCore import Qt, QTimer
 from PySide6.QtWidgets import QApplication, QMessageBox
 from pytestqt.qtbot import QtBot
@@ -25,15 +24,35 @@ LEFT = Qt.MouseButton.LeftButton
 BOOTS = told.BOOTS
 
 
-def open_page(qtbot: QtBot, make_window: MakeWindow, runs: int) -> tuple[MainWindow, TryScreen]:
+class Panels:
+    """The panels of both tabs, of which the one that is asked for comes into sight."""
+
+    def __init__(self, window: MainWindow) -> None:
+        self.window = window
+        for name in ("held_out", "chat"):
+            window.go_to(name)
+        screens = window.tabs.screens
+        self.chat, self.sets = screens["chat"].chat, screens["chat"].sets
+        self.held_out, self.timeline = screens["held_out"].held_out, screens["held_out"].timeline
+
+    def show(self, tab: str, panel: str) -> None:
+        self.window.go_to(tab)
+        self.window.tabs.screens[tab].show_tab(panel)
+
+
+def open_page(qtbot: QtBot, make_window: MakeWindow, runs: int) -> tuple[MainWindow, Panels]:
+    """With the newest run chosen, if there is one."""
     window = make_window()
-    window.go_to("try")
+    window.studio.history.refresh()
     qtbot.waitUntil(lambda: len(window.studio.history.summaries) == runs, timeout=10_000)
+    if runs:
+        window.studio.shown.show(str(window.studio.history.summaries[0].path))
+    found = Panels(window)
     qtbot.waitUntil(lambda: not window.studio.background.is_busy("bases"), timeout=10_000)
-    return window, window.pages.screens["try"]
+    return window, found
 
 
-def load_chat(qtbot: QtBot, screen: TryScreen, facts: dict[str, Any]) -> ScriptedEngine:
+def load_chat(qtbot: QtBot, screen: Panels, facts: dict[str, Any]) -> ScriptedEngine:
     qtbot.mouseClick(screen.chat.load, LEFT)
     engine = engine_of(qtbot, ChatJob)
     engine.tell(ev.PhaseChanged("loading", "Loading"), ev.SessionReady(facts))
@@ -41,7 +60,7 @@ def load_chat(qtbot: QtBot, screen: TryScreen, facts: dict[str, Any]) -> Scripte
     return engine
 
 
-def say(qtbot: QtBot, screen: TryScreen, text: str) -> None:
+def say(qtbot: QtBot, screen: Panels, text: str) -> None:
     qtbot.keyClicks(screen.chat.prompt, text)
     qtbot.keyClick(screen.chat.prompt, Qt.Key.Key_Return)
 
@@ -194,8 +213,8 @@ def test_sets_are_written_edited_imported_and_deleted(
     qtbot: QtBot, make_window: MakeWindow, tmp_path: Path
 ) -> None:
     window, screen = open_page(qtbot, make_window, 0)
-    screen.show_tab("sets")
-    panel, controller = screen.sets, window.pages.controllers["try"].sets
+    screen.show("chat", "sets")
+    panel, controller = screen.sets, window.tabs.controllers["chat"].sets
     assert (panel.sets.currentText(), panel.delete.isEnabled()) == ("starter (3)", False)
     copied = Filled("mine", "one\ntwo\\nlines")
     qtbot.mouseClick(panel.edit, LEFT)
@@ -245,7 +264,7 @@ def test_a_replay_shows_kept_answers_at_once_and_asks_for_the_rest(
     first, second = told.make_run("first", created=3.0), told.make_run("second")
     keep_answer(first, BOOTS, "kept words", do_sample=False, max_new_tokens=128, repetition_penalty=1.0)
     window, screen = open_page(qtbot, make_window, 2)
-    screen.show_tab("sets")
+    screen.show("chat", "sets")
     panel = screen.sets
     qtbot.waitUntil(lambda: panel.kept.text() == "1 of 6 answers are there; 5 to ask.")
     panel.runs.item(1).setCheckState(Qt.CheckState.Checked)
@@ -310,7 +329,7 @@ def test_what_was_asked_becomes_a_prompt_set(qtbot: QtBot, make_window: MakeWind
     filled = Filled("talk")
     qtbot.mouseClick(screen.chat.keep, LEFT)
     assert filled.seen == "Hello"
-    assert screen.stack.currentWidget() is screen.sets
+    assert screen.sets.isVisible()
     assert screen.sets.sets.currentText() == "talk (1)"
 
 
@@ -322,7 +341,7 @@ def test_held_out_rows_are_scored_and_shown_expected_against_got(
 ) -> None:
     first = told.make_run("first")
     _, screen = open_page(qtbot, make_window, 1)
-    screen.show_tab("held_out")
+    screen.show("held_out", "rows")
     panel = screen.held_out
     qtbot.waitUntil(lambda: "not scored yet" in panel.notice.text)
     qtbot.mouseClick(panel.score, LEFT)
@@ -359,7 +378,7 @@ def test_the_timeline_shows_each_answer_in_order_also_while_training(
 ) -> None:
     first = told.make_run("first")
     window, screen = open_page(qtbot, make_window, 1)
-    screen.show_tab("timeline")
+    screen.show("held_out", "timeline")
     panel = screen.timeline
     qtbot.waitUntil(lambda: panel.table.rowCount() == 3)
     rows = [[panel.table.item(r, c).text() for c in range(3)] for r in range(3)]
@@ -370,7 +389,7 @@ def test_the_timeline_shows_each_answer_in_order_also_while_training(
     panel.prompt.activated.emit(1)
     assert panel.summary.text().startswith("3 answers, 0 changes")
     first.append(ev.SampleAnswered(75, "Say hi", "hello", 1, 0.1))
-    window.studio.trainer.run.fold(ev.SampleAnswered(75, "Say hi", "hello", 1, 0.1))
-    window.studio.trainer.changed.emit()
+    window.studio.shown.fold.samples.append(ev.SampleAnswered(75, "Say hi", "hello", 1, 0.1))
+    window.studio.shown.told.emit()
     qtbot.waitUntil(lambda: panel.table.rowCount() == 4)
     assert panel.asked.text() == "Asked: Say hi"

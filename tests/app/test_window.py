@@ -11,7 +11,8 @@ from PySide6.QtWidgets import QApplication, QMessageBox
 from pytestqt.qtbot import QtBot
 
 from app import dialogs
-from app.presenters.problems import PAGES
+from app.tab import DRAFT
+from app.tabs import all_tabs
 from app.window import FOLD_BELOW, MainWindow
 from qlora_engine import config_io
 from qlora_engine import events as ev
@@ -50,35 +51,45 @@ def state_of(window: MainWindow) -> str:
     return window.studio.trainer.run.state
 
 
-def test_every_page_is_reachable_by_click_and_by_key(qtbot: QtBot, make_window: MakeWindow) -> None:
+def test_every_tab_is_reachable_by_click_and_by_key(qtbot: QtBot, make_window: MakeWindow) -> None:
     window = make_window()
-    for page in PAGES:
-        qtbot.mouseClick(window.rail.items[page], LEFT)
-        assert window.pages.current == page
-        assert window.stack.currentWidget() is window.pages.screens[page]
-    for number, page in enumerate(PAGES, start=1):
+    tabs = [tab for tab in all_tabs() if DRAFT in tab.of]
+    assert len(tabs) == 9
+    for tab in tabs:
+        qtbot.mouseClick(window.bar.items[tab.heading], LEFT)
+        screen = window.tabs.screens[window.tabs.current]
+        if tab.name != window.tabs.current:
+            qtbot.mouseClick(screen.siblings._buttons[tab.name], LEFT)
+        assert window.tabs.current == tab.name
+        assert window.stack.currentWidget() is window.tabs.screens[tab.name]
+    for number, tab in enumerate(tabs, start=1):
         qtbot.keyClick(window, Qt.Key(Qt.Key.Key_0 + number), Qt.KeyboardModifier.ControlModifier)
-        assert window.pages.current == page
+        assert window.tabs.current == tab.name
+    qtbot.mouseClick(window.bar.items["Setup"], LEFT)
+    assert window.tabs.current == "memory", "a heading leads back to where one was under it"
 
 
 def test_a_run_from_start_to_end_is_painted(qtbot: QtBot, make_window: MakeWindow) -> None:
     window = make_window()
     start(qtbot, window)
-    assert window.pages.current == "train"
+    assert window.tabs.current == "live"
     engine = engine_of(qtbot, TrainJob)
     assert isinstance(engine.job, TrainJob)
     assert engine.job.config["model"]["name"] == "starter"
     engine.tell(*told.whole_run(40))
-    screen = window.pages.screens["train"]
+    screen = window.tabs.screens["live"]
     qtbot.waitUntil(lambda: screen.numbers["Step"].value.text() == "40 / 40", timeout=10_000)
     qtbot.waitUntil(lambda: screen.charts is not None, timeout=20_000)
     qtbot.waitUntil(lambda: len(screen.charts.loss._data["loss"][0]) == 40)
     assert "Checkpoint at step 40 saved" in screen.log.toPlainText()
-    assert not window.card.start.isVisible()
+    assert not window.card.isVisible()
+    assert window.head.name.text() == "demo"
+    assert window.head.sentence.text() == "Training, step 40 of 40, 0 s left"
     engine.tell(told.finished())
     qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
     assert window.banner.text.startswith("Finished. Held-out loss 0.9396")
-    assert window.card.start.isVisible()
+    assert screen.outcome.text.startswith("Learned: held-out loss 3.168 before, 0.9396 after (-70 %)")
+    assert window.head.primary.text() == "Try it"
 
 
 def test_pause_continue_and_wishes_reach_the_engine(qtbot: QtBot, make_window: MakeWindow) -> None:
@@ -86,14 +97,14 @@ def test_pause_continue_and_wishes_reach_the_engine(qtbot: QtBot, make_window: M
     start(qtbot, window)
     engine = engine_of(qtbot, TrainJob)
     engine.tell(told.started(), told.step(1))
-    qtbot.waitUntil(lambda: window.card.pause.isEnabled())
-    qtbot.mouseClick(window.card.pause, LEFT)
+    qtbot.waitUntil(lambda: window.head.pause.isEnabled())
+    qtbot.mouseClick(window.head.pause, LEFT)
     engine.tell(ev.Paused(1))
-    qtbot.waitUntil(lambda: window.card.pause.text() == "Continue")
-    qtbot.mouseClick(window.card.pause, LEFT)
+    qtbot.waitUntil(lambda: window.head.pause.text() == "Continue")
+    qtbot.mouseClick(window.head.pause, LEFT)
     engine.tell(ev.Continued(1))
     qtbot.waitUntil(lambda: state_of(window) == "running")
-    screen = window.pages.screens["train"]
+    screen = window.tabs.screens["live"]
     qtbot.waitUntil(screen.evaluate.isEnabled)
     qtbot.mouseClick(screen.evaluate, LEFT)
     assert [c["command"] for c in engine.commands] == ["pause", "continue", "evaluate"]
@@ -112,7 +123,7 @@ def test_stop_asks_three_ways(qtbot: QtBot, make_window: MakeWindow, answer: str
     engine.tell(told.started(), told.step(7))
     qtbot.waitUntil(lambda: window.studio.trainer.run.last_step is not None)
     timer = answer_with(answer)
-    qtbot.mouseClick(window.card.stop, LEFT)
+    qtbot.mouseClick(window.head.stop, LEFT)
     assert not timer.isActive()
     assert engine.stops == stops
     if stops:
@@ -152,23 +163,24 @@ def test_a_failed_run_says_what_and_what_next(qtbot: QtBot, make_window: MakeWin
     )
     qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
     assert "The GPU is out of memory" in window.banner.text
+    window.go_to("model")
     assert window.card.start.isVisible()
     assert window.card.start.isEnabled()
 
 
 def test_a_wrong_setting_blocks_start_and_leads_to_its_field(qtbot: QtBot, make_window: MakeWindow) -> None:
     window = make_window()
-    window.go_to("train")
-    field = window.pages.screens["train"].forms[0].rows["lora.rank"]
+    window.go_to("settings")
+    field = window.tabs.screens["settings"].forms[0].rows["lora.rank"]
     field._editor.setText("0")
     field._editor.editingFinished.emit()
     assert not window.card.start.isEnabled()
     assert window.card.headline.text() == "1 to fix"
     assert field._problem.text() == "Must be at least 1, not 0"
-    assert window.rail.items["train"].accessibleName() == "Train, needs attention"
+    assert window.bar.items["Setup"].accessibleName() == "Setup, needs attention"
     window.go_to("model")
-    window.card.problem_chosen.emit("train", "lora.rank")
-    assert window.pages.current == "train"
+    window.card.problem_chosen.emit("settings", "lora.rank")
+    assert window.tabs.current == "settings"
     field._editor.setText("eight")
     field._editor.editingFinished.emit()
     assert "whole number" in field._problem.text()
@@ -295,8 +307,9 @@ def test_an_export_shows_each_step_of_its_proof(qtbot: QtBot, home: Path, make_w
     (folder.adapter_dir / "adapter_model.safetensors").write_bytes(b"x")
     folder.update(state="finished", loss_before=3.1, loss_after=0.5)
     window = make_window(loads=True)
-    window.go_to("export")
-    screen = window.pages.screens["export"]
+    qtbot.waitUntil(lambda: window.studio.history.is_read, timeout=20_000)
+    window.open_run(str(folder.path), "export")
+    screen = window.tabs.screens["export"]
     qtbot.waitUntil(screen.export.isEnabled, timeout=20_000)
     qtbot.mouseClick(screen.export, LEFT)
     engine = engine_of(qtbot, ExportJob)
@@ -341,7 +354,7 @@ def test_the_memory_follows_every_setting_at_once(qtbot: QtBot, make_window: Mak
     assert work.memory.own.bar("double_quant").device_likely > 2 * before
     with qtbot.waitSignal(work.memory.changed, timeout=5000):
         work.memory.choose_gpu("RTX 4090")
-    assert "RTX 4090" in window.pages.screens["memory"].verdict.text()
+    assert "RTX 4090" in window.tabs.screens["memory"].verdict.text()
 
 
 def test_rows_at_once_are_those_the_run_will_choose(make_window: MakeWindow) -> None:
@@ -364,13 +377,14 @@ def test_rows_at_once_are_those_the_run_will_choose(make_window: MakeWindow) -> 
 
 def test_a_narrow_window_folds_the_run_card_into_a_button(qtbot: QtBot, make_window: MakeWindow) -> None:
     window = make_window()
+    assert not window.head.primary.isVisible(), "one Start is enough"
     window.resize(FOLD_BELOW - 100, 700)
     qtbot.waitUntil(lambda: not window.card.isVisible())
-    assert window.start_bar.card.isVisible()
-    qtbot.mouseClick(window.start_bar.card, LEFT)
+    assert window.head.primary.text() == "Start training"
+    qtbot.mouseClick(window.head.card, LEFT)
     assert window.card.isVisible()
     window.resize(FOLD_BELOW + 100, 800)
-    qtbot.waitUntil(lambda: window.card.isVisible() and not window.start_bar.isVisible())
+    qtbot.waitUntil(lambda: window.card.isVisible() and not window.head.card.isVisible())
 
 
 def test_the_theme_and_the_engine_are_chosen_in_settings_and_kept(make_window: MakeWindow) -> None:
@@ -419,12 +433,13 @@ def test_a_storm_of_events_does_not_hold_up_the_window(qtbot: QtBot, make_window
     qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
 
 
-def test_a_train_page_first_seen_during_a_run_says_so(make_window: MakeWindow) -> None:
+def test_a_tab_first_seen_during_a_run_says_so(make_window: MakeWindow) -> None:
     window = make_window()
     run = window.studio.trainer.run
     run.begin()
     for event in told.whole_run(5):
         run.fold(event)
-    assert "train" not in window.pages.screens
-    window.go_to("train")
-    assert window.pages.screens["train"].sentence.text() == "The run is training"
+    window.studio.shown.show_own()
+    assert "live" not in window.tabs.screens
+    window.go_to("live")
+    assert window.tabs.screens["live"].sentence.text() == "The run is training"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 from PySide6.QtWidgets import QApplication, QScrollArea
 
-from app.presenters.problems import PAGES
 from app.presenters.run_fold import RunFold
 from app.window import MainWindow
 from qlora_engine import events as ev
@@ -22,6 +22,7 @@ from tests.app import events_of_a_run as told
 from tests.app import try_states as told_of_try
 from tests.app.data_states import DATA_STATES
 from tests.app.quality_of_a_model import quality_report
+from tests.support.run_folders import add_checkpoint
 
 LONG = "a-model-with-a-name-so-long-that-it-cannot-fit-anywhere/Llama-3.3-70B-Instruct-abliterated-v2-final"
 
@@ -37,6 +38,7 @@ def running(window: MainWindow) -> None:
         run.fold(event)
     window.studio.trainer.state_changed.emit()
     window.studio.trainer.changed.emit()
+    window.studio.shown.show_own()
 
 
 def paused(window: MainWindow) -> None:
@@ -60,6 +62,7 @@ def failed(window: MainWindow) -> None:
 
 
 def wrong(window: MainWindow) -> None:
+    draft(window)
     work = window.studio.workspace
     work.job.edit("lora.rank", 0)
     work.job.edit("training.learning_rate", float("nan"))
@@ -72,10 +75,6 @@ def long_names(window: MainWindow) -> None:
     work.job.edit("data.path", f"/a/very/deep/folder/{'sub/' * 12}{LONG.replace('/', '-')}.jsonl")
 
 
-def with_runs(window: MainWindow) -> None:
-    window.studio.history.refresh()
-
-
 def quality_running(window: MainWindow) -> None:
     check = window.studio.quality
     check._text, check._share = "84 of 210 layers stored", 0.4
@@ -86,14 +85,14 @@ def quality_measured(window: MainWindow) -> None:
     window.studio.quality.report = quality_report()
     window.studio.quality.changed.emit()
     window.go_to("model")
-    screen = window.pages.screens["model"]
+    screen = window.tabs.screens["model"]
     QApplication.processEvents()
     screen.findChild(QScrollArea).verticalScrollBar().setValue(screen.quality.y() - 8)
 
 
 def quality_picture(window: MainWindow) -> None:
     quality_measured(window)
-    bar = window.pages.screens["model"].findChild(QScrollArea).verticalScrollBar()
+    bar = window.tabs.screens["model"].findChild(QScrollArea).verticalScrollBar()
     bar.setValue(bar.maximum())
 
 
@@ -104,9 +103,9 @@ def exported(window: MainWindow) -> None:
     files = {"model.safetensors": {"nbytes": 1_300_000_000, "sha256": "0"}}
     key = {"run": "first-look", "format": "merged"}
     (aside / FILE).write_text(json.dumps({"key": key, "owner": None, "files": files}))
-    window.studio.history.refresh()
+    of_run("finished")(window)
     window.go_to("export")
-    fold = window.pages.controllers["export"].fold
+    fold = window.tabs.controllers["export"].fold
     fold.begin()
     for event in (
         ev.Noticed("warning", "export.rounding", "quantizing the merged weights to 4 bits again rounds what was trained"),
@@ -124,31 +123,70 @@ def exported(window: MainWindow) -> None:
 def exported_below(window: MainWindow) -> None:
     exported(window)
     QApplication.processEvents()
-    bar = window.pages.screens["export"].findChild(QScrollArea).verticalScrollBar()
+    bar = window.tabs.screens["export"].findChild(QScrollArea).verticalScrollBar()
     bar.setValue(bar.maximum())
 
 
+def of_run(state: str) -> Callable[[MainWindow], None]:
+    """The run of the list that is in this state."""
+
+    def prepare(window: MainWindow) -> None:
+        window.studio.trainer.run = RunFold()
+        found = next(s for s in window.studio.history.summaries if s.state == state)
+        window.studio.shown.show(str(found.path))
+
+    return prepare
+
+
+def draft(window: MainWindow) -> None:
+    window.studio.shown.show("draft")
+
+
+def foreign(window: MainWindow) -> None:
+    """One that a terminal trains."""
+    history = window.studio.history
+    found = next(s for s in history.summaries if s.state == "crashed")
+    history._take(tuple(replace(s, state="running") if s is found else s for s in history.summaries))
+    window.studio.shown.show(str(found.path))
+
+
+SETUP = ("model", "data", "settings", "memory")
+EVERY = (*SETUP, "live", "chat", "held_out", "export", "files")
 STATES: dict[str, tuple[Callable[[MainWindow], None], tuple[str, ...]]] = {
-    "idle": (idle, PAGES),
-    "running": (running, ("train", "memory", "try")),
-    "pausing": (pausing, ("train",)),
-    "paused": (paused, ("train",)),
-    "failed": (failed, ("train",)),
-    "wrong": (wrong, ("train", "data")),
+    "draft": (draft, EVERY),
+    "live": (running, ("live", "chat", "setup")),
+    "pausing": (pausing, ("live",)),
+    "paused": (paused, ("live",)),
+    "failed": (failed, ("live",)),
+    "wrong": (wrong, ("settings", "data")),
     **DATA_STATES,
-    "long": (long_names, ("model", "data", "train")),
+    "long": (long_names, ("model", "data", "settings")),
     "quality-running": (quality_running, ("model",)),
     "quality": (quality_measured, ("model",)),
     "quality-picture": (quality_picture, ("model",)),
-    "runs": (with_runs, ("runs", "try", "export")),
+}
+RUN_STATES: dict[str, tuple[Callable[[MainWindow], None], tuple[str, ...]]] = {
+    "finished-run": (of_run("finished"), ("live", "setup", "chat", "held_out", "export", "files")),
+    "stopped-run": (of_run("stopped"), ("live", "export")),
+    "failed-run": (of_run("failed"), ("live", "files")),
+    "crashed-run": (of_run("crashed"), ("live",)),
     "exported": (exported, ("export",)),
     "exported-below": (exported_below, ("export",)),
+    "foreign": (foreign, ("live", "setup")),
 }
+"""Of runs that are kept."""
+
+
+ERROR = {
+    "code": "memory.gpu", "message": "the GPU is out of memory even at micro-batch 1",
+    "hint": "shorten data.seq_len, lower lora.rank, or train fewer modules",
+}  # fmt: skip
 
 
 def make_runs() -> None:
     for name, state, before, after in (
         ("first-look", "finished", 3.168, 0.449), ("poems", "crashed", 2.9, 1.8), (LONG.replace("/", "-"), "failed", 3.0, None),
+        ("halfway", "stopped", 3.0, 1.2),
     ):  # fmt: skip
         folder = RunFolder.create(TrainingConfig())
         named = folder.path.with_name(name)
@@ -158,8 +196,17 @@ def make_runs() -> None:
         if state == "finished":
             (found.adapter_dir / "adapter_model.safetensors").write_bytes(b"x")
         found.update(
-            state=state, loss_before=before, loss_after=after, last_step=45, plan={"total_steps": 60}
+            state=state,
+            loss_before=before,
+            loss_after=after,
+            last_step=45,
+            plan={"total_steps": 60},
+            best_step=40,
+            train_seconds=840.0,
+            error=ERROR if state == "failed" else None,
         )
+        if state in ("stopped", "failed"):
+            add_checkpoint(found, 40)
         for event in told.whole_run(45):
             if not isinstance(event, ev.MemorySampled):
                 found.append(event)
@@ -168,7 +215,7 @@ def make_runs() -> None:
 def try_chat(window: MainWindow, count: int = 3, state: str = "ready") -> None:
     """Three sides, or more, with long answers and a word that cannot be broken."""
     first, *others = [told_of_try.make_run(n, created=9.0 - i) for i, n in enumerate(TRY_RUNS[: count - 1])]
-    chat = window.pages.controllers["try"].chat
+    chat = window.tabs.controllers["chat"].chat
     chat.begin()
     chat.fold(ev.SessionReady(told_of_try.facts(first, *others)))
     for prompt in (told_of_try.BOOTS, "And " + "very " * 30 + "long?"):
@@ -181,7 +228,7 @@ def try_chat(window: MainWindow, count: int = 3, state: str = "ready") -> None:
             )
     if state == "answering":
         chat.ask("Once more", chat.sides)
-    window.pages.controllers["try"].paint()
+    window.tabs.controllers["chat"].paint()
 
 
 def try_chat_six(window: MainWindow) -> None:
@@ -189,17 +236,17 @@ def try_chat_six(window: MainWindow) -> None:
 
 
 def try_failed(window: MainWindow) -> None:
-    chat = window.pages.controllers["try"].chat
+    chat = window.tabs.controllers["chat"].chat
     chat.begin()
     chat.fold(ev.RunFailed("export.wrong_base", f"the base in /models/{LONG} is not the one", "get the original revision of the base model"))  # fmt: skip
-    window.pages.controllers["try"].paint()
+    window.tabs.controllers["chat"].paint()
 
 
 def try_sets(window: MainWindow, *, is_running: bool = False) -> None:
     runs = [told_of_try.make_run(name, created=9.0 - i) for i, name in enumerate(TRY_RUNS[:3])]
     prompts = (told_of_try.BOOTS, "Say " + "very " * 40 + "much", "Hi")
     job = ReplayJob([str(run.path) for run in runs], prompts)
-    fold = window.pages.controllers["try"].sets.fold
+    fold = window.tabs.controllers["chat"].sets.fold
     fold.show_plan(replay_plan.plan_of(job), prompts)
     for side in ("base", *(str(run.path) for run in runs[:2])):
         fold.fold(ev.AnswerFinished(0, side, told_of_try.ANSWER, 21, 0.7, True))
@@ -208,7 +255,7 @@ def try_sets(window: MainWindow, *, is_running: bool = False) -> None:
         fold.begin(again=False)
         fold.fold(ev.PhaseChanged("generating", "Asking 6 questions"))
         fold.fold(ev.Progressed("generating", 4, 12, "answers"))
-    window.pages.controllers["try"].sets.paint()
+    window.tabs.controllers["chat"].sets.paint()
 
 
 def try_sets_running(window: MainWindow) -> None:
@@ -217,7 +264,7 @@ def try_sets_running(window: MainWindow) -> None:
 
 def try_held_out(window: MainWindow) -> None:
     run = told_of_try.make_run("first-look")
-    held_out = window.pages.controllers["try"].held_out
+    held_out = window.tabs.controllers["held_out"].held_out
     held_out.fold.show(told_of_try.predictions(run))
     held_out._run = str(run.path)
     held_out.paint()
@@ -225,7 +272,7 @@ def try_held_out(window: MainWindow) -> None:
 
 def try_held_out_running(window: MainWindow) -> None:
     try_held_out(window)
-    held_out = window.pages.controllers["try"].held_out
+    held_out = window.tabs.controllers["held_out"].held_out
     held_out.fold.begin()
     held_out.fold.fold(ev.PhaseChanged("evaluating", "Scoring 40 held-out rows"))
     held_out.paint()
@@ -234,22 +281,22 @@ def try_held_out_running(window: MainWindow) -> None:
 def try_timeline(window: MainWindow) -> None:
     run = told_of_try.make_run("first-look")
     run.append(ev.SampleAnswered(60, told_of_try.BOOTS, "long " * 80, 80, 1.0))
-    timeline = window.pages.controllers["try"].timeline
+    timeline = window.tabs.controllers["held_out"].timeline
     timeline._found, timeline._run = timelines(run.metrics()), str(run.path)
     timeline.paint()
 
 
 TRY_RUNS = ("first-look", LONG.replace("/", "-"), "third", "fourth", "fifth")
-TRY_STATES: dict[str, tuple[str, Callable[[MainWindow], None]]] = {
-    "nothing": ("sets", idle),
-    "nothing-held-out": ("held_out", idle),
-    "nothing-timeline": ("timeline", idle),
-    "chat": ("chat", try_chat),
-    "chat-six": ("chat", try_chat_six),
-    "failed": ("chat", try_failed),
-    "sets": ("sets", try_sets),
-    "sets-running": ("sets", try_sets_running),
-    "held-out": ("held_out", try_held_out),
-    "held-out-running": ("held_out", try_held_out_running),
-    "timeline": ("timeline", try_timeline),
+TRY_STATES: dict[str, tuple[str, str, Callable[[MainWindow], None]]] = {
+    "nothing": ("chat", "sets", idle),
+    "nothing-held-out": ("held_out", "rows", idle),
+    "nothing-timeline": ("held_out", "timeline", idle),
+    "chat": ("chat", "chat", try_chat),
+    "chat-six": ("chat", "chat", try_chat_six),
+    "failed": ("chat", "chat", try_failed),
+    "sets": ("chat", "sets", try_sets),
+    "sets-running": ("chat", "sets", try_sets_running),
+    "held-out": ("held_out", "rows", try_held_out),
+    "held-out-running": ("held_out", "rows", try_held_out_running),
+    "timeline": ("held_out", "timeline", try_timeline),
 }

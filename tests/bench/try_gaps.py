@@ -63,8 +63,7 @@ def measure(run: str, other: str) -> dict[str, Any]:
     window = MainWindow(studio)
     window.show()
     window.load()
-    window.go_to("try")
-    wait(lambda: studio.history.is_read and window.pages.controllers.get("runs") is not None, 60)
+    wait(lambda: studio.history.is_read and "files" in window.tabs.controllers, 60)
     wait_idle(5)  # the charts are made in turns
     try:
         return tried(window, *(str(RunFolder.open(name).path) for name in (run, other)))
@@ -75,7 +74,8 @@ def measure(run: str, other: str) -> dict[str, Any]:
 
 def tried(window: MainWindow, run: str, other: str) -> dict[str, Any]:
     """Everything once, each part with its own gaps."""
-    page, screen = window.pages.controllers["try"], window.pages.screens["try"]
+    page, screen = window.tabs.controllers["chat"], window.tabs.screens["chat"]
+    rows, panel = window.tabs.controllers["held_out"].held_out, window.tabs.screens["held_out"].held_out
     gaps: dict[str, Gaps] = {}
 
     def timed(name: str, act: Callable[[], None]) -> None:
@@ -86,10 +86,10 @@ def tried(window: MainWindow, run: str, other: str) -> dict[str, Any]:
         gaps[name] = Gaps.of(beat.beats, time.perf_counter() - began)
 
     def load() -> None:
-        page.choose_run(run)
+        window.open_run(run, "chat")
         wait(lambda: other in screen.chat.compare.entries, 30)
         screen.chat.compare.entries[other].trigger()
-        page.load()
+        page.chats.load()
         wait(lambda: len(page.chats.chat.sides) == 3 and page.chats.chat.can_ask, LOAD_SECONDS)
 
     def chat() -> None:
@@ -116,17 +116,16 @@ def tried(window: MainWindow, run: str, other: str) -> dict[str, Any]:
 
     def score() -> None:
         nonlocal stop
-        page.held_out.choose(run)
-        page.held_out.score()
+        rows.score()
         wait(
-            lambda: page.held_out.fold.phase_text.startswith("Scoring") and bool(page.held_out.fold.share),
+            lambda: rows.fold.phase_text.startswith("Scoring") and bool(rows.fold.share),
             LOAD_SECONDS,
         )
         until = time.monotonic() + SCORE_SECONDS
-        wait(lambda: page.held_out.fold.state != "running" or time.monotonic() > until, SCORE_SECONDS + 5)
+        wait(lambda: rows.fold.state != "running" or time.monotonic() > until, SCORE_SECONDS + 5)
         began = time.perf_counter()
-        screen.held_out.working.stop.click()
-        wait(lambda: page.held_out.fold.state != "running", STOP_SECONDS)
+        panel.working.stop.click()
+        wait(lambda: rows.fold.state != "running", STOP_SECONDS)
         stop = time.perf_counter() - began
 
     for name, act in (("load", load), ("chat", chat), ("cut", cut), ("replay", replay), ("score", score)):

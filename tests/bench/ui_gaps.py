@@ -236,9 +236,9 @@ def _measured(window: MainWindow, seconds: float) -> Report:
         "the window was not ready to train",
     )
     studio.workspace.job.edit("training.max_steps", 100_000)
-    window.go_to("train", "live")
-    _expect(wait(30, lambda: window.pages.screens["train"].charts is not None), "the charts did not appear")
-    charts = window.pages.screens["train"].charts
+    window.go_to("live")
+    _expect(wait(30, lambda: window.tabs.screens["live"].charts is not None), "the charts did not appear")
+    charts = window.tabs.screens["live"].charts
     beat, others, began = Beat(), Others(), time.perf_counter()
     beat.start()
     window.card.start.click()
@@ -256,7 +256,7 @@ def _measured(window: MainWindow, seconds: float) -> Report:
     beat.stop()
     busy = others.cores()
     _expect(trainer.is_running, f"the run ended by itself: {trainer.run.phase_text}")
-    ring = window.pages.controllers["train"].memory.feed.ring
+    ring = window.tabs.controllers["live"].memory.feed.ring
     steps = trainer.run.last_step.step if trainer.run.last_step is not None else 0
     trainer.stop_and_discard()
     _expect(wait(END_SECONDS, lambda: not trainer.is_running), "the run did not stop")
