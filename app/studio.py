@@ -50,6 +50,7 @@ class Studio:
         self.workspace.load()
         self.history.also_look_in(self.workspace.job.config.output.runs_dir)
         self.history.refresh()
+        self.history.watch()
         self.machine.start()
 
     def set_engine(self, mode: str) -> None:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from app.studio import Studio
     from app.widgets.page import Page
 
-DRAFT, RUN = "draft", "run"
+DRAFT, RUN, SEVERAL = "draft", "run", "several"
+"""What may be chosen in the list of runs."""
 
 
 class Ways(Protocol):
@@ -44,7 +45,7 @@ class TabController:
 @dataclass(frozen=True)
 class Tab:
     """`place` orders them; tabs of one `group` stand under one heading. `of` tells which runs have it: a draft, one that
-    was started, or both. `help` is the page of the help that tells of it."""
+    was started, several at once. `opens`: of those, for which it is what is seen first. `help` is the page of the help."""
 
     name: str
     title: str
@@ -52,6 +53,7 @@ class Tab:
     make: Callable[[Studio, Ways], tuple[Page, TabController]]
     group: str = ""
     of: tuple[str, ...] = (DRAFT, RUN)
+    opens: tuple[str, ...] = ()
     help: str = "start"
 
     @property

@@ -21,8 +21,10 @@ from app.dialogs import KEEP, SAVE, ask_stop
 from app.frame.announcer import Announcer
 from app.frame.beside import Beside
 from app.frame.closing import Closing
+from app.frame.drafts import Drafts
 from app.frame.header import HeaderController
 from app.frame.run_list import RunListController
+from app.frame.run_menu import RunMenu
 from app.frame.strip import StripController
 from app.frame.tabs import RunTabs
 from app.presenters.run_header import RESUME, START, TRY
@@ -68,6 +70,8 @@ class MainWindow(QMainWindow):
         self._lay_out()
         self.announcer = Announcer(studio, self.banner, self)
         self.run_card = HeaderController(studio, self.head, self.card, self.bar)
+        self.drafts = Drafts(studio, self.banner)
+        self.run_menu = RunMenu(studio, self.head, self.banner)
         self.run_list = RunListController(studio, self.runs, self._opened)
         self.strip_line = StripController(studio, self.strip)
         self.closing = Closing(self, studio.trainer, self.banner, self.close)
@@ -86,7 +90,7 @@ class MainWindow(QMainWindow):
 
     def go_to(self, tab: str, detail: str = "") -> None:
         """Show a tab of the chosen run, and an option on it; what only a draft has leads to the draft."""
-        if self.tabs.tabs[tab].of == (OF_DRAFT,):
+        if self.tabs.tabs[tab].of == (OF_DRAFT,) and not self.studio.shown.is_draft:
             self.studio.shown.show(DRAFT)
         self.tabs.show(tab, detail)
 
@@ -98,14 +102,15 @@ class MainWindow(QMainWindow):
 
     def draft_from(self, config: TrainingConfig) -> None:
         """Prepare another run with the settings of one."""
-        self.studio.workspace.job.use_config(config)
+        self.drafts.make(config)
         self.go_to("settings")
 
     def start(self) -> None:
         """Start the run that the run card describes."""
-        self.studio.workspace.job.save_now()
+        job = self.studio.workspace.job
+        job.save_now()
         self._make_room()
-        self.studio.trainer.start(self.studio.workspace.job.config)
+        self.studio.trainer.start(job.config, job.folder)
         self._show_own()
 
     def resume(self, run_dir: Path, accept: Sequence[str] = ()) -> None:
@@ -137,6 +142,8 @@ class MainWindow(QMainWindow):
     def _connect(self) -> None:
         studio = self.studio
         self.runs.new_asked.connect(self._new)
+        self.runs.rename_asked.connect(self.run_menu.edit_notes)
+        self.runs.delete_asked.connect(self.run_menu.delete)
         self.runs.help_asked.connect(self.beside.open_help)
         self.runs.settings_asked.connect(self.beside.open_settings)
         self.strip.clicked.connect(self._show_own)
@@ -169,19 +176,13 @@ class MainWindow(QMainWindow):
             self.go_to("chat", "load")
 
     def _new(self) -> None:
-        self.studio.shown.show(DRAFT)
+        self.drafts.begin()
         self.go_to("model")
 
     def _opened(self) -> None:
         """Another run was chosen in the list: a draft is prepared, others are looked at."""
-        is_kept = self.tabs.current in ("chat", "held_out", "export", "files", "setup")
-        state = self.studio.shown.state
-        if state == "draft":
-            self.tabs.show_heading("Setup")
-        elif state == "failed" or not is_kept:
-            self.tabs.show("live")
-        else:
-            self.tabs.show(self.tabs.current)
+        is_draft = self.studio.shown.is_draft
+        self.tabs.open_chosen(is_kept=not is_draft and self.studio.shown.state != "failed")
 
     def _show_own(self) -> None:
         if self.studio.trainer.run.state != "idle":

@@ -6,7 +6,7 @@ from PySide6.QtCore import QObject
 
 from app.controllers.capacity import own_capacity, own_state
 from app.presenters.problems import marks, problems_of
-from app.presenters.run_header import RunHeader, draft_header, kept_header, own_header
+from app.presenters.run_header import RunHeader, draft_header, kept_header, own_header, several_header
 from app.presenters.runcard import RunCardState, run_card
 from app.studio import Studio
 from app.widgets.run_card import RunCard
@@ -62,13 +62,19 @@ class HeaderController(QObject):
 
     def paint_head(self) -> None:
         shown, trainer = self._studio.shown, self._studio.trainer
-        if shown.is_draft and self._card_state is not None:
-            self._state = draft_header(self._studio.workspace.job.config.output.name or "", self._card_state)
+        entry = shown.entry
+        if len(shown.keys) > 1:
+            self._state = several_header(len(shown.keys))
+        elif shown.is_draft and self._card_state is not None:
+            name = entry.title if entry is not None else self._studio.workspace.job.config.output.name or ""
+            self._state = draft_header(
+                name, self._card_state, entry.queue_place if entry is not None else None
+            )
         elif shown.is_own:
             is_resumable = shown.summary is not None and shown.summary.is_resumable
             self._state = own_header(trainer.run, is_resumable and not trainer.is_running)
         else:
-            self._state = kept_header(shown.summary, shown.fold, shown.state)
+            self._state = kept_header(entry, shown.fold, shown.state)
         self._show()
 
     def _show(self) -> None:

@@ -20,7 +20,7 @@ class RunListController(QObject):
         super().__init__(view)
         self._studio, self._view, self._opened = studio, view, opened
         self._kept: tuple[RunRow, ...] = ()
-        self._search, self._filter = "", "all"
+        self._search, self._filter, self._sort = "", "all", "new"
         studio.history.changed.connect(self._read)
         studio.shown.changed.connect(self.paint)
         studio.trainer.changed.connect(self.paint)
@@ -31,11 +31,13 @@ class RunListController(QObject):
         self._read()
 
     def paint(self) -> None:
-        self._view.show_rows(shown_rows(self._rows(), self._search, self._filter), (self._studio.shown.key,))
+        self._view.show_rows(
+            shown_rows(self._rows(), self._search, self._filter, self._sort), self._studio.shown.keys
+        )
 
     def _rows(self) -> list[RunRow]:
         """The draft first, then this window's run, then the others, the newest first."""
-        rows = [draft_row(DRAFT, self._studio.workspace.job.draft)]
+        rows = [draft_row(DRAFT, self._studio.workspace.job.scratch)]
         own = self._own()
         if own is not None:
             rows.append(own)
@@ -52,14 +54,16 @@ class RunListController(QObject):
         return own_row(key, run, short_name(self._studio.trainer.model))
 
     def _read(self) -> None:
-        self._kept = tuple(kept_row(summary) for summary in self._studio.history.summaries)
+        self._kept = tuple(kept_row(entry) for entry in self._studio.history.entries)
         self.paint()
 
-    def _look(self, search: str, wanted: str) -> None:
-        self._search, self._filter = search, wanted
+    def _look(self, search: str, wanted: str, sort: str) -> None:
+        self._search, self._filter, self._sort = search, wanted, sort
         self.paint()
 
     def _choose(self, keys: tuple[str, ...]) -> None:
-        if keys[0] != self._studio.shown.key:
-            self._studio.shown.show(keys[0])
+        several = tuple(key for key in keys if key not in (DRAFT, BEGINNING))
+        wanted = several if len(keys) > 1 and several else keys[:1]
+        if wanted != self._studio.shown.keys:
+            self._studio.shown.show(*wanted)
             self._opened()

@@ -11,7 +11,7 @@ from PySide6.QtWidgets import QStackedWidget, QWidget
 
 from app.frame.charts import ChartMaking
 from app.studio import Studio
-from app.tab import DRAFT, RUN, Tab, TabController, Ways
+from app.tab import DRAFT, RUN, SEVERAL, Tab, TabController, Ways
 from app.tabs import all_tabs
 from app.widgets.page import Page
 from app.widgets.tab_bar import TabBar
@@ -42,7 +42,14 @@ class RunTabs(QObject):
 
     @property
     def kind(self) -> str:
+        if len(self._studio.shown.keys) > 1:
+            return SEVERAL
         return DRAFT if self._studio.shown.is_draft else RUN
+
+    @property
+    def first(self) -> Tab:
+        """What is seen first of what is chosen."""
+        return next(tab for tab in self.tabs.values() if self.kind in tab.opens)
 
     def show(self, name: str, detail: str = "") -> None:
         """Bring a tab to the front, or what the chosen run has in its stead."""
@@ -51,7 +58,7 @@ class RunTabs(QObject):
         is_other, self.current = tab.name != self.current, tab.name
         self._last[f"{tab.heading} {self.kind}"] = tab.name
         self._stack.setCurrentWidget(screen)
-        self._bar.show_chosen(tab.heading)
+        self._bar.show_only({t.heading for t in self.tabs.values() if self.kind in t.of}, tab.heading)
         self.controllers[tab.name].entered(detail)
         if self.controllers[tab.name].wants_charts:
             self.charts.want()
@@ -74,6 +81,13 @@ class RunTabs(QObject):
         if self.current and self.kind not in self.tabs[self.current].of:
             self.show(self.current)
 
+    def open_chosen(self, *, is_kept: bool) -> None:
+        """After the person chose another run: stay where one is, if that is wanted and can be."""
+        if is_kept and self.kind in self.tabs[self.current].of:
+            self.show(self.current)
+        else:
+            self.show_heading(self.first.heading)
+
     def build_one_more(self) -> None:
         """Make the next tab that is missing, then let the event loop breathe; the charts come last."""
         missing = next((name for name in self.tabs if name not in self.screens), None)
@@ -92,12 +106,11 @@ class RunTabs(QObject):
             act(controller)
 
     def _for_kind(self, tab: Tab) -> Tab:
-        """The tab itself, or the first under its heading that the chosen run has."""
+        """The tab itself, else the first under its heading that the chosen run has, else what is seen first of it."""
         if self.kind in tab.of:
             return tab
-        return next(
-            other for other in self.tabs.values() if other.heading == tab.heading and self.kind in other.of
-        )
+        alike = (t for t in self.tabs.values() if t.heading == tab.heading and self.kind in t.of)
+        return next(alike, self.first)
 
     def _ensure(self, name: str) -> Any:
         if name not in self.screens:

@@ -9,7 +9,7 @@ from app.presenters.run_rows import LIVE, STATES
 from app.presenters.runcard import RunCardState
 from app.presenters.runs import loss_text
 from app.presenters.words import duration_text
-from qlora_engine.runs.record import RunSummary
+from qlora_engine.runs.index import RunEntry
 
 START, RESUME, TRY = "start", "resume", "try"
 
@@ -31,10 +31,15 @@ class RunHeader:
     share: float | None = None
 
 
-def draft_header(name: str, card: RunCardState) -> RunHeader:
+def several_header(count: int) -> RunHeader:
+    return RunHeader(f"{count} runs", "Their curves, and what differs between them")
+
+
+def draft_header(name: str, card: RunCardState, queue_place: int | None = None) -> RunHeader:
     """Of the run that is being prepared."""
+    queued = f"Queued, place {queue_place}: it starts by itself. " if queue_place is not None else ""
     return RunHeader(
-        name or "New run", card.headline, card.tone, START, card.start_text, can_act=card.can_start
+        name or "New run", queued + card.headline, card.tone, START, card.start_text, can_act=card.can_start
     )
 
 
@@ -68,21 +73,22 @@ def live_sentence(run: RunFold) -> str:
     return f"{run.phase_text}, step {step.step} of {step.total_steps}{left}"
 
 
-def kept_header(summary: RunSummary | None, run: RunFold, state: str) -> RunHeader:
+def kept_header(entry: RunEntry | None, run: RunFold, state: str) -> RunHeader:
     """Of a run that its folder tells of."""
-    if summary is None:
+    if entry is None:
         return RunHeader("n/a", "Its folder cannot be read", "warning")
+    summary = entry.summary
     if state in LIVE:
         share = run.share
         step = f", step {run.step} of {run.total_steps}" if run.total_steps else ""
-        return RunHeader(summary.run_id, f"Training in another program{step}", "accent", share=share)
+        return RunHeader(entry.title, f"Training in another program{step}", "accent", share=share)
     at = (
         f" at step {summary.last_step} of {summary.total_steps}"
         if summary.last_step and summary.total_steps
         else ""
     )
     told = f"held-out loss {loss_text(summary)}" if state == "finished" else at.strip()
-    return _ended(summary.run_id, state, told, summary.is_resumable)
+    return _ended(entry.title, state, told, summary.is_resumable)
 
 
 def _ended(name: str, state: str, told: str, is_resumable: bool) -> RunHeader:

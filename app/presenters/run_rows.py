@@ -9,7 +9,7 @@ from app.presenters.draft import Draft
 from app.presenters.run_fold import RunFold
 from app.presenters.runcard import short_name
 from app.presenters.words import UNKNOWN, number_text, percent_text
-from qlora_engine.runs.record import RunSummary
+from qlora_engine.runs.index import RunEntry
 
 STATES: dict[str, tuple[str, str, str]] = {
     "draft": ("\u25cb", "Draft", "quiet"),
@@ -51,6 +51,8 @@ class RunRow:
     found_by: str
     created: float = 0.0
     loss: float | None = None
+    tags: tuple[str, ...] = ()
+    queue_place: int | None = None
 
     @property
     def sign(self) -> str:
@@ -67,19 +69,22 @@ class RunRow:
     @property
     def state_text(self) -> str:
         """`Training, 41 %`."""
+        if self.queue_place is not None and self.state == "queued":
+            return f"{self.word}, place {self.queue_place}"
         is_partial = self.share is not None and self.state not in ("finished", "draft")
         return f"{self.word}, {percent_text(self.share)}" if is_partial else self.word
 
     @property
     def detail(self) -> str:
         """The second line."""
-        return " \u00b7 ".join(part for part in (self.state_text, self.loss_text, self.model) if part)
+        tags = " ".join(f"#{tag}" for tag in self.tags)
+        return " \u00b7 ".join(part for part in (self.state_text, self.loss_text, tags, self.model) if part)
 
     @property
     def spoken(self) -> str:
         """For a screen reader, and the tooltip."""
         loss = f"held-out loss {self.loss_text}" if self.loss_text else ""
-        return ", ".join(part for part in (self.name, self.state_text, self.model, loss) if part)
+        return ", ".join(part for part in (self.name, self.state_text, self.model, loss, *self.tags) if part)
 
 
 def draft_row(key: str, draft: Draft) -> RunRow:
@@ -101,29 +106,54 @@ def own_row(key: str, run: RunFold, model: str) -> RunRow:
     )
 
 
-def kept_row(summary: RunSummary) -> RunRow:
-    state = "elsewhere" if summary.state in ("running", "paused") else summary.state
+def kept_row(entry: RunEntry) -> RunRow:
+    summary, kept = entry.summary, entry.notes
+    state = "elsewhere" if entry.is_live else entry.state
     share = (
         summary.last_step / summary.total_steps
         if summary.last_step is not None and summary.total_steps
         else None
     )
     model = short_name(summary.model)
-    loss = number_text(summary.loss_after)
+    loss = number_text(entry.best_loss)
     return RunRow(
         key=str(summary.path),
         state=state if state in STATES else "unreadable",
-        name=summary.run_id,
+        name=entry.title,
         model=model,
         loss_text="" if loss == UNKNOWN else loss,
         share=share,
-        found_by=f"{summary.run_id} {summary.model} {summary.data} {summary.state}".lower(),
+        found_by=" ".join(
+            (summary.run_id, kept.name, summary.model, summary.data, entry.state, *kept.tags, kept.note)
+        ).lower(),
         created=summary.created_unix or 0.0,
-        loss=summary.loss_after,
+        loss=entry.best_loss,
+        tags=kept.tags,
+        queue_place=entry.queue_place,
     )
 
 
-def shown_rows(rows: Sequence[RunRow], search: str, wanted: str) -> tuple[RunRow, ...]:
-    """Those that hold every word of `search` and pass the filter `wanted`."""
+SORTS = {"new": "Newest first", "old": "Oldest first", "name": "By name", "loss": "Best held-out loss first"}
+
+
+def shown_rows(rows: Sequence[RunRow], search: str, wanted: str, sort: str = "new") -> tuple[RunRow, ...]:
+    """Those that hold every word of `search` and pass the filter `wanted`. What waits or runs stays on top, in its order."""
     words, states = search.lower().split(), FILTERS[wanted][1]
-    return tuple(row for row in rows if row.state in states and all(word in row.found_by for word in words))
+    found = [row for row in rows if row.state in states and all(word in row.found_by for word in words)]
+    match sort:
+        case "old":
+            found.sort(key=lambda row: row.created)
+        case "name":
+            found.sort(key=lambda row: row.name.lower())
+        case "loss":
+            found.sort(key=lambda row: float("inf") if row.loss is None else row.loss)
+    return tuple(sorted(found, key=_on_top))
+
+
+def _on_top(row: RunRow) -> tuple[int, int]:
+    """The draft, what trains, the queue in its order; then all others as they are sorted."""
+    if row.state == "draft":
+        return 0, 0
+    if row.state in LIVE:
+        return 1, 0
+    return (2, row.queue_place or 0) if row.state == "queued" else (3, 0)

@@ -1,15 +1,21 @@
-"""The job being prepared: every edit goes through here, and is kept for the next start."""
+"""The job being prepared: every edit goes through here, and is kept: that of a planned run in its folder, any other in the
+settings."""
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
 from PySide6.QtCore import QObject, QTimer, Signal
 
-from app.presenters.draft import Draft, restored, starter_draft
+from app.presenters.draft import CUSTOM, Draft, restored, starter_draft
 from app.services.settings import SettingsFile
 from qlora_engine import config_io
 from qlora_engine.config import TrainingConfig
+from qlora_engine.errors import EngineError
+from qlora_engine.runs import plans
+from qlora_engine.runs.record import RunFolder
 
 SAVE_DELAY_MS = 800
 
@@ -27,6 +33,10 @@ class Drafting(QObject):
         self.has_gpu = kept.had_gpu
         found = restored(kept.job, kept.preset, is_cpu=not self.has_gpu) if kept.job else None
         self.draft: Draft = found or starter_draft(is_cpu=not self.has_gpu)
+        self.scratch = self.draft
+        """What is prepared without a folder of its own."""
+        self.folder: Path | None = None
+        """The planned run whose job this is."""
         self._timer = QTimer(self, singleShot=True, interval=SAVE_DELAY_MS)
         self._timer.timeout.connect(self._save)
 
@@ -38,6 +48,35 @@ class Drafting(QObject):
     def device(self) -> str:
         chosen = self.config.model.device
         return chosen if chosen != "auto" else "cuda" if self.has_gpu else "cpu"
+
+    def open(self, folder: Path | None) -> None:
+        """Prepare this planned run, or what has no folder yet.
+
+        Raises:
+            EngineError: its job cannot be read.
+        """
+        if folder == self.folder:
+            return
+        self.save_now()
+        if folder is None:
+            draft = self.scratch
+        else:
+            config = RunFolder(folder).asked()[0]
+            draft = Draft(config, config, CUSTOM, not self.has_gpu)
+        self.folder = folder
+        self.put(draft)
+        self._timer.stop()
+
+    def begin_anew(self) -> None:
+        """The scratch draft is the starter again."""
+        self.scratch = starter_draft(is_cpu=not self.has_gpu)
+        if self.folder is None:
+            self.put(self.scratch)
+
+    @property
+    def is_touched(self) -> bool:
+        """The scratch draft is not as a newcomer finds it."""
+        return self.scratch.config != starter_draft(is_cpu=not self.has_gpu).config
 
     def edit(self, path: str, value: Any) -> None:
         self.put(self.draft.edited(path, value))
@@ -68,6 +107,8 @@ class Drafting(QObject):
     def put(self, draft: Draft) -> None:
         """Another draft, whatever it differs in."""
         before, self.draft = self.draft, draft
+        if self.folder is None:
+            self.scratch = draft
         self._timer.start()
         self.replaced.emit(before.config, draft.config)
         self.changed.emit()
@@ -78,4 +119,10 @@ class Drafting(QObject):
             self._save()
 
     def _save(self) -> None:
+        if self.folder is not None:
+            try:
+                plans.edit(RunFolder(self.folder), self.config)
+            except (EngineError, OSError) as error:
+                logging.getLogger(__name__).warning("a draft was not saved: %s", error)
+            return
         self._settings.change(job=config_io.to_dict(self.config), preset=self.draft.preset)

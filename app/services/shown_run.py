@@ -10,7 +10,9 @@ from app.presenters.run_fold import RunFold
 from app.services.background import Background
 from app.services.history import History
 from app.services.trainer import Trainer, history_of
+from qlora_engine.runs.index import RunEntry
 from qlora_engine.runs.record import RunFolder, RunSummary
+from qlora_engine.runs.stored import PLANNED
 
 DRAFT, BEGINNING = "draft", "beginning"
 """Keys of what has no folder: the job being edited, and this window's run until it has told where it is kept. Any other
@@ -26,7 +28,8 @@ class ShownRun(QObject):
     def __init__(self, trainer: Trainer, history: History, background: Background) -> None:
         super().__init__()
         self._trainer, self._history, self._background = trainer, history, background
-        self.key = DRAFT
+        self.keys: tuple[str, ...] = (DRAFT,)
+        """What is chosen, the first of it shown."""
         self._kept = RunFold()
         self._looked = ("", -1)
         trainer.state_changed.connect(self._trainer_changed)
@@ -34,15 +37,24 @@ class ShownRun(QObject):
         history.changed.connect(self._history_changed)
 
     @property
+    def key(self) -> str:
+        return self.keys[0]
+
+    @property
     def is_draft(self) -> bool:
-        return self.key == DRAFT
+        """True for what was not begun, so that its job can be changed."""
+        return self.key == DRAFT or (not self.is_own and self._is_planned)
+
+    @property
+    def _is_planned(self) -> bool:
+        found = self.summary
+        return found is not None and found.state == PLANNED
 
     @property
     def is_own(self) -> bool:
         """True for the run that this window trains, or trained last."""
-        return self.key == BEGINNING or (
-            not self.is_draft and self.key == self._trainer.run.run_dir and self._trainer.run.state != "idle"
-        )
+        run = self._trainer.run
+        return self.key == BEGINNING or (self.key == run.run_dir and run.state != "idle")
 
     @property
     def path(self) -> Path | None:
@@ -58,6 +70,11 @@ class ShownRun(QObject):
         return self._history.find_in(self.key)
 
     @property
+    def entry(self) -> RunEntry | None:
+        """With its name, note, tags and place in the queue; None for what has no folder yet."""
+        return self._history.entry_of(self.key)
+
+    @property
     def state(self) -> str:
         """`draft`, the state of this window's run, `elsewhere` for one that another program trains, or as kept."""
         if self.is_draft:
@@ -69,11 +86,11 @@ class ShownRun(QObject):
             return "unreadable"
         return "elsewhere" if found.state in ("running", "paused") else found.state
 
-    def show(self, key: str) -> None:
-        """Show another; one that is gone is not shown."""
-        if key == self.key:
+    def show(self, *keys: str) -> None:
+        """Show a run, or several to compare."""
+        if keys == self.keys:
             return
-        self.key = key
+        self.keys = keys
         self._kept, self._looked = RunFold(), ("", -1)
         self._look()
         self.changed.emit()
@@ -104,7 +121,7 @@ class ShownRun(QObject):
     def _trainer_changed(self) -> None:
         run = self._trainer.run
         if self.key == BEGINNING and run.run_dir is not None:
-            self.key = run.run_dir
+            self.keys = (run.run_dir,)
         if self.is_own:
             self.changed.emit()
 
@@ -114,8 +131,9 @@ class ShownRun(QObject):
 
     def _history_changed(self) -> None:
         if self.path is not None and not self.is_own:
-            if self.summary is None:
-                self.show(DRAFT)
+            known = tuple(key for key in self.keys if self._history.find_in(key) is not None)
+            if known != self.keys:
+                self.show(*(known or (DRAFT,)))
                 return
             self._kept.status.stand(self.state)
             self._look()

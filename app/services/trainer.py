@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from app.services.engine_thread import JobRunner
 from qlora_engine import config_io
 from qlora_engine.config import TrainingConfig
 from qlora_engine.control import STOP_DISCARD, STOP_SAVE
-from qlora_engine.events import Event
+from qlora_engine.events import Event, RunStarted
 from qlora_engine.jobs import Job, ResumeJob, TrainJob
 from qlora_engine.runs.record import RunFolder
 
@@ -43,11 +44,13 @@ class Trainer(QObject):
     def is_running(self) -> bool:
         return self._runner.is_running
 
-    def start(self, config: TrainingConfig) -> None:
-        """Begin a new run."""
+    def start(self, config: TrainingConfig, folder: Path | None = None) -> None:
+        """Begin a new run; in the folder of a planned one, if it was planned."""
         if not self._runner.is_running:
             self.model = config.model.name
-        self._begin(TrainJob(config_io.to_dict(config)), RunFold())
+        run = RunFold()
+        run.run_dir = str(folder) if folder is not None else None
+        self._begin(TrainJob(config_io.to_dict(config), str(folder or "")), run)
 
     def resume(self, run_dir: Path, accept: Sequence[str] = (), model: str = "") -> None:
         """Go on with a stopped or broken-off run; its curves so far are shown at once. `accept` names differences from its
@@ -95,6 +98,8 @@ class Trainer(QObject):
     def _take(self, event: Event) -> None:
         before = self.run.state
         self.run.fold(event)
+        if isinstance(event, RunStarted):
+            self.run.run_dir = os.path.realpath(event.run_dir)  # as the list of runs names it
         if self.run.state != before:
             self.state_changed.emit()
 

@@ -17,7 +17,7 @@ from PySide6.QtWidgets import (
     QVBoxLayout,
 )
 
-from app.presenters.run_rows import FILTERS, RunRow
+from app.presenters.run_rows import FILTERS, SORTS, RunRow
 from app.widgets.form import QuietCombo
 from app.widgets.kit import button, label, set_role, set_tip
 from app.widgets.run_rows import RunRowModel, RunRowPainter
@@ -28,12 +28,12 @@ WIDE, NARROW = 232, 64
 
 
 class RunList(QFrame):
-    """Signals: `chosen(keys)`, the current one first; `new_asked`; `looked_for(text, filter)`; `delete_asked`,
+    """Signals: `chosen(keys)`, the current one first; `new_asked`; `looked_for(text, filter, sort)`; `delete_asked`,
     `rename_asked`; `help_asked`, `settings_asked`."""
 
     chosen = Signal(tuple)
     new_asked = Signal()
-    looked_for = Signal(str, str)
+    looked_for = Signal(str, str, str)
     delete_asked = Signal()
     rename_asked = Signal()
     help_asked = Signal()
@@ -55,6 +55,11 @@ class RunList(QFrame):
         for name, (words, _) in FILTERS.items():
             self.filter.addItem(words, name)
         self.filter.activated.connect(self._look)
+        self.sort = QuietCombo()
+        self.sort.setAccessibleName("Order of the runs")
+        for name, words in SORTS.items():
+            self.sort.addItem(words, name)
+        self.sort.activated.connect(self._look)
         self.model = RunRowModel()
         self.view = self._make_view()
         self.empty = label("No run is found.", "small", wraps=True)
@@ -65,7 +70,7 @@ class RunList(QFrame):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(8, 14, 8, 8)
         layout.setSpacing(8)
-        for found in (self.brand, self.new, self.search, self.filter, self.empty):
+        for found in (self.brand, self.new, self.search, self.filter, self.sort, self.empty):
             layout.addWidget(found)
         layout.addWidget(self.view, 1)
         self._lower = QHBoxLayout()
@@ -110,7 +115,7 @@ class RunList(QFrame):
         self.painter.is_narrow = is_narrow
         set_role(self, fold="narrow" if is_narrow else "wide")
         self.setFixedWidth(NARROW if is_narrow else max(WIDE, self.brand.sizeHint().width() + 24))
-        for found in (self.brand, self.search, self.filter):
+        for found in (self.brand, self.search, self.filter, self.sort):
             found.setVisible(not is_narrow)
         self.new.setText("+" if is_narrow else "New run")
         for item, title in ((self.help, "Help"), (self.settings, "Settings")):
@@ -148,7 +153,7 @@ class RunList(QFrame):
             self.chosen.emit(self.keys)
 
     def _look(self, *_: object) -> None:
-        self.looked_for.emit(self.search.text(), self.filter.currentData())
+        self.looked_for.emit(self.search.text(), self.filter.currentData(), self.sort.currentData())
 
 
 def _item(name: str, title: str) -> QPushButton:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QButtonGroup, QFrame, QHBoxLayout, QPushButton
@@ -40,8 +40,11 @@ class TabBar(QFrame):
             layout.addWidget(found)
         layout.addStretch(1)
 
-    def show_chosen(self, heading: str) -> None:
-        self.items[heading].setChecked(True)
+    def show_only(self, headings: Collection[str], chosen: str) -> None:
+        """Those that the chosen run has, and which of them is in sight."""
+        for heading, found in self.items.items():
+            found.setVisible(heading in headings)
+        self.items[chosen].setChecked(True)
 
     def set_mark(self, heading: str, words: str) -> None:
         """A dot and its words, such as "needs attention"; none when empty."""

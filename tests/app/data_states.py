@@ -124,7 +124,7 @@ def read(window: MainWindow) -> DataController:
     """The data were read; what was found is shown on every tab."""
     work = window.studio.workspace
     window.go_to("data")
-    controller: DataController = window.pages.controllers["data"]
+    controller: DataController = window.tabs.controllers["data"].page
     work.job.edit("data.more", {str(paths.resources_dir() / "starter" / "held_out.jsonl"): 2.0})
     work.data.report = report()
     work.data.changed.emit()

@@ -84,8 +84,8 @@ def test_the_card_the_check_and_the_start_say_the_same_of_a_bad_row(
 
 def page(window: MainWindow) -> tuple[DataController, dict[str, Any]]:
     window.go_to("data")
-    controller: DataController = window.pages.controllers["data"]
-    return controller, window.pages.screens["data"].panels
+    controller: DataController = window.tabs.controllers["data"].page
+    return controller, window.tabs.screens["data"].panels
 
 
 def test_a_chosen_file_is_looked_at_and_its_columns_are_mapped_by_lists(
@@ -163,10 +163,10 @@ def test_a_finding_opens_its_row_and_one_click_mends_it(qtbot: QtBot, make_windo
     work = window.studio.workspace
     controller = data_states.read(window)
     controller.show_tab("doctor")
-    panels = window.pages.screens["data"].panels
+    panels = window.tabs.screens["data"].panels
     links = {b.text(): b for b in panels["doctor"].findChildren(QPushButton)}
     links["17"].click()
-    assert window.pages.screens["data"].current == "rows"
+    assert window.tabs.screens["data"].current == "rows"
     asked = answer(qtbot, "row", data_states.full_row(17))
     assert asked["ask"] == {"number": 17}
     qtbot.waitUntil(lambda: panels["rows"].where.text().startswith("Row 17: "))
@@ -233,7 +233,7 @@ def test_rows_are_read_in_pages_as_they_come_into_sight(qtbot: QtBot, make_windo
     window = make_window()
     controller = data_states.read(window)
     controller.show_tab("rows")
-    rows = window.pages.screens["data"].panels["rows"]
+    rows = window.tabs.screens["data"].panels["rows"]
     rows.list.scrollTo(rows.list.rows.index(9000, 0))
     qtbot.waitUntil(lambda: newest("list")["ask"]["first"] > 8000)
     asked = newest("list")["ask"]
@@ -256,7 +256,7 @@ def test_the_maximum_length_is_a_line_that_is_dragged(qtbot: QtBot, make_window:
     window = make_window()
     controller = data_states.read(window)
     controller.show_tab("report")
-    panel = window.pages.screens["data"].panels["report"]
+    panel = window.tabs.screens["data"].panels["report"]
     chart = panel.histogram
     assert panel.keeps.text() == "384 tokens: keeps 93 % of rows whole, trains on 99 % of answer tokens"
     at = [QPoint(round(chart.x_of(tokens)), 60) for tokens in (384, 256)]
@@ -299,7 +299,7 @@ def test_tokens_say_what_they_are_to_mouse_keys_and_eye(qtbot: QtBot) -> None:
 def test_what_becomes_of_reasoning_is_chosen_beside_an_example(make_window: MakeWindow) -> None:
     window = make_window()
     data_states.read(window).show_tab("split")
-    panel = window.pages.screens["data"].panels["split"]
+    panel = window.tabs.screens["data"].panels["split"]
     assert panel.words["remove"].text().startswith("Thoughts before the last answer")
     assert panel.example_of.text() == "Row 12 of the data, as this model's template renders it"
     panel.policies["context"].click()

@@ -33,6 +33,7 @@ from qlora_engine.config import TrainingConfig
 from qlora_engine.errors import EngineError
 from qlora_engine.memory import explain
 from qlora_engine.models import catalog
+from qlora_engine.runs.index import RunEntry
 from qlora_engine.runs.record import RunSummary
 from tests.app import events_of_a_run as told
 
@@ -268,7 +269,7 @@ def test_the_head_offers_what_can_be_done_with_a_kept_run(
     state: str, is_resumable: bool, action: str
 ) -> None:
     shown = "elsewhere" if state == "running" else state
-    found = kept_header(summary("a", state, is_resumable=is_resumable), RunFold(), shown)
+    found = kept_header(RunEntry(summary("a", state, is_resumable=is_resumable)), RunFold(), shown)
     assert (found.name, found.action) == ("a", action)
 
 
@@ -345,8 +346,8 @@ def test_what_broke_off_or_was_left_unfinished_is_offered_for_resuming() -> None
 
 def test_a_row_of_the_list_says_state_loss_and_model_and_can_be_found() -> None:
     rows = [
-        kept_row(summary("a", "finished")), kept_row(replace(summary("b", "failed"), loss_after=None)),
-        kept_row(summary("c", "running")),
+        kept_row(RunEntry(summary("a", "finished"))), kept_row(RunEntry(replace(summary("b", "failed"), loss_after=None))),
+        kept_row(RunEntry(summary("c", "running"))),
     ]  # fmt: skip
     assert [row.detail for row in rows] == [
         "Finished \u00b7 0.9400 \u00b7 starter", "Failed, 67 % \u00b7 starter", "Training elsewhere, 67 % \u00b7 0.9400 \u00b7 starter",

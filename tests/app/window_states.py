@@ -145,8 +145,9 @@ def draft(window: MainWindow) -> None:
 def foreign(window: MainWindow) -> None:
     """One that a terminal trains."""
     history = window.studio.history
-    found = next(s for s in history.summaries if s.state == "crashed")
-    history._take(tuple(replace(s, state="running") if s is found else s for s in history.summaries))
+    found = next(e for e in history.entries if e.state == "crashed")
+    live = replace(found, summary=replace(found.summary, state="running"))
+    history._take(tuple(live if e is found else e for e in history.entries))
     window.studio.shown.show(str(found.path))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from app.tab import Tab, TabController, Ways
+from app.tab import RUN, Tab, TabController, Ways
 
 if TYPE_CHECKING:
     from app.studio import Studio
@@ -19,4 +19,4 @@ def _make(studio: Studio, ways: Ways) -> tuple[Page, TabController]:
     return screen, LiveController(studio, screen, ways)
 
 
-TAB = Tab("live", "Live", 50, _make, help="train")
+TAB = Tab("live", "Live", 50, _make, opens=(RUN,), help="train")

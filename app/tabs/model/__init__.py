@@ -19,4 +19,4 @@ def _make(studio: Studio, ways: Ways) -> tuple[Page, TabController]:
     return screen, ModelController(studio, screen, ways)
 
 
-TAB = Tab("model", "Model", 10, _make, group="Setup", of=(DRAFT,), help="model")
+TAB = Tab("model", "Model", 10, _make, group="Setup", of=(DRAFT,), opens=(DRAFT,), help="model")
