@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from app.tab import Tab, TabController, Ways
+from app.tab import DRAFT, RUN, SEVERAL, Tab, TabController, Ways
 
 if TYPE_CHECKING:
     from app.studio import Studio
@@ -19,4 +19,4 @@ def _make(studio: Studio, ways: Ways) -> tuple[Page, TabController]:
     return screen, ChatTabController(studio, screen)
 
 
-TAB = Tab("chat", "Chat", 60, _make, help="try")
+TAB = Tab("chat", "Chat", 60, _make, of=(DRAFT, RUN, SEVERAL), help="try")

@@ -34,6 +34,9 @@ class ChatTabController(TabController):
 
     def entered(self, detail: str = "") -> None:
         self.chats.follow()
+        if len(self._studio.shown.keys) > 1:
+            self.sets.choose(self._studio.shown.keys)
+            self._screen.show_tab(SETS)
         if detail == "load":
             self._screen.show_tab("chat")
             self.chats.load()

@@ -52,6 +52,12 @@ class SetsController(QObject):
             self._panel.set_runs(runs, self._chosen or frozenset())
             self._look()
 
+    def choose(self, run_dirs: Sequence[str]) -> None:
+        """Ask these runs."""
+        if self.fold.state != "running":
+            self._chosen = frozenset(run_dirs)
+            self.runs_changed()
+
     def settings_changed(self) -> None:
         """Other settings, other answers."""
         if self.fold.state != "running":

@@ -1,0 +1,157 @@
+"""Curves of several runs in one plot, with a crosshair that reads all of them. Imports pyqtgraph: do it late."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyqtgraph as pg
+from PySide6.QtCore import QPointF, QRect, QRectF, QSize, Qt, Signal
+from PySide6.QtGui import QPainter
+from PySide6.QtWidgets import QVBoxLayout, QWidget
+
+from app import theme
+from app.presenters.words import duration_text, number_text
+from app.widgets.charts import QuietAxis, QuietPlot
+from app.widgets.kit import label, set_tip
+
+
+class CompareChart(QWidget):
+    """Signals: `read(texts)`: what the crosshair shows of each line, empty texts when it is gone."""
+
+    read = Signal(tuple)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plot = QuietPlot(axisItems={side: QuietAxis(side) for side in ("left", "bottom")})
+        self.plot.setMenuEnabled(False)
+        self.plot.hideButtons()
+        self.plot.setAccessibleName("Chart: the chosen runs")
+        set_tip(self.plot, "Ctrl and wheel: zoom. Drag: move. Double click: everything.")
+        self._title = label("", "small")
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self._title)
+        layout.addWidget(self.plot, 1)
+        self._axis, self._unit, self._is_log = "step", "", False
+        self.lines: list[Any] = []
+        self._points: list[tuple[Any, Any]] = []
+        self._cross = pg.InfiniteLine(angle=90, movable=False)
+        self._cross.hide()
+        self.plot.addItem(self._cross, ignoreBounds=True)
+        self.plot.scene().sigMouseMoved.connect(self._point)
+        self.plot.scene().sigMouseClicked.connect(
+            lambda event: event.double() and self.plot.enableAutoRange()
+        )
+        self.restyle()
+
+    def restyle(self) -> None:
+        t = theme.tokens()
+        self.plot.setBackground(t.panel)
+        for side in ("left", "bottom"):
+            axis = self.plot.getPlotItem().getAxis(side)
+            axis.setPen(pg.mkPen(t.line))
+            axis.setTextPen(pg.mkPen(t.quiet))
+            axis.setTickFont(theme.font(theme.SMALL - 1))
+        self.plot.getPlotItem().getAxis("left").setWidth(56)
+        self.plot.showGrid(x=False, y=True, alpha=0.12)
+        self._cross.setPen(pg.mkPen(t.quiet, style=Qt.PenStyle.DotLine))
+
+    def set_scale(self, axis: str, title: str, unit: str, *, is_log: bool) -> None:
+        """What is along and up."""
+        self._axis, self._unit, self._is_log = axis, unit, is_log
+        along = {"step": "step", "tokens": "tokens", "seconds": "seconds of training"}[axis]
+        self._title.setText(f"{title} ({unit}{', log scale' if is_log else ''}) over {along}")
+        self.plot.setLogMode(x=False, y=is_log)
+
+    def show_lines(
+        self, lines: Sequence[tuple[str, str, Any, Any, bool]], bounds: tuple[float, float] | None
+    ) -> None:
+        """(title, colour, x, y, is_dots) of each run; `bounds` of what is shown, None for everything."""
+        while len(self.lines) < len(lines):
+            item = pg.PlotDataItem([], [], connect="finite")
+            item.setDownsampling(auto=True, method="peak")
+            item.setClipToView(True)
+            self.plot.addItem(item)
+            self.lines.append(item)
+        while len(self.lines) > len(lines):
+            self.plot.removeItem(self.lines.pop())
+        self._points = []
+        for item, (_, colour, x, y, is_dots) in zip(self.lines, lines, strict=True):
+            xs, ys = np.array(x, dtype=float), np.array(y, dtype=float)
+            item.setPen(pg.mkPen(colour, width=1.2 if is_dots else 1.8))
+            item.setSymbol("o" if is_dots else None)
+            item.setSymbolBrush(colour)
+            item.setData(xs, ys)
+            item.setLogMode(False, self._is_log)
+            self._points.append((xs, ys))
+        self._set_bounds(bounds)
+
+    def show_line(self, place: int, is_shown: bool) -> None:
+        if place < len(self.lines):
+            self.lines[place].setVisible(is_shown)
+
+    def save(self, path: Path, *, is_drawing: bool) -> None:
+        """As it is seen, as a picture or as a drawing that scales.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if is_drawing:
+            self._draw_to(path)
+        else:
+            path.write_bytes(b"")  # says at once if it cannot be written
+            self.grab().save(str(path), "PNG")
+
+    def texts_at(self, x: float) -> tuple[str, ...]:
+        """Of each line its last value at or before `x`."""
+        found = []
+        for xs, ys in self._points:
+            place = int(np.searchsorted(xs, x, side="right")) - 1
+            is_known = place >= 0 and (x <= xs[-1] if len(xs) else False) and np.isfinite(ys[place])
+            found.append(
+                f"{number_text(float(ys[place]))} {self._unit} at {self._along(float(xs[place]))}"
+                if is_known
+                else ""
+            )
+        return tuple(found)
+
+    def _along(self, x: float) -> str:
+        if self._axis == "seconds":
+            return duration_text(x)
+        return f"step {x:.0f}" if self._axis == "step" else f"{x:,.0f} tokens"
+
+    def _set_bounds(self, bounds: tuple[float, float] | None) -> None:
+        if bounds is None:
+            self.plot.enableAutoRange()
+            return
+        low, high = bounds
+        if self._is_log:
+            low, high = np.log10(max(low, 1e-9)), np.log10(max(high, 1e-9))
+        self.plot.enableAutoRange(axis="x")
+        self.plot.setYRange(low, high)
+
+    def _point(self, position: QPointF) -> None:
+        view = self.plot.getPlotItem().vb
+        is_inside = view.sceneBoundingRect().contains(position)
+        self._cross.setVisible(is_inside)
+        if not is_inside:
+            self.read.emit(("",) * len(self.lines))
+            return
+        x = view.mapSceneToView(position).x()
+        self._cross.setPos(x)
+        self.read.emit(self.texts_at(x))
+
+    def _draw_to(self, path: Path) -> None:
+        from PySide6.QtSvg import QSvgGenerator
+
+        path.write_bytes(b"")  # says at once if it cannot be written
+        generator = QSvgGenerator()
+        generator.setFileName(str(path))
+        generator.setSize(QSize(self.width(), self.height()))
+        generator.setViewBox(QRect(0, 0, self.width(), self.height()))
+        painter = QPainter(generator)
+        self.plot.scene().render(painter, QRectF(0, 0, self.width(), self.height()))
+        painter.end()
