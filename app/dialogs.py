@@ -13,7 +13,7 @@ from app.theme import GAP, GAP_PAGE, GAP_WIDE
 from app.widgets.kit import Segments, as_written, button, column, label, row
 from qlora_engine import paths
 
-SAVE, DISCARD, KEEP, CLOSE_ANYWAY, DELETE = "save", "discard", "keep", "close", "delete"
+SAVE, DISCARD, KEEP, CLOSE_ANYWAY, DELETE, GO_ON = "save", "discard", "keep", "close", "delete", "go on"
 DESTRUCTIVE = (DISCARD, CLOSE_ANYWAY, DELETE)
 """Answers that lose something: never the default, and never what Escape gives."""
 HELP_PAGES = (
@@ -46,14 +46,19 @@ def ask_stop(parent: QWidget, run: RunFold) -> str:
 
 
 def ask_close(parent: QWidget, run: RunFold) -> str:
-    """Save and close, close at once, or stay."""
+    """Let it go on by itself, save and close, close at once, or stay."""
     return ask(
         parent,
         "A run is training",
         f"The run {run.run_id or ''} is still training.",
-        "The window can save it and close; it is offered again at the next start. Closing at once loses the work "
-        "since the last checkpoint.",
-        (("Save and close", SAVE), ("Close at once", CLOSE_ANYWAY), ("Keep training", KEEP)),
+        "It can go on without the window, and the next window shows it. Or it is saved first and offered again at the "
+        "next start. Closing at once loses the work since the last checkpoint.",
+        (
+            ("Let it go on", GO_ON),
+            ("Save and close", SAVE),
+            ("Close at once", CLOSE_ANYWAY),
+            ("Keep training", KEEP),
+        ),
     )
 
 
@@ -66,7 +71,11 @@ def ask(parent: QWidget, title: str, text: str, details: str, answers: tuple[tup
     """The value of the answer; `KEEP` is what Escape gives. The default is the first that loses nothing."""
     box = QMessageBox(QMessageBox.Icon.Question, title, as_written(text), parent=parent)
     box.setInformativeText(as_written(details))
-    roles = {SAVE: QMessageBox.ButtonRole.AcceptRole, KEEP: QMessageBox.ButtonRole.RejectRole}
+    roles = {
+        SAVE: QMessageBox.ButtonRole.AcceptRole,
+        GO_ON: QMessageBox.ButtonRole.AcceptRole,
+        KEEP: QMessageBox.ButtonRole.RejectRole,
+    }
     buttons = {
         value: box.addButton(caption, roles.get(value, QMessageBox.ButtonRole.DestructiveRole))
         for caption, value in answers

@@ -23,6 +23,7 @@ from app.frame.beside import Beside
 from app.frame.closing import Closing
 from app.frame.drafts import Drafts
 from app.frame.header import HeaderController
+from app.frame.queueing import Queueing
 from app.frame.run_list import RunListController
 from app.frame.run_menu import RunMenu
 from app.frame.strip import StripController
@@ -41,6 +42,8 @@ from app.widgets.strip import Strip
 from app.widgets.tab_bar import TabBar
 from qlora_engine import events as ev
 from qlora_engine.config import TrainingConfig
+from qlora_engine.control import STOP_DISCARD, STOP_SAVE
+from qlora_engine.runs import commands
 
 FOLD_BELOW = 1200
 """Pixels of width under which the run card folds into buttons and the list of runs into signs."""
@@ -71,7 +74,8 @@ class MainWindow(QMainWindow):
         self.announcer = Announcer(studio, self.banner, self)
         self.run_card = HeaderController(studio, self.head, self.card, self.bar)
         self.drafts = Drafts(studio, self.banner)
-        self.run_menu = RunMenu(studio, self.head, self.banner)
+        self.waiting = Queueing(studio, self.drafts, self.banner)
+        self.run_menu = RunMenu(studio, self.head, self.banner, self.waiting)
         self.run_list = RunListController(studio, self.runs, self._opened)
         self.strip_line = StripController(studio, self.strip)
         self.closing = Closing(self, studio.trainer, self.banner, self.close)
@@ -84,6 +88,7 @@ class MainWindow(QMainWindow):
     def load(self) -> None:
         """Everything that the first picture does not need: the machine, models, runs, the other tabs, the charts."""
         self.studio.load()
+        self.waiting.look()
         QTimer.singleShot(0, self.tabs.build_one_more)
 
     # ------------------------------------------------------------ ways
@@ -148,9 +153,10 @@ class MainWindow(QMainWindow):
         self.runs.settings_asked.connect(self.beside.open_settings)
         self.strip.clicked.connect(self._show_own)
         self.card.start_asked.connect(self.start)
+        self.card.queue_asked.connect(self.waiting.add)
         self.head.act_asked.connect(self._act)
         self.head.card_asked.connect(self._toggle_card)
-        self.head.pause_asked.connect(studio.trainer.pause_or_continue)
+        self.head.pause_asked.connect(self._pause)
         self.head.stop_asked.connect(self._stop)
         self.card.problem_chosen.connect(self.go_to)
         studio.trainer.ended.connect(self._ended)
@@ -198,10 +204,28 @@ class MainWindow(QMainWindow):
         if self.run_card.can_start and self.studio.shown.is_draft:
             self.start()
 
+    def _pause(self) -> None:
+        if self.studio.shown.is_own:
+            self.studio.trainer.pause_or_continue()
+        else:
+            self._tell_elsewhere("continue" if self.studio.shown.fold.state == "paused" else "pause")
+
+    def _tell_elsewhere(self, command: str, **more: str) -> None:
+        """A run that another program trains takes wishes from its folder."""
+        path = self.studio.shown.path
+        if path is not None:
+            tell = partial(commands.send, path, {"command": command, **more})
+            self.studio.background.submit("command", tell, lambda _: None, self.announcer.tell_problem)
+
     def _stop(self) -> None:
         """The three-way question; while it is open the run goes on."""
-        answer = ask_stop(self, self.studio.trainer.run)
-        if answer == SAVE:
+        shown = self.studio.shown
+        is_own = shown.is_own
+        answer = ask_stop(self, shown.fold)
+        if not is_own:
+            if answer != KEEP:
+                self._tell_elsewhere("stop", mode=STOP_SAVE if answer == SAVE else STOP_DISCARD)
+        elif answer == SAVE:
             self.studio.trainer.stop_and_save()
         elif answer != KEEP:
             self.studio.trainer.stop_and_discard()

@@ -14,6 +14,7 @@ from app.presenters.runs import interrupted_run, loss_text
 from app.studio import Studio
 from app.widgets.banner import Banner
 from qlora_engine import events as ev
+from qlora_engine.errors import EngineError
 
 Action = tuple[str, Callable[[], object]]
 
@@ -54,6 +55,9 @@ class Announcer(QObject):
             case _:
                 self._say("Stopped. Nothing was saved.", "", "accent")
 
+    def tell_problem(self, error: EngineError) -> None:
+        self._say(f"{error.message}.", error.hint, "bad")
+
     def _tell_finished(self) -> None:
         run = self._studio.trainer.run
         numbers = numbers_of(run)
@@ -67,6 +71,11 @@ class Announcer(QObject):
         if self._has_offered or not self._studio.history.is_read:
             return
         self._has_offered = True
+        left = self._studio.settings.value.unfinished
+        entry = self._studio.history.entry_of(left) if left else None
+        if entry is not None and entry.is_live and not self._studio.trainer.is_running:
+            self._places.open_run(left, "live")  # it went on without a window
+            return
         found = interrupted_run(self._studio.history.summaries, self._studio.settings.value.unfinished)
         if found is not None and not self._studio.trainer.is_running:
             step = f" at step {found.last_step} of {found.total_steps}" if found.last_step else ""

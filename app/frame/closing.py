@@ -7,7 +7,7 @@ from collections.abc import Callable
 from PySide6.QtCore import QObject
 from PySide6.QtWidgets import QWidget
 
-from app.dialogs import CLOSE_ANYWAY, SAVE, ask_close
+from app.dialogs import CLOSE_ANYWAY, GO_ON, SAVE, ask_close
 from app.services.trainer import Trainer
 from app.widgets.banner import Banner
 from qlora_engine.events import Event, RunFailed
@@ -34,6 +34,8 @@ class Closing(QObject):
         answer = ask_close(self._window, self._trainer.run)
         if answer == CLOSE_ANYWAY or (answer == SAVE and not self._trainer.is_running):
             return True
+        if answer == GO_ON:
+            return self._leave()
         if answer == SAVE:
             self._save_first()
         return False
@@ -42,6 +44,11 @@ class Closing(QObject):
         """The run has ended: True if the window goes now. A run that could not be saved keeps it open to say so."""
         was_waiting, self.is_waiting = self.is_waiting, False
         return was_waiting and not isinstance(event, RunFailed)
+
+    def _leave(self) -> bool:
+        """The run goes on by itself; the window goes once its engine has heard of that."""
+        self.is_waiting = self._trainer.leave()
+        return not self._trainer.is_running
 
     def _save_first(self) -> None:
         self.is_waiting = True

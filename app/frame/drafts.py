@@ -38,6 +38,15 @@ class Drafts(QObject):
             self._studio.history.expect(folder.path)
             self._studio.shown.show(str(folder.path))
 
+    def keep(self, config: TrainingConfig) -> RunFolder | None:
+        """The scratch draft as a planned run, shown; it begins anew."""
+        folder = self._plan(config)
+        if folder is not None:
+            self._studio.history.expect(folder.path)
+            self._studio.shown.show(str(folder.path))
+            self._studio.workspace.job.begin_anew()
+        return folder
+
     def _plan(self, config: TrainingConfig) -> RunFolder | None:
         try:
             folder = plans.create(config)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from PySide6.QtCore import QObject, QUrl
 from PySide6.QtGui import QDesktopServices
 
 from app.dialogs import ask_delete
+from app.frame.queueing import Queueing
 from app.presenters.words import bytes_text, plural
 from app.services.shown_run import BEGINNING, DRAFT
 from app.studio import Studio
@@ -21,14 +23,17 @@ from qlora_engine.runs.record import RunFolder
 
 
 class RunMenu(QObject):
-    def __init__(self, studio: Studio, head: RunHead, banner: Banner) -> None:
+    def __init__(self, studio: Studio, head: RunHead, banner: Banner, waiting: Queueing) -> None:
         super().__init__(head)
-        self._studio, self._head, self._banner = studio, head, banner
+        self._studio, self._head, self._banner, self._waiting = studio, head, banner, waiting
         self._acts: dict[str, Callable[[], None]] = {
             "notes": self.edit_notes, "duplicate": self.duplicate, "folder": self.open_folder, "delete": self.delete,
+            "queue": waiting.add, "first": partial(self._move, 0), "earlier": partial(self._move, -1),
+            "later": partial(self._move, 1), "unqueue": lambda: waiting.remove(self.folders[0]), "hold": waiting.pause,
         }  # fmt: skip
         head.menu_asked.connect(lambda name: self._acts[name]())
         studio.shown.changed.connect(self.offer)
+        studio.history.changed.connect(self.offer)
         self.offer()
 
     @property
@@ -38,8 +43,17 @@ class RunMenu(QObject):
 
     def offer(self) -> None:
         one, many = len(self.folders) == 1, bool(self.folders)
+        entry = self._studio.shown.entry
+        waits = one and entry is not None and entry.queue_place is not None
+        can_wait = not waits and (
+            self._studio.shown.is_draft or (one and entry is not None and entry.summary.is_resumable)
+        )
+        hold = "Go on with the queue" if self._waiting.is_paused else "Pause the queue after this run"
         wanted = (
             ("notes", "Name, note and tags\u2026", one), ("duplicate", "Duplicate as a draft", one),
+            ("queue", "Put into the queue", can_wait), ("first", "Next in the queue", waits),
+            ("earlier", "Earlier in the queue", waits), ("later", "Later in the queue", waits),
+            ("unqueue", "Take out of the queue", waits), ("hold", hold, waits),
             ("folder", "Open folder", one), ("delete", "Delete\u2026", many),
         )  # fmt: skip
         self._head.offer([(name, words) for name, words, can in wanted if can])
@@ -58,6 +72,9 @@ class RunMenu(QObject):
             self._studio.background.submit(
                 "duplicate", lambda: plans.duplicate(source), self._show, self._refused
             )
+
+    def _move(self, by: int) -> None:
+        self._waiting.move(self.folders[0], by)
 
     def open_folder(self) -> None:
         QDesktopServices.openUrl(QUrl.fromLocalFile(str(self.folders[0])))

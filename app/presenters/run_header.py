@@ -81,7 +81,11 @@ def kept_header(entry: RunEntry | None, run: RunFold, state: str) -> RunHeader:
     if state in LIVE:
         share = run.share
         step = f", step {run.step} of {run.total_steps}" if run.total_steps else ""
-        return RunHeader(entry.title, f"Training in another program{step}", "accent", share=share)
+        is_paused = run.state == "paused"
+        return RunHeader(
+            entry.title, f"{'Paused' if is_paused else 'Training'} in another program{step}", "accent", is_live=True,
+            can_pause=True, pause_text="Continue" if is_paused else "Pause", can_stop=True, share=share,
+        )  # fmt: skip
     at = (
         f" at step {summary.last_step} of {summary.total_steps}"
         if summary.last_step and summary.total_steps

@@ -46,7 +46,9 @@ def run_card(
         problems=tuple(problems),
         start_text="Start anyway" if is_too_large else "Start training",
         can_start=not count and not is_busy,
-        note="Another run is training. This one can start when that has ended." if is_busy else "",
+        note="Another run is training. Put into the queue, this one starts when that has ended."
+        if is_busy
+        else "",
     )
 
 

@@ -105,6 +105,14 @@ class JobRunner(QObject):
         if self._thread is not None:
             self._thread.engine.request_stop(mode)
 
+    def leave(self) -> bool:
+        """Let what runs go on without this window, and hear no more of it; False if it cannot."""
+        leave = getattr(self.engine, "leave", None)
+        if leave is None:
+            return False
+        leave()
+        return True
+
     def shut_down(self, wait_ms: int = 5000) -> None:
         """End what runs, now, for good and without another word: a job that does not listen is killed."""
         self._is_shut_down = True

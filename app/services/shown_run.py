@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PySide6.QtCore import QObject, Signal
@@ -10,10 +11,13 @@ from app.presenters.run_fold import RunFold
 from app.services.background import Background
 from app.services.history import History
 from app.services.trainer import Trainer, history_of
+from app.services.watching import Watching
+from qlora_engine.events import TERMINAL, Event
 from qlora_engine.runs.index import RunEntry
 from qlora_engine.runs.record import RunFolder, RunSummary
 from qlora_engine.runs.stored import PLANNED
 
+ELSEWHERE = "elsewhere"
 DRAFT, BEGINNING = "draft", "beginning"
 """Keys of what has no folder: the job being edited, and this window's run until it has told where it is kept. Any other
 run's key is its folder."""
@@ -32,6 +36,8 @@ class ShownRun(QObject):
         """What is chosen, the first of it shown."""
         self._kept = RunFold()
         self._looked = ("", -1)
+        self.watching = Watching(background)
+        self.watching.came.connect(self._hear)
         trainer.state_changed.connect(self._trainer_changed)
         trainer.changed.connect(self._trainer_told)
         history.changed.connect(self._history_changed)
@@ -84,7 +90,7 @@ class ShownRun(QObject):
         found = self.summary
         if found is None:
             return "unreadable"
-        return "elsewhere" if found.state in ("running", "paused") else found.state
+        return ELSEWHERE if found.state in ("running", "paused") else found.state
 
     def show(self, *keys: str) -> None:
         """Show a run, or several to compare."""
@@ -92,6 +98,8 @@ class ShownRun(QObject):
             return
         self.keys = keys
         self._kept, self._looked = RunFold(), ("", -1)
+        if self.state == ELSEWHERE:
+            self._kept.status.stand(ELSEWHERE)
         self._look()
         self.changed.emit()
 
@@ -101,8 +109,10 @@ class ShownRun(QObject):
 
     def _look(self) -> None:
         """Read the folder of a run that is not this window's, if there is more in it than before."""
-        path = self.path
-        if path is None or self.is_own:
+        path = self.path if not self.is_own else None
+        is_elsewhere = path is not None and self.state == ELSEWHERE
+        self.watching.follow(path if is_elsewhere else None)
+        if path is None or is_elsewhere:
             return
         metrics = RunFolder(path).metrics_path
         wanted = (self.key, metrics.stat().st_size if metrics.exists() else 0)
@@ -117,6 +127,17 @@ class ShownRun(QObject):
             self._kept = found
             found.status.stand(self.state)
             self.told.emit()
+
+    def _hear(self, key: str, told: Sequence[Event]) -> None:
+        """Of a run that another program trains; the first time everything since it began."""
+        if key != self.key or self.is_own:
+            return
+        for event in told:
+            self._kept.fold(event)
+        self._looked = ("", -1)
+        if isinstance(told[-1], TERMINAL):
+            self._history.refresh()
+        self.told.emit()
 
     def _trainer_changed(self) -> None:
         run = self._trainer.run
@@ -135,6 +156,7 @@ class ShownRun(QObject):
             if known != self.keys:
                 self.show(*(known or (DRAFT,)))
                 return
-            self._kept.status.stand(self.state)
+            if self.state != ELSEWHERE:
+                self._kept.status.stand(self.state)
             self._look()
         self.changed.emit()

@@ -75,6 +75,10 @@ class Trainer(QObject):
     def stop_and_discard(self) -> None:
         self._stop(STOP_DISCARD)
 
+    def leave(self) -> bool:
+        """Let the run go on without this window; False if there is none that could."""
+        return self._runner.leave()
+
     def ask(self, wish: str) -> None:
         """`save`, `evaluate` or `sample` at the next step."""
         self._runner.send({"command": wish})

@@ -26,9 +26,10 @@ WIDTH = 264
 
 
 class RunCard(QFrame):
-    """Signals: `start_asked`, `problem_chosen(tab, path)`."""
+    """Signals: `start_asked`, `queue_asked`, `problem_chosen(tab, path)`."""
 
     start_asked = Signal()
+    queue_asked = Signal()
     problem_chosen = Signal(str, str)
 
     def __init__(self) -> None:
@@ -42,6 +43,11 @@ class RunCard(QFrame):
         self.problems.setSpacing(6)
         self.status = label(role="quiet", wraps=True)
         self.start = button("Start training", self.start_asked.emit, "loud")
+        self.queue = button(
+            "Put into the queue",
+            self.queue_asked.emit,
+            tip="It starts by itself when the device is free, also without this window",
+        )
         inner = QWidget()
         inner.setLayout(column(self.problems, self.facts, None, gap=GAP_WIDE))
         area = scrolled(inner)
@@ -57,6 +63,7 @@ class RunCard(QFrame):
         outer.addWidget(area, 1)
         outer.addWidget(self.status)
         outer.addWidget(self.start)
+        outer.addWidget(self.queue)
         self._facts: tuple[tuple[str, ...], ...] = ()
         self._cells: list[tuple[QWidget, QLabel, Elided]] = []
         self._problems: object = ()
@@ -72,6 +79,7 @@ class RunCard(QFrame):
             self._show_problems(state)
         self.start.setEnabled(state.can_start)
         self.start.setText(state.start_text)
+        self.queue.setEnabled(not state.problems)
         self.status.setText(state.note)
         self.status.setVisible(bool(state.note))
 

@@ -1,0 +1,254 @@
+"""The list of runs and what is done from it: drafts, names, several at once, deleting, comparing."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+from PySide6.QtCore import Qt
+from PySide6.QtWidgets import QApplication
+from pytestqt.qtbot import QtBot
+
+from app.services.shown_run import DRAFT
+from app.tab import DRAFT as OF_DRAFT
+from app.tab import RUN, SEVERAL
+from app.tabs import all_tabs
+from app.widgets.notes_dialog import NotesDialog
+from app.window import MainWindow
+from qlora_engine import events as ev
+from qlora_engine.jobs import ResumeJob, TrainJob
+from qlora_engine.runs import notes, plans
+from qlora_engine.runs.record import RunFolder
+from tests.app import events_of_a_run as told
+from tests.app import try_states
+from tests.app.conftest import MakeWindow, engine_of
+from tests.app.test_window import LEFT, answer_with
+from tests.app.window_states import make_runs
+from tests.support.run_folders import add_checkpoint
+
+
+def opened(qtbot: QtBot, make_window: MakeWindow, count: int) -> MainWindow:
+    window = make_window()
+    window.studio.history.refresh()
+    qtbot.waitUntil(lambda: len(window.studio.history.entries) == count, timeout=10_000)
+    return window
+
+
+def names(window: MainWindow) -> list[str]:
+    return [row.name for row in window.runs.model.rows]
+
+
+def choose(window: MainWindow, *wanted: str) -> None:
+    """As a person does: a click on a row, with Ctrl on the others."""
+    view = window.runs.view
+    for place, name in enumerate(wanted):
+        index = window.runs.model.index(names(window).index(name))
+        keys = Qt.KeyboardModifier.ControlModifier if place else Qt.KeyboardModifier.NoModifier
+        from PySide6.QtTest import QTest
+
+        QTest.mouseClick(view.viewport(), LEFT, keys, view.visualRect(index).center())
+
+
+def test_every_kind_of_choice_has_a_tab_that_is_seen_first() -> None:
+    tabs = all_tabs()
+    assert len({tab.place for tab in tabs}) == len(tabs)
+    for kind in (OF_DRAFT, RUN, SEVERAL):
+        (first,) = [tab for tab in tabs if kind in tab.opens]
+        assert kind in first.of
+
+
+def test_the_list_is_searched_filtered_and_sorted(qtbot: QtBot, make_window: MakeWindow) -> None:
+    make_runs()
+    window = opened(qtbot, make_window, 4)
+    assert names(window)[0] == "New run"
+    window.runs.search.setText("poems")
+    assert names(window) == ["poems"]
+    window.runs.search.setText("nothing like it")
+    assert window.runs.empty.isVisible()
+    window.runs.search.setText("")
+    window.runs.filter.setCurrentIndex(window.runs.filter.findData("finished"))
+    window.runs.filter.activated.emit(0)
+    assert names(window) == ["first-look"]
+    window.runs.filter.setCurrentIndex(0)
+    window.runs.sort.setCurrentIndex(window.runs.sort.findData("loss"))
+    window.runs.sort.activated.emit(0)
+    assert names(window)[1:3] == ["first-look", "halfway"]
+
+
+def test_a_run_of_the_past_opens_on_what_it_learned_a_failed_one_on_its_error(
+    qtbot: QtBot, make_window: MakeWindow
+) -> None:
+    make_runs()
+    window = opened(qtbot, make_window, 4)
+    choose(window, "first-look")
+    live = window.tabs.screens["live"]
+    assert window.tabs.current == "live"
+    qtbot.waitUntil(lambda: "Step 40 of 45 was kept" in live.outcome._hint.text(), timeout=10_000)
+    assert live.outcome.text.startswith("Learned: held-out loss 3.168 before, 0.4490 after")
+    assert window.head.primary.text() == "Try it"
+    window.go_to("files")
+    (failed,) = [name for name in names(window) if name.startswith("a-model")]
+    choose(window, failed)
+    assert window.tabs.current == "live"
+    qtbot.waitUntil(
+        lambda: live.outcome.text == "The GPU is out of memory even at micro-batch 1.", timeout=10_000
+    )
+    assert window.head.primary.text() == "Resume"
+    qtbot.mouseClick(window.head.primary, LEFT)
+    engine = engine_of(qtbot, ResumeJob)
+    hint = "put it back, or go on all the same: `qlora resume x --accept data`"
+    engine.tell(ev.RunFailed("resume.differs", "step 40 was made with something else", hint))
+    qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
+    buttons = {b.text(): b for b in live.outcome.findChildren(type(window.head.primary)) if b.isVisible()}
+    qtbot.mouseClick(buttons["Go on all the same"], LEFT)
+    qtbot.waitUntil(lambda: engine_of(qtbot, ResumeJob) is not engine, timeout=10_000)
+    again = engine_of(qtbot, ResumeJob)
+    assert again.job.accept == ("data",)
+    again.tell(told.finished())
+    qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
+
+
+def test_drafts_are_planned_runs_that_are_edited_and_started_in_their_folder(
+    qtbot: QtBot, make_window: MakeWindow
+) -> None:
+    window = opened(qtbot, make_window, 0)
+    job = window.studio.workspace.job
+    job.edit("lora.rank", 24)
+    qtbot.mouseClick(window.runs.new, LEFT)
+    assert job.config.lora.rank != 24, "a new one begins from the start"
+    qtbot.waitUntil(lambda: len(window.studio.history.entries) == 1, timeout=10_000)
+    (kept,) = window.studio.history.entries
+    assert (kept.state, RunFolder(kept.path).asked()[0].lora.rank) == ("planned", 24)
+    choose(window, kept.title)
+    assert job.config.lora.rank == 24
+    assert window.tabs.current == "model"
+    job.edit("lora.alpha", 7)
+    choose(window, "New run")
+    assert job.config.lora.alpha != 7
+    assert RunFolder(kept.path).asked()[0].lora.alpha == 7
+    choose(window, kept.title)
+    qtbot.waitUntil(window.card.start.isEnabled, timeout=10_000)
+    qtbot.mouseClick(window.card.start, LEFT)
+    engine = engine_of(qtbot, TrainJob)
+    assert engine.job.run_dir == str(kept.path)
+    assert engine.job.config["lora"]["alpha"] == 7
+    engine.tell(told.started(str(kept.path)), told.finished())
+    qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
+
+
+def test_a_run_is_named_tagged_and_duplicated(
+    qtbot: QtBot, make_window: MakeWindow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = try_states.make_run("first")
+    window = opened(qtbot, make_window, 1)
+    choose(window, "first")
+
+    def fill(dialog: NotesDialog) -> int:
+        dialog.name.setText("x" * 500)
+        dialog.save.click()
+        assert "characters" in dialog.notice.text, "what is refused is said, and nothing is lost"
+        dialog.name.setText("Poems, second try")
+        dialog.tags.setText("poems, best")
+        dialog.save.click()
+        return dialog.result()
+
+    monkeypatch.setattr(NotesDialog, "exec", fill)
+    window.head.menu_asked.emit("notes")
+    assert notes.read(run.path).tags == ("poems", "best")
+    qtbot.waitUntil(lambda: "Poems, second try" in names(window), timeout=10_000)
+    assert window.head.name.text() == "Poems, second try"
+    window.head.menu_asked.emit("duplicate")
+    qtbot.waitUntil(lambda: "Poems, second try (copy)" in names(window), timeout=10_000)
+    assert window.studio.shown.is_draft
+
+
+def test_several_are_deleted_into_the_trash_and_the_room_is_told(
+    qtbot: QtBot, make_window: MakeWindow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [try_states.make_run(name) for name in ("one", "two", "three")]
+    thrown: list[str] = []
+    monkeypatch.setattr(
+        "send2trash.send2trash", lambda path: (thrown.append(path), __import__("shutil").rmtree(path))
+    )
+    window = opened(qtbot, make_window, 3)
+    choose(window, "one", "two")
+    timer = answer_with("Move to the trash")
+    window.head.menu_asked.emit("delete")
+    qtbot.waitUntil(lambda: len(thrown) == 2, timeout=10_000)
+    assert not timer.isActive()
+    qtbot.waitUntil(lambda: "freed" in window.banner.text, timeout=10_000)
+    qtbot.waitUntil(lambda: window.studio.shown.keys == (DRAFT,), timeout=10_000)
+    assert runs[2].path.exists()
+    assert not runs[0].path.exists()
+
+
+def curves_of(name: str, rate: float) -> RunFolder:
+    run = try_states.make_run(name)
+    run.update(job={**run.record()["job"], "lora": {**run.record()["job"]["lora"], "rank": int(8 * rate)}})
+    for number in range(1, 61):
+        run.append(told.step(number, loss=3.0 * math.exp(-rate * number / 40)))
+    return run
+
+
+def test_a_comparison_shows_the_numbers_of_the_files_and_only_what_differs(
+    qtbot: QtBot, make_window: MakeWindow, tmp_path: Path
+) -> None:
+    for name, rate in (("slow", 1.0), ("fast", 2.0)):
+        curves_of(name, rate)
+    window = opened(qtbot, make_window, 2)
+    choose(window, "slow", "fast")
+    assert window.tabs.current == "compare"
+    assert window.head.name.text() == "2 runs"
+    screen, controller = window.tabs.screens["compare"], window.tabs.controllers["compare"]
+    qtbot.waitUntil(lambda: screen.chart is not None and len(screen.chart.lines) == 2, timeout=30_000)
+    table = screen.differences
+    assert [table.item(0, n).text() for n in range(3)] == ["Rank", "8", "16"]
+    assert table.rowCount() == 1, "only what differs"
+    screen.smoothing.setValue(0)
+    qtbot.waitUntil(
+        lambda: screen.chart._points[0][1][0] == pytest.approx(3.0 * math.exp(-1 / 40)), timeout=5000
+    )
+    assert screen.chart.texts_at(40.4)[1].startswith("0.4060 nats/token at step 40")
+    assert [box.text() for box, _ in screen._values] == ["slow", "fast"]
+    screen._values[0][0].click()
+    assert not screen.chart.lines[0].isVisible()
+    screen.log.click()
+    screen.clip.click()
+    screen.axis._buttons["tokens"].click()
+    qtbot.waitUntil(lambda: screen.chart._points[0][0][-1] == 60 * 480, timeout=5000)
+    for kind in ("png", "svg", "csv"):
+        controller.save_as(kind, tmp_path / f"c.{kind}")
+        assert (tmp_path / f"c.{kind}").stat().st_size > 500
+    rows = list(csv.DictReader((tmp_path / "c.csv").open()))
+    assert len(rows) == 60
+    mean = statistics.fmean(float(row["fast: loss"]) for row in rows)
+    assert mean == pytest.approx(statistics.fmean(3.0 * math.exp(-2 * n / 40) for n in range(1, 61)))
+    window.go_to("chat")
+    sets = window.tabs.screens["chat"].sets
+    assert len(sets.chosen_runs()) == 2, "the same prompts can be asked of each"
+    choose(window, "fast")
+    assert window.tabs.current == "chat"
+    assert QApplication.focusWidget() is not None
+
+
+def test_a_run_that_a_terminal_trains_is_watched(qtbot: QtBot, make_window: MakeWindow) -> None:
+    folder = plans.create(try_states.make_run("first").job())
+    add_checkpoint(folder, 2)
+    folder.claim()
+    try:
+        window = opened(qtbot, make_window, 2)
+        choose(window, folder.run_id)
+        assert window.studio.shown.state == "elsewhere"
+        qtbot.waitUntil(lambda: window.studio.shown.fold.state == "elsewhere", timeout=5000)
+        folder.append(told.started(str(folder.path)))
+        folder.append(told.plan(60))
+        folder.append(told.step(3))
+        qtbot.waitUntil(lambda: window.studio.shown.fold.step == 3, timeout=10_000)
+        assert "Training in another program, step 3 of 60" in window.head.sentence.text()
+        folder.append(told.step(4))
+        qtbot.waitUntil(lambda: window.studio.shown.fold.step == 4, timeout=10_000)
+    finally:
+        folder.release()
