@@ -29,6 +29,7 @@ HELP_PAGES = (
     ("trouble", "When it does not work"),
     ("glossary", "Glossary"),
     ("options", "All options"),
+    ("keys", "Keyboard"),
 )
 
 

@@ -7,28 +7,22 @@ from functools import partial
 from pathlib import Path
 
 from PySide6.QtCore import QRect, QSize, QTimer
-from PySide6.QtGui import QCloseEvent, QKeySequence, QResizeEvent, QShortcut
-from PySide6.QtWidgets import (
-    QBoxLayout,
-    QHBoxLayout,
-    QMainWindow,
-    QStackedWidget,
-    QVBoxLayout,
-    QWidget,
-)
+from PySide6.QtGui import QCloseEvent, QResizeEvent
+from PySide6.QtWidgets import QBoxLayout, QHBoxLayout, QMainWindow, QStackedWidget, QVBoxLayout, QWidget
 
-from app.dialogs import KEEP, SAVE, ask_stop
 from app.frame.announcer import Announcer
 from app.frame.beside import Beside
 from app.frame.closing import Closing
+from app.frame.commands import Commands
 from app.frame.drafts import Drafts
+from app.frame.folding import FOLD_BELOW, Folding
 from app.frame.header import HeaderController
 from app.frame.queueing import Queueing
 from app.frame.run_list import RunListController
 from app.frame.run_menu import RunMenu
+from app.frame.steering import Steering
 from app.frame.strip import StripController
 from app.frame.tabs import RunTabs
-from app.presenters.run_header import RESUME, START, TRY
 from app.services.focus import FocusKeeper
 from app.services.shown_run import DRAFT
 from app.studio import Studio
@@ -42,13 +36,8 @@ from app.widgets.strip import Strip
 from app.widgets.tab_bar import TabBar
 from qlora_engine import events as ev
 from qlora_engine.config import TrainingConfig
-from qlora_engine.control import STOP_DISCARD, STOP_SAVE
-from qlora_engine.runs import commands
 
-FOLD_BELOW = 1200
-"""Pixels of width under which the run card folds into buttons and the list of runs into signs."""
-SETUP = "Setup"
-"""The heading beside whose tabs the run card stands."""
+__all__ = ["FOLD_BELOW", "MainWindow", "first_size"]
 SMALLEST = (960, 600)
 FRAME = QSize(16, 48)
 """Room that the desktop's frame and title bar may take around the window."""
@@ -69,13 +58,16 @@ class MainWindow(QMainWindow):
         self.strip, self.banner, self.stack = Strip(), Banner(), QStackedWidget()
         self.bar = TabBar(list(dict.fromkeys(tab.heading for tab in all_tabs())))
         self.tabs = RunTabs(studio, self.stack, self.bar, self)
-        self._is_card_open = False
         self._lay_out()
         self.announcer = Announcer(studio, self.banner, self)
-        self.run_card = HeaderController(studio, self.head, self.card, self.bar)
+        self.steering = Steering(
+            self, studio, self.announcer, self._show_own, partial(self.go_to, "chat", "load")
+        )
         self.drafts = Drafts(studio, self.banner)
         self.waiting = Queueing(studio, self.drafts, self.banner)
         self.run_menu = RunMenu(studio, self.head, self.banner, self.waiting)
+        self.run_card = HeaderController(studio, self.head, self.card, self.bar)
+        self.folding = Folding(self, studio, self.tabs, self.runs, self.card, self.run_card)
         self.run_list = RunListController(studio, self.runs, self._opened)
         self.strip_line = StripController(studio, self.strip)
         self.closing = Closing(self, studio.trainer, self.banner, self.close)
@@ -111,20 +103,10 @@ class MainWindow(QMainWindow):
         self.go_to("settings")
 
     def start(self) -> None:
-        """Start the run that the run card describes."""
-        job = self.studio.workspace.job
-        job.save_now()
-        self._make_room()
-        self.studio.trainer.start(job.config, job.folder)
-        self._show_own()
+        self.steering.start()
 
     def resume(self, run_dir: Path, accept: Sequence[str] = ()) -> None:
-        """Go on with a run that was stopped or broke off."""
-        self.announcer.clear()
-        self._make_room()
-        found = self.studio.history.find_in(str(run_dir))
-        self.studio.trainer.resume(run_dir, accept, found.model if found is not None else "")
-        self._show_own()
+        self.steering.resume(run_dir, accept)
 
     # ------------------------------------------------------------ parts
 
@@ -145,41 +127,26 @@ class MainWindow(QMainWindow):
         self.setCentralWidget(central)
 
     def _connect(self) -> None:
-        studio = self.studio
-        self.runs.new_asked.connect(self._new)
-        self.runs.rename_asked.connect(self.run_menu.edit_notes)
-        self.runs.delete_asked.connect(self.run_menu.delete)
-        self.runs.help_asked.connect(self.beside.open_help)
-        self.runs.settings_asked.connect(self.beside.open_settings)
-        self.strip.clicked.connect(self._show_own)
-        self.card.start_asked.connect(self.start)
-        self.card.queue_asked.connect(self.waiting.add)
-        self.head.act_asked.connect(self._act)
-        self.head.card_asked.connect(self._toggle_card)
-        self.head.pause_asked.connect(self._pause)
-        self.head.stop_asked.connect(self._stop)
-        self.card.problem_chosen.connect(self.go_to)
-        studio.trainer.ended.connect(self._ended)
-        studio.shown.changed.connect(self._place_card)
-        self.tabs.came.connect(self._place_card)
-        for keys, act in (
-            (QKeySequence(QKeySequence.StandardKey.HelpContents), self.beside.open_help),
-            (QKeySequence("Ctrl+Return"), self._start_by_key), (QKeySequence("Ctrl+N"), self._new),
-            *((QKeySequence(f"Ctrl+{n}"), partial(self.tabs.show_number, n - 1)) for n in range(1, 10)),
+        runs, head, card, steering = self.runs, self.head, self.card, self.steering
+        for signal, act in (
+            (runs.new_asked, self._new), (runs.help_asked, lambda: self.beside.open_help()),
+            (runs.settings_asked, self.beside.open_settings), (runs.rename_asked, self.run_menu.edit_notes),
+            (runs.delete_asked, self.run_menu.delete), (self.strip.clicked, self._show_own),
+            (card.start_asked, steering.start), (card.queue_asked, self.waiting.add),
+            (card.problem_chosen, self.go_to), (head.act_asked, steering.act),
+            (head.card_asked, self.folding.toggle_card), (head.pause_asked, steering.pause),
+            (head.stop_asked, steering.stop), (self.studio.trainer.ended, self._ended),
         ):  # fmt: skip
-            QShortcut(keys, self).activated.connect(act)
+            signal.connect(act)
+        self.commands = Commands(self, self.studio, self.tabs, head, runs, (
+            ("New run", "Ctrl+N", self._new), ("Start training", "Ctrl+Return", partial(self.run_card.when_startable, steering.start)),
+            ("Pause or continue", "Ctrl+P", partial(self.run_card.when_live, steering.pause)),
+            ("Stop the run", "", partial(self.run_card.when_live, steering.stop)),
+            ("Show what is training", "Ctrl+T", self._show_own), ("Settings", "Ctrl+,", self.beside.open_settings),
+            ("Help", "", lambda: self.beside.open_help()), ("Keyboard", "F1", partial(self.beside.open_help, "keys")),
+        ))  # fmt: skip
 
     # ------------------------------------------------------------ what happens
-
-    def _act(self, action: str) -> None:
-        """What the head's primary button says."""
-        path = self.studio.shown.path
-        if action == START:
-            self.start()
-        elif action == RESUME and path is not None:
-            self.resume(path)
-        elif action == TRY:
-            self.go_to("chat", "load")
 
     def _new(self) -> None:
         self.drafts.begin()
@@ -195,41 +162,6 @@ class MainWindow(QMainWindow):
             self.studio.shown.show_own()
         self.go_to("live")
 
-    def _make_room(self) -> None:
-        """A run gets the memory and the processor to itself."""
-        self.studio.workspace.watch.cancel()
-        self.studio.tryout.make_room()
-
-    def _start_by_key(self) -> None:
-        if self.run_card.can_start and self.studio.shown.is_draft:
-            self.start()
-
-    def _pause(self) -> None:
-        if self.studio.shown.is_own:
-            self.studio.trainer.pause_or_continue()
-        else:
-            self._tell_elsewhere("continue" if self.studio.shown.fold.state == "paused" else "pause")
-
-    def _tell_elsewhere(self, command: str, **more: str) -> None:
-        """A run that another program trains takes wishes from its folder."""
-        path = self.studio.shown.path
-        if path is not None:
-            tell = partial(commands.send, path, {"command": command, **more})
-            self.studio.background.submit("command", tell, lambda _: None, self.announcer.tell_problem)
-
-    def _stop(self) -> None:
-        """The three-way question; while it is open the run goes on."""
-        shown = self.studio.shown
-        is_own = shown.is_own
-        answer = ask_stop(self, shown.fold)
-        if not is_own:
-            if answer != KEEP:
-                self._tell_elsewhere("stop", mode=STOP_SAVE if answer == SAVE else STOP_DISCARD)
-        elif answer == SAVE:
-            self.studio.trainer.stop_and_save()
-        elif answer != KEEP:
-            self.studio.trainer.stop_and_discard()
-
     def _ended(self, event: ev.Event) -> None:
         self.studio.history.refresh()
         if self.closing.closes_after(event):
@@ -237,24 +169,9 @@ class MainWindow(QMainWindow):
         else:
             self.announcer.tell_end(event)
 
-    def _toggle_card(self) -> None:
-        self._is_card_open = not self._is_card_open
-        self._place_card()
-
-    def _place_card(self, *_: object) -> None:
-        """The card stands beside the setup of a draft; in a narrow window it is opened by a button."""
-        has_room = self.width() >= FOLD_BELOW
-        is_setup = self.tabs.current != "" and self.tabs.tabs[self.tabs.current].group == SETUP
-        self.card.setVisible(self.studio.shown.is_draft and (is_setup if has_room else self._is_card_open))
-        self.run_card.fit(has_room=has_room)
-
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)
-        is_narrow = self.width() < FOLD_BELOW
-        if is_narrow != self.runs.is_narrow:
-            self.runs.set_narrow(is_narrow)
-            self._is_card_open = False
-        self._place_card()
+        self.folding.fit()
 
     def closeEvent(self, event: QCloseEvent) -> None:
         """A running job is never lost by a click: it is asked about, and saved before the window goes."""

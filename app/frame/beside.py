@@ -18,10 +18,10 @@ class Beside(QObject):
         self.help: HelpWindow | None = None
         self.settings: SettingsDialog | None = None
 
-    def open_help(self) -> None:
-        """At what tells of the tab one is on; one window however often it is asked for."""
+    def open_help(self, page: str = "") -> None:
+        """At a page, else at what tells of the tab one is on; one window however often it is asked for."""
         self.help = self.help or HelpWindow()
-        self.help.open_at(self._tabs.tabs[self._tabs.current].help)
+        self.help.open_at(page or self._tabs.tabs[self._tabs.current].help)
 
     def open_settings(self) -> None:
         if self.settings is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from PySide6.QtCore import QObject
 
 from app.controllers.capacity import own_capacity, own_state
@@ -39,9 +41,15 @@ class HeaderController(QObject):
     def can_start(self) -> bool:
         return self._card_state is not None and self._card_state.can_start
 
-    @property
-    def can_pause(self) -> bool:
-        return self._state is not None and self._state.can_pause
+    def when_startable(self, start: Callable[[], object]) -> None:
+        """By key: only what the button would do."""
+        if self.can_start and self._studio.shown.is_draft:
+            start()
+
+    def when_live(self, act: Callable[[], object]) -> None:
+        """By key: only of a run that can be paused or stopped."""
+        if self._state is not None and self._state.is_live:
+            act()
 
     def fit(self, *, has_room: bool) -> None:
         """`has_room`: the card stands beside the tabs by itself, and need not be opened."""

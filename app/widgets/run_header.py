@@ -73,6 +73,11 @@ class RunHead(QFrame):
         self.primary.setText(state.action_text)
         self.primary.setAccessibleName(state.action_text)
 
+    @property
+    def offered(self) -> tuple[tuple[str, str], ...]:
+        """What the menu has now."""
+        return self._offered
+
     def offer(self, actions: Sequence[tuple[str, str]]) -> None:
         """(action, words) of the menu."""
         if tuple(actions) == self._offered:
