@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) packaging/bootstrap.py
 
-.PHONY: test-faults bench-runs bench-speed run test lint bench bench-ui bench-memory bench-data bench-merge bench-exports test-architectures test-gpu gpu-kit gpu-rehearsal gpu-report clean check-templates
+.PHONY: test-window test-faults bench-runs bench-speed run test lint bench bench-ui bench-memory bench-data bench-merge bench-exports test-architectures test-gpu gpu-kit gpu-rehearsal gpu-report clean check-templates
 
 run:  ## open the window; without a display, train the starter in the terminal
 	@$(BOOTSTRAP) run
@@ -36,6 +36,9 @@ bench-merge:  ## merging a billion parameters against the disk's copy speed
 
 bench-exports:  ## every export of a trained starter, proven, and a row learned by heart
 	@$(BOOTSTRAP) bench-exports
+
+test-window:  ## thousands of random clicks, keys, drops and resizes over a live run
+	@$(BOOTSTRAP) test-window
 
 test-faults:  ## every file a run writes, damaged in every way, met by every reader
 	@$(BOOTSTRAP) test-faults

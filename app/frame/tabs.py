@@ -79,7 +79,7 @@ class RunTabs(QObject):
     def fit(self) -> None:
         """After another run was chosen: a tab that it does not have gives way."""
         if self.current and self.kind not in self.tabs[self.current].of:
-            self.show(self.current)
+            self.show_heading(self.first.heading)
 
     def open_chosen(self, *, is_kept: bool) -> None:
         """After the person chose another run: stay where one is, if that is wanted and can be."""

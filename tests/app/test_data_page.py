@@ -123,7 +123,7 @@ def test_dropped_files_become_the_dataset_and_what_is_mixed_in(make_window: Make
     mime = QMimeData()
     mime.setUrls([QUrl.fromLocalFile("/data/a.jsonl"), QUrl.fromLocalFile("/data/b.csv")])
     plain, left = Qt.KeyboardModifier.NoModifier, Qt.MouseButton.LeftButton
-    window.pages.screens["data"].dropEvent(
+    window.tabs.screens["data"].dropEvent(
         QDropEvent(QPointF(9, 9), Qt.DropAction.CopyAction, mime, left, plain)
     )
     assert (work.job.config.data.path, work.job.config.data.more) == ("/data/a.jsonl", {"/data/b.csv": 1.0})
@@ -182,7 +182,7 @@ def test_what_is_to_mend_leads_to_the_tab_where_it_is_mended(qtbot: QtBot, make_
     data_states.read(window)
     problem = problems_of(window.studio.workspace.job.draft, None, window.studio.workspace.watch.problem)[0]
     window.go_to(problem.page, problem.path)
-    screen = window.pages.screens["data"]
+    screen = window.tabs.screens["data"]
     assert screen.current == "doctor"
     for path, tab in (("data.seq_len", "split"), ("data.max_rows", "source")):
         window.go_to("data", path)
@@ -193,7 +193,7 @@ def test_what_is_to_mend_leads_to_the_tab_where_it_is_mended(qtbot: QtBot, make_
 def test_good_rows_are_kept_as_a_file_that_can_be_used(qtbot: QtBot, make_window: MakeWindow) -> None:
     window = make_window()
     data_states.read(window).show_tab("doctor")
-    panel = window.pages.screens["data"].panels["doctor"]
+    panel = window.tabs.screens["data"].panels["doctor"]
     panel.write_asked.emit("/data/good.jsonl")
     assert panel.written.text == "Writing the rows"
     told = {"path": "/data/good.jsonl", "rows": 12_000, "left_out": 480}

@@ -199,20 +199,20 @@ def test_a_comparison_shows_the_numbers_of_the_files_and_only_what_differs(
     for name, rate in (("slow", 1.0), ("fast", 2.0)):
         curves_of(name, rate)
     window = opened(qtbot, make_window, 2)
-    choose(window, "slow", "fast")
+    choose(window, "slow", "fast")  # the last that is clicked is the first
     assert window.tabs.current == "compare"
     assert window.head.name.text() == "2 runs"
     screen, controller = window.tabs.screens["compare"], window.tabs.controllers["compare"]
     qtbot.waitUntil(lambda: screen.chart is not None and len(screen.chart.lines) == 2, timeout=30_000)
     table = screen.differences
-    assert [table.item(0, n).text() for n in range(3)] == ["Rank", "8", "16"]
+    assert [table.item(0, n).text() for n in range(3)] == ["Rank", "16", "8"]
     assert table.rowCount() == 1, "only what differs"
     screen.smoothing.setValue(0)
     qtbot.waitUntil(
-        lambda: screen.chart._points[0][1][0] == pytest.approx(3.0 * math.exp(-1 / 40)), timeout=5000
+        lambda: screen.chart._points[1][1][0] == pytest.approx(3.0 * math.exp(-1 / 40)), timeout=5000
     )
-    assert screen.chart.texts_at(40.4)[1].startswith("0.4060 nats/token at step 40")
-    assert [box.text() for box, _ in screen._values] == ["slow", "fast"]
+    assert screen.chart.texts_at(40.4)[0].startswith("0.4060 nats/token at step 40")
+    assert [box.accessibleName() for box, _ in screen._values] == ["fast", "slow"]
     screen._values[0][0].click()
     assert not screen.chart.lines[0].isVisible()
     screen.log.click()

@@ -74,22 +74,26 @@ class Person:
         QTest.keyClicks(field, text)
         QTest.keyClick(field, Qt.Key.Key_Return)
 
-    def go_to(self, page: str) -> Any:
-        self.click(self.window.rail.items[page])
-        return self.window.pages.screens[page]
+    def go_to(self, heading: str, tab: str) -> Any:
+        """By the heading, and where several tabs stand under it, by theirs."""
+        self.click(self.window.bar.items[heading])
+        tabs = self.window.tabs
+        if tabs.current != tab:
+            self.click(tabs.screens[tabs.current].siblings._buttons[tab])
+        return tabs.screens[tab]
 
     # ------------------------------------------------------------ what a person does
 
     def choose(self) -> None:
         """The starter model and its data, and a short recipe."""
-        screen = self.go_to("model")
+        screen = self.go_to("Setup", "model")
         self.wait("the list of models", lambda: bool(self.window.studio.workspace.base.models))
         rectangle = screen.list.visualItemRect(screen.list.item(0))
         QTest.mouseClick(screen.list.viewport(), Qt.MouseButton.LeftButton, pos=rectangle.center())
         self.wait("the facts", lambda: self.window.studio.workspace.base.facts is not None)
-        train = self.go_to("train")
+        settings = self.go_to("Setup", "settings")
         for path, text in SHORT.items():
-            form = next(f for f in train.forms if path in f.rows)
+            form = next(f for f in settings.forms if path in f.rows)
             form.rows[path].setVisible(True)
             self.type_into(form.rows[path]._editor, text)
         self.seen["memory"] = self.window.card.facts.count()
@@ -107,18 +111,18 @@ class Person:
 
     def stop(self) -> None:
         self.answer("Stop and save")
-        self.click(self.window.card.stop)
+        self.click(self.window.head.stop)
         self.wait("the run to stop", self.is_over)
 
     def resume(self) -> None:
-        runs = self.go_to("runs")
-        self.click(runs.resume)
+        self.wait("the run to be resumable", lambda: self.window.head.primary.text() == "Resume")
+        self.click(self.window.head.primary)
         self.wait("the run to go on", lambda: self.window.studio.trainer.run.is_live)
 
     def export(self) -> None:
         button = next(b for b in self.window.banner.findChildren(QPushButton) if b.text() == "Export")
         self.click(button)
-        screen = self.window.pages.screens["export"]
+        screen = self.window.tabs.screens["export"]
         self.wait("something to export", lambda: bool(screen.out.text()))
         self.click(screen.export)
         self.wait("the proof", lambda: bool(screen.outcome.text()) or bool(screen.notice.text))
@@ -130,7 +134,9 @@ def whole(person: Person) -> None:
     person.choose()
     person.start()
     person.wait("five points of loss", lambda: person.points() >= 5)
-    charts = person.window.pages.screens["train"].charts
+    live = person.window.tabs.screens["live"]
+    person.wait("the charts", lambda: live.charts is not None)
+    charts = live.charts
     person.wait("the points to be drawn", lambda: len(charts.loss._data["loss"][0]) >= 5)
     person.stop()
     run = person.window.studio.trainer.run

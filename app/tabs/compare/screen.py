@@ -12,13 +12,14 @@ from PySide6.QtWidgets import QCheckBox, QHeaderView, QSlider, QVBoxLayout
 from app.tabs.compare.presenter import AXES, WHAT, Line, View
 from app.theme import GAP, GAP_WIDE
 from app.widgets.form import QuietCombo
-from app.widgets.kit import Card, Elided, Segments, boxed, button, caption, emptied, label, row
+from app.widgets.kit import Card, Elided, Segments, boxed, button, column, emptied, label, row
 from app.widgets.page import Page
 from app.widgets.wrapped_table import Cell, WrappedTable
 
 if TYPE_CHECKING:
     from app.widgets.compare_chart import CompareChart
 
+LEGEND_WIDTH = 230
 SMOOTHEST = 98
 """Hundredths of the smoothing's weight."""
 
@@ -31,7 +32,11 @@ class CompareScreen(Page):
 
     def __init__(self) -> None:
         super().__init__("Compare", "Curves over each other, and only what differs")
-        for kind, words in (("png", "Picture\u2026"), ("svg", "Drawing\u2026"), ("csv", "Numbers\u2026")):
+        for kind, words in (
+            ("png", "Save picture\u2026"),
+            ("svg", "Save drawing\u2026"),
+            ("csv", "Save numbers\u2026"),
+        ):
             self.buttons.addWidget(
                 button(words, partial(self.save_asked.emit, kind), tip=f"Save as {kind.upper()}")
             )
@@ -60,8 +65,11 @@ class CompareScreen(Page):
         above = row(self.what, self.axis, None, gap=GAP_WIDE)
         tools = row(label("Smoothing", "small"), self.smoothing, self.log, self.clip, None, gap=GAP)
         card = Card(margin=12).add(above, tools)
-        card.body.addLayout(self.chart_place, 1)
-        card.body.addLayout(self.legend_place)
+        legend = boxed(self.legend_place)
+        legend.setFixedWidth(LEGEND_WIDTH)
+        beside = row(boxed(self.chart_place), column(legend, None), gap=GAP_WIDE)
+        beside.setStretch(0, 1)
+        card.body.addLayout(beside, 1)
         card.setMinimumHeight(380)
         self.content.addWidget(card, 1)
         self.differences, self.figures = WrappedTable("What differs"), WrappedTable("What the runs came to")
@@ -86,19 +94,20 @@ class CompareScreen(Page):
     def show_legend(self, lines: Sequence[Line]) -> None:
         """A check box a run, and after it what the crosshair reads."""
         titles = [line.title for line in lines]
-        if [box.text() for box, _ in self._values] == [caption(title) for title in titles]:
+        if [box.accessibleName() for box, _ in self._values] == titles:
             return
         emptied(self.legend_place)
         self._values = []
         for place, line in enumerate(lines):
-            box, value = QCheckBox(caption(line.title)), Elided("", "small")
+            box, name, value = QCheckBox(), Elided(line.title), Elided("", "small")
+            box.setAccessibleName(line.title)
             box.setChecked(True)
             box.toggled.connect(partial(self._toggle, place))
             sign = label("\u25cf" if line.is_dots else "\u2501\u2501", "strong")
             sign.setStyleSheet(f"color: {line.colour}")
-            found = row(sign, box, value)
+            found = row(box, sign, name)
             found.setStretch(2, 1)
-            self.legend_place.addWidget(boxed(found))
+            self.legend_place.addWidget(boxed(column(found, value, gap=0)))
             self._values.append((box, value))
 
     def show_tables(self, heads: Sequence[str], differences: Sequence[Sequence[str]], figures: Sequence[Sequence[str]]) -> None:  # fmt: skip
