@@ -71,6 +71,7 @@ def main(arguments: list[str]) -> int:
         "bench-merge": lambda: module("tests.bench.merge_speed"),
         "bench-exports": lambda: module("tests.bench.starter_exports"),
         "test-faults": test_faults,
+        "test-window": test_window,
         "test-architectures": lambda: module("tests.architectures.campaign"),
         "test-gpu": lambda: pytest("tests/gpu", "-m", "gpu"),
         "gpu-kit": lambda: script_file("packaging/gpu_kit.py"),
@@ -128,6 +129,12 @@ def test_faults() -> int:
     """Every case of the fault campaign, of which `test` tries a few each day."""
     os.environ["QLORA_FAULTS"] = "all"
     return pytest("-s", "tests/engine/training/test_campaign.py")
+
+
+def test_window() -> int:
+    """20,000 random acts over a live run, of which `test` does some hundred each day."""
+    os.environ.setdefault("QLORA_STORM", "20000")
+    return pytest("-s", "--timeout", "3600", "tests/app/test_storm.py")
 
 
 def lint() -> int:
