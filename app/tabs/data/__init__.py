@@ -20,6 +20,10 @@ def _make(studio: Studio, ways: Ways) -> tuple[Page, TabController]:
     class DataTab(TabController):
         page = DataController(studio, screen)
 
+        def entered(self, detail: str = "") -> None:
+            if detail:
+                self.page.open_option(detail)
+
         def restyle(self) -> None:
             screen.restyle()
 
