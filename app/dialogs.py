@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from PySide6.QtCore import Qt
-from PySide6.QtWidgets import QDialog, QMessageBox, QTabWidget, QTextBrowser, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QCheckBox, QDialog, QMessageBox, QTabWidget, QTextBrowser, QVBoxLayout, QWidget
 
 from app.presenters.run_fold import RunFold
 from app.services.settings import Settings
 from app.theme import GAP, GAP_PAGE, GAP_WIDE
 from app.widgets.kit import Segments, as_written, button, column, label, row
+from app.widgets.settings_parts import TokenForm
 from qlora_engine import paths
 
 SAVE, DISCARD, KEEP, CLOSE_ANYWAY, DELETE, GO_ON = "save", "discard", "keep", "close", "delete", "go on"
@@ -104,12 +105,18 @@ class SettingsDialog(QDialog):
         )  # fmt: skip
         self.engine.set_value(settings.engine)
         self.engine.chosen.connect(lambda value: choose(engine=value))
+        self.notifies = QCheckBox("Tell the desktop when a run ends and this window is not in front")
+        self.notifies.setChecked(settings.notifies)
+        self.notifies.toggled.connect(lambda is_wanted: choose(notifies=is_wanted))
+        self.token = TokenForm()
         home = label(str(paths.home()), "quiet", wraps=True, selectable=True)
         close = button("Close", self.accept)
         layout = column(
             label("Appearance", "strong"), self.theme,
             label("Engine", "strong"), self.engine,
             label("In a process of its own the window stays smooth, and only the end of a process gives all GPU memory back. A change holds for the next job.", "small", wraps=True),
+            label("Notifications", "strong"), self.notifies,
+            label("Hugging Face hub", "strong"), self.token,
             label("Models, runs and settings are kept in", "strong"), home,
             label("QLORA_HOME moves them elsewhere.", "small"), row(None, close), gap=GAP,
         )  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from PySide6.QtCore import QObject
+from PySide6.QtWidgets import QApplication
 
 from app.presenters.run_numbers import numbers_of
 from app.presenters.runs import interrupted_run, loss_text
@@ -42,6 +43,9 @@ class Announcer(QObject):
 
     def tell_end(self, event: ev.Event) -> None:
         """Of the run that has just ended; one that failed is offered again at the next start."""
+        window = self._banner.window()
+        if self._studio.settings.value.notifies and not window.isActiveWindow():
+            QApplication.alert(window)
         if not isinstance(event, ev.RunFailed):
             self._studio.settings.change(unfinished=None)
         match event:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from PySide6.QtCore import QObject
 from PySide6.QtWidgets import QApplication, QWidget
 
 from app import theme as looks
 from app.dialogs import HelpWindow, SettingsDialog
 from app.frame.tabs import RunTabs
+from app.services import hub_token
 from app.studio import Studio
 
 
@@ -28,10 +31,30 @@ class Beside(QObject):
             self.settings.close()
             self.settings.deleteLater()
         self.settings = SettingsDialog(self._window, self._studio.settings.value, self.choose_setting)
+        form = self.settings.token
+        form.save_asked.connect(lambda token: self._with_token(lambda: hub_token.keep(token)))
+        form.forget_asked.connect(lambda: self._with_token(hub_token.forget))
+        self._with_token(hub_token.is_kept)
         self.settings.show()
 
-    def choose_setting(self, *, theme: str | None = None, engine: str | None = None) -> None:
+    def _with_token(self, act: Callable[[], bool]) -> None:
+        """Off the GUI thread: the hub's library is large, and the hub may be asked."""
+        dialog = self.settings
+
+        def show(has_token: bool, problem: str = "") -> None:
+            if dialog is not None and self.settings is dialog:
+                dialog.token.show_token(has_token, problem)
+
+        self._studio.background.submit(
+            "token", act, show, lambda error: show(False, f"{error.message}; {error.hint}")
+        )
+
+    def choose_setting(
+        self, *, theme: str | None = None, engine: str | None = None, notifies: bool | None = None
+    ) -> None:
         """Take over a choice of the settings dialog."""
+        if notifies is not None:
+            self._studio.settings.change(notifies=notifies)
         if engine is not None:
             self._studio.set_engine(engine)
         app = QApplication.instance()

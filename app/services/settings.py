@@ -17,6 +17,7 @@ class Settings:
     """`theme`: system, dark or light. `engine`: process or inline. `folders`: model folders the person added.
     `job`: the job file being edited, as plain values; None: the starter.
     `had_gpu` is what was found last time, so that the window need not wait for the driver.
+    `notifies`: the desktop is told when a run ends while another window is in front.
     `unfinished` is the folder of a run that was going on when the window went, however it went."""
 
     theme: str = "system"
@@ -30,6 +31,7 @@ class Settings:
     preset: str = "quick-look"
     had_gpu: bool = False
     unfinished: str | None = None
+    notifies: bool = True
 
 
 class SettingsFile:

@@ -178,7 +178,7 @@ def test_nothing_is_tried_while_a_run_is_training(qtbot: QtBot, make_window: Mak
     window.studio.shown.show(str(window.studio.history.summaries[0].path))
     for offered in (screen.chat.load, screen.sets.replay, screen.held_out.score):
         assert not offered.isEnabled()
-    assert "A run is training now" in screen.held_out.notice.text
+    qtbot.waitUntil(lambda: "A run is training now" in screen.held_out.notice.text)
     engine_of(qtbot, TrainJob).tell(ev.RunStopped("stopped by the user", False, {}))
     qtbot.waitUntil(screen.sets.replay.isEnabled)
 
