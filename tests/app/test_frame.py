@@ -13,6 +13,7 @@ from pytestqt.qtbot import QtBot
 from app import dialogs
 from app.presenters.run_fold import RunFold
 from app.presenters.runcard import planned_steps
+from app.tab import DRAFT
 from app.tabs import all_tabs
 from app.widgets.answers import Answer, AnswerColumns, Round, Side
 from app.window import FOLD_BELOW, MainWindow
@@ -168,7 +169,7 @@ def test_help_and_settings_are_beside_the_window_not_in_its_way(qtbot: QtBot, ma
 # ---------------------------------------------------------------- the keyboard
 
 
-@pytest.mark.parametrize("page", [tab.name for tab in all_tabs() if tab.name != "setup"])
+@pytest.mark.parametrize("page", [tab.name for tab in all_tabs() if DRAFT in tab.of])
 def test_no_click_leaves_the_keyboard_nowhere(
     qtbot: QtBot, make_window: MakeWindow, monkeypatch: pytest.MonkeyPatch, page: str
 ) -> None:
