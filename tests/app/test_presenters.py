@@ -153,7 +153,7 @@ def test_a_wrong_value_is_a_problem_on_the_page_where_it_is_mended() -> None:
     problems = problems_of(draft, None, None)
     assert [(p.page, p.path) for p in problems] == [("data", "data.seq_len"), ("settings", "lora.rank")]
     assert problems[1].text == "Rank must be at least 1, not 0"
-    assert marks(problems) == {"data", "train"}
+    assert marks(problems) == {"data", "settings"}
 
 
 def test_a_kept_job_comes_back_as_it_was() -> None:

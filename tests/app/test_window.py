@@ -439,7 +439,7 @@ def test_a_tab_first_seen_during_a_run_says_so(make_window: MakeWindow) -> None:
     run.begin()
     for event in told.whole_run(5):
         run.fold(event)
-    window.studio.shown.show_own()
     assert "live" not in window.tabs.screens
+    window.studio.shown.show_own()
     window.go_to("live")
     assert window.tabs.screens["live"].sentence.text() == "The run is training"
