@@ -18,6 +18,7 @@ TORCH_FREE = [
     "qlora_engine.client",
     "qlora_engine.worker",
     "qlora_engine.runs.record",
+    "qlora_engine.runs.sweep, qlora_engine.runs.comparison, qlora_engine.runs.watch, qlora_engine.cli.commands.queue",
     "qlora_engine.cli.main",
     "qlora_engine.cli.commands.doctor",
     "qlora_engine.cli.commands.train",
