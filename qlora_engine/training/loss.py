@@ -75,11 +75,6 @@ def full_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tens
     return functional.cross_entropy(shifted, labels[:, 1:].reshape(-1), ignore_index=IGNORED, reduction="sum")
 
 
-def trained_count(labels: torch.Tensor) -> int:
-    """Tokens of `labels` (B, S) that count in the loss."""
-    return int((labels[:, 1:] != IGNORED).sum())
-
-
 def summed_loss(
     model: Any, batch: Any, *, kind: str = "chunked", chunk_tokens: int = CHUNK_TOKENS
 ) -> torch.Tensor:
@@ -107,7 +102,9 @@ def summed_loss(
 def predicting_states(causal: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """What the head sees where a trained token is predicted (T, H), and those tokens (T,)."""
     hidden = _backbone(causal)(**model_inputs(batch)).last_hidden_state
-    return gather_trained(hidden, batch.labels)
+    if batch.predicting is None:
+        return gather_trained(hidden, batch.labels)
+    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.predicting), batch.targets
 
 
 def logits_of(causal: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -129,14 +126,14 @@ def row_losses(model: Any, batch: Any) -> list[tuple[float, int]]:
     with torch.no_grad():
         for row in range(batch.input_ids.shape[0]):
             one = batch.rows(row, row + 1)
-            losses.append((float(summed_loss(model, one)), trained_count(one.labels)))
+            losses.append((float(summed_loss(model, one)), one.trained))
     return losses
 
 
 def token_losses(model: Any, batch: Any, *, kind: str = "chunked") -> tuple[float, int]:
     """(summed negative log-likelihood, trained tokens) of `batch`, without gradients."""
     with torch.no_grad():
-        return float(summed_loss(model, batch, kind=kind)), trained_count(batch.labels)
+        return float(summed_loss(model, batch, kind=kind)), batch.trained
 
 
 def causal_of(model: Any) -> Any:

@@ -1,7 +1,7 @@
 """Out of memory, of the GPU or the computer: go on with less of it instead of dying (CORRECTNESS 27). Imports torch.
 
-One ladder, the cheapest step first: half the micro-batch, as often as it can be halved; activations recomputed; the loss in
-chunks; activations kept in the computer's memory. The effective batch stays what the person asked for: the same rows, in
+One ladder, the cheapest step first: weights that were dequantized once and kept are given up; half the micro-batch, as often
+as it can be halved; activations recomputed; the loss in chunks; activations kept in the computer's memory. The effective batch stays what the person asked for: the same rows, in
 more pieces. What was changed is said, and kept in every checkpoint.
 """
 
@@ -23,8 +23,9 @@ MEMORY_WORDS = (
     "can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory", "alloc_failed",
     "std::bad_alloc", "failed to allocate",
 )  # fmt: skip
-RECOMPUTED, CHUNKED, OFFLOADED = "checkpointing", "chunked loss", "offloading"
+KEPT, RECOMPUTED, CHUNKED, OFFLOADED = "kept weights", "checkpointing", "chunked loss", "offloading"
 RELIEFS = {
+    KEPT: "weights are dequantized in every pass from here on",
     RECOMPUTED: "activations are recomputed from here on",
     CHUNKED: "the loss is computed in chunks from here on",
     OFFLOADED: "activations are kept in the computer's memory from here on",
@@ -99,6 +100,9 @@ def restore(parts: Any, state: TrainState) -> None:
 
 def _step_down(parts: Any, state: TrainState) -> str | None:
     """The next step of the ladder, taken; None at its end."""
+    if KEPT not in state.reliefs and _apply(parts, KEPT):
+        state.reliefs.append(KEPT)
+        return RELIEFS[KEPT]
     if state.micro_batch > 1:
         before, state.micro_batch = state.micro_batch, state.micro_batch // 2
         return f"micro-batch {before} -> {state.micro_batch}, the effective batch stays the same"
@@ -111,6 +115,8 @@ def _step_down(parts: Any, state: TrainState) -> str | None:
 
 def _apply(parts: Any, relief: str) -> bool:
     """False where it would change nothing."""
+    if relief == KEPT:
+        return bool(parts.fast.release_kept(parts.model))
     if relief == RECOMPUTED:
         model = parts.model.get_base_model()
         if model.is_gradient_checkpointing or not model.supports_gradient_checkpointing:

@@ -68,12 +68,11 @@ def optimizer_step(parts: Any, rows: Sequence[Any], micro_batch: int, control: C
     before = _rng_state()
     arranged = parts.fast.arranged(rows)
     collated = [parts.fast.batch(group, parts.pad_token_id) for group in in_groups(arranged, micro_batch)]
-    trained = sum(losses.trained_count(b.labels) for b in collated)
+    trained = sum(b.trained for b in collated)
     scale = float(parts.scaler.get_scale())
     rate = float(parts.optimizer.param_groups[0]["lr"])
     try:
-        total = _backward(parts, collated, trained, control)
-        norm, is_applied = _update(parts, total)
+        total, norm, is_applied = _update(parts, _backward(parts, collated, trained, control))
     except BaseException:
         parts.optimizer.zero_grad(set_to_none=True)
         parts.fast.forget()
@@ -91,8 +90,8 @@ def optimizer_step(parts: Any, rows: Sequence[Any], micro_batch: int, control: C
     )
 
 
-def _backward(parts: Any, collated: Sequence[batches.Batch], trained: int, control: Control) -> float:
-    """Gradients of the mean loss over `trained` tokens; the summed loss."""
+def _backward(parts: Any, collated: Sequence[batches.Batch], trained: int, control: Control) -> torch.Tensor:
+    """Gradients of the mean loss over `trained` tokens; the summed loss, still on the device."""
     total = torch.zeros((), device=parts.plan.name)
     for batch in collated:
         if control.is_stop_requested:
@@ -102,18 +101,20 @@ def _backward(parts: Any, collated: Sequence[batches.Batch], trained: int, contr
             summed = losses.summed_loss(parts.model, moved, kind=parts.loss_kind)
             parts.scaler.scale(summed / trained).backward()
         total += summed.detach()
-    return float(total)
+    return total
 
 
-def _update(parts: Any, total: float) -> tuple[float, bool]:
-    """Clip and step, unless a number is not finite; (gradient norm before clipping, whether the weights changed).
+def _update(parts: Any, total: torch.Tensor) -> tuple[float, float, bool]:
+    """Clip and step, unless a number is not finite; (summed loss, gradient norm before clipping, whether the weights changed).
+
+    Both numbers come from the device in one read, the only one of a step: whether the weights may be touched hangs on them.
 
     The schedule counts the steps that were applied, as transformers' does.
     """
     parts.scaler.unscale_(parts.optimizer)
     try:
-        norm = _clip(parts)
-        is_applied = math.isfinite(total) and math.isfinite(norm)
+        summed, norm = torch.stack([total, _clip(parts).to(total.dtype)]).tolist()
+        is_applied = math.isfinite(summed) and math.isfinite(norm)
         if is_applied:
             _step_whole(parts)
     finally:
@@ -121,7 +122,7 @@ def _update(parts: Any, total: float) -> tuple[float, bool]:
     if is_applied:
         parts.scheduler.step()
     parts.optimizer.zero_grad(set_to_none=True)
-    return norm, is_applied
+    return summed, norm, is_applied
 
 
 def _step_whole(parts: Any) -> None:
@@ -219,9 +220,9 @@ def in_groups(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield rows[start : start + size]
 
 
-def _clip(parts: Any) -> float:
+def _clip(parts: Any) -> torch.Tensor:
     limit = parts.config.training.max_grad_norm or math.inf
-    return float(torch.nn.utils.clip_grad_norm_(_trained(parts), limit))
+    return torch.nn.utils.clip_grad_norm_(_trained(parts), limit)
 
 
 def _trained(parts: Any) -> list[torch.nn.Parameter]:

@@ -1,10 +1,12 @@
 """Which faster ways a run takes: each switched by an option, tried on the loaded model, and left out where it differs.
 
-The trial runs short rows of the data through the plain model first, each alone, and compares logits. Imports the ML stack.
+The trial runs short rows of the data through the plain model first, each alone, and compares logits after every change, and
+the adapters' gradients after the last. Imports the ML stack.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +22,11 @@ from qlora_engine.training.fast import elementwise, kept_weights, linears, segme
 GIB = 1024**3
 TRIAL_ROWS = 3
 TRIAL_TOKENS = 64
+GRADIENT_ROWS, GRADIENT_TOKENS = 2, 12
 TOLERANCE = {torch.float32: 1e-4}
 TOLERANCE_16_BIT = 3e-2
+GRADIENT_TOLERANCE = {torch.float32: 1e-3}
+GRADIENT_TOLERANCE_16_BIT = 1e-1
 
 
 @dataclass
@@ -34,6 +39,7 @@ class FastPaths:
     kept_bytes: int = 0
     why_not: dict[str, str] = field(default_factory=dict)
     sites: list[linears.Site] = field(default_factory=list)
+    elementwise: elementwise.Installed | None = None
 
     def batch(self, rows: Sequence[TokenRow], pad_token_id: int) -> batches.Batch:
         """A micro-batch of `rows`: end to end where the model allows it, else padded."""
@@ -42,6 +48,23 @@ class FastPaths:
     def arranged(self, rows: Sequence[TokenRow]) -> Sequence[TokenRow]:
         """The rows of a step in the order in which its micro-batches take them; padded ones beside their like."""
         return rows if self.joins_rows else batches.by_length(rows)
+
+    def release_kept(self, model: Any) -> bool:
+        """Give up the weights that were dequantized once; False where there are none."""
+        if not self.kept_bytes:
+            return False
+        kept_weights.release(model, self.sites)
+        self.kept_bytes = 0
+        return True
+
+    def separate_adapters(self, model: Any) -> None:
+        """Back to PEFT's own forward; kept weights stay kept."""
+        size = self.kept_bytes
+        self.release_kept(model)
+        linears.remove(self.sites)
+        self.fuses_adapters, self.sites = False, []
+        if size:
+            self.kept_bytes = kept_weights.keep(model, (), size)
 
     def forget(self) -> None:
         """After a pass was abandoned: let go of outputs that nobody will ask for."""
@@ -65,26 +88,35 @@ def install(
     found = FastPaths()
     trial = _Trial(model, rows, device)
     if settings.fused_adapters:
-        _fuse_adapters(model, found, trial)
+        found.sites = linears.install(model)
+    if device == "cpu":  # first, since every trial is quicker with them
+        _keep_weights(model, found, settings, spare_bytes)
+    if settings.fused_adapters:
+        _fuse_adapters(found, trial)
     if settings.fused_elementwise and device == "cpu":
         _fuse_elementwise(model, found, trial)
-    if device == "cpu":
-        budget = int(settings.kept_weights_gib * GIB)
-        found.kept_bytes = kept_weights.keep(model, found.sites, min(budget, spare_bytes))
-        if budget and not found.kept_bytes:
-            found.why_not["kept_weights_gib"] = "the weights need more memory than is allowed or free"
     if settings.join_rows:
         _join_rows(model, found, trial)
+    _require_same_gradients(model, found, trial)
     return found
+
+
+def _keep_weights(model: Any, found: FastPaths, settings: TrainingSettings, spare_bytes: int) -> None:
+    budget = int(settings.kept_weights_gib * GIB)
+    found.kept_bytes = kept_weights.keep(model, found.sites, min(budget, spare_bytes))
+    if budget and not found.kept_bytes:
+        found.why_not["kept_weights_gib"] = "the weights need more memory than is allowed or free"
 
 
 class _Trial:
     """Short rows of the data, and what the plain model makes of each alone."""
 
     def __init__(self, model: Any, rows: Sequence[TokenRow], device: str) -> None:
+        self.model = model
         self._causal, self._device = loss.causal_of(model), device
         self.rows = [_shortened(row) for row in rows[:TRIAL_ROWS]]
         self._wanted = [self.logits(batches.join([row])) for row in self.rows]
+        self._gradients = self.gradients(are_joined=False)
 
     def logits(self, batch: batches.Batch) -> torch.Tensor:
         """(tokens, V), without dropout and random numbers."""
@@ -96,6 +128,30 @@ class _Trial:
                 return self._causal(**loss.model_inputs(moved)).logits[0]
         finally:
             self._causal.train(was_training)
+
+    def gradients(self, *, are_joined: bool) -> list[torch.Tensor | None]:
+        """Of every adapter, of a sum of logits with weights of their own, over the beginnings of some rows."""
+        rows = [_shortened(row, GRADIENT_TOKENS) for row in self.rows[:GRADIENT_ROWS]]
+        trained = [p for p in self._causal.parameters() if p.requires_grad]
+        was_training = self._causal.training
+        self._causal.eval()
+        total: Any = 0.0
+        try:
+            for group in [rows] if are_joined else [[row] for row in rows]:
+                batch = batches.join(group).to(self._device)
+                with segments.running(batch) if are_joined else contextlib.nullcontext():
+                    logits = self._causal(**loss.model_inputs(batch)).logits[0].float()
+                total = total + logits.mul(_weights_like(logits)).sum()
+            return _gradients_of(total, trained)
+        finally:
+            self._causal.train(was_training)
+
+    def differs_in_gradients(self, *, are_joined: bool) -> str | None:
+        """Why the adapters would be taught something else; None where they are not."""
+        dtype = self._wanted[0].dtype
+        allowed = GRADIENT_TOLERANCE.get(dtype, GRADIENT_TOLERANCE_16_BIT)
+        worst = _furthest(self.gradients(are_joined=are_joined), self._gradients)
+        return None if worst <= allowed else f"gradients differ by {worst:.1e}"
 
     def differs_alone(self) -> str | None:
         """Why the model is no longer what it was, None where it is."""
@@ -110,9 +166,27 @@ class _Trial:
         return _difference(list(found), self._wanted)
 
 
-def _shortened(row: TokenRow) -> TokenRow:
+def _weights_like(logits: torch.Tensor) -> torch.Tensor:
+    """(V,) between -1 and 1."""
+    return torch.linspace(-1.0, 1.0, logits.shape[-1], device=logits.device)
+
+
+def _gradients_of(total: torch.Tensor, trained: list[Any]) -> list[torch.Tensor | None]:
+    return list(torch.autograd.grad(total, trained, allow_unused=True)) if trained else []
+
+
+def _furthest(found: Sequence[torch.Tensor | None], wanted: Sequence[torch.Tensor | None]) -> float:
+    """The largest distance, as a share of the longest gradient: a short one is made of what nearly cancels out."""
+    if [g is None for g in found] != [g is None for g in wanted]:
+        return float("inf")
+    pairs = [(a, b) for a, b in zip(found, wanted, strict=True) if a is not None and b is not None]
+    longest = max((float(b.norm()) for _, b in pairs), default=0.0)
+    return max((float((a - b).norm()) / max(longest, 1e-12) for a, b in pairs), default=0.0)
+
+
+def _shortened(row: TokenRow, tokens: int = TRIAL_TOKENS) -> TokenRow:
     """The row's beginning as one row of its own: packed rows in it follow each other as if they were text."""
-    ids = row.input_ids[:TRIAL_TOKENS]
+    ids = row.input_ids[:tokens]
     return TokenRow(ids, row.trained[: len(ids)], row.source_row, lengths=(len(ids),))
 
 
@@ -134,23 +208,21 @@ def _reason(check: Callable[[], str | None]) -> str | None:
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
 
 
-def _fuse_adapters(model: Any, found: FastPaths, trial: _Trial) -> None:
-    sites = linears.install(model)
-    if not sites:
+def _fuse_adapters(found: FastPaths, trial: _Trial) -> None:
+    if not found.sites:
         found.why_not["fused_adapters"] = "no adapter is plain LoRA without dropout on a 4-bit layer"
         return
     first = batches.join(trial.rows[:1])
 
     def check() -> str | None:
-        linears.group_by_input(sites, lambda: trial.logits(first))
+        linears.group_by_input(found.sites, lambda: trial.logits(first))
         return trial.differs_alone()
 
     problem = _reason(check)
     if problem:
-        linears.remove(sites)
+        found.separate_adapters(trial.model)
         found.why_not["fused_adapters"] = problem
-    else:
-        found.fuses_adapters, found.sites = True, sites
+    found.fuses_adapters = problem is None
 
 
 def _fuse_elementwise(model: Any, found: FastPaths, trial: _Trial) -> None:
@@ -163,6 +235,7 @@ def _fuse_elementwise(model: Any, found: FastPaths, trial: _Trial) -> None:
         installed.remove()
         found.why_not["fused_elementwise"] = problem
     found.fuses_elementwise = problem is None
+    found.elementwise = None if problem else installed
 
 
 def _join_rows(model: Any, found: FastPaths, trial: _Trial) -> None:
@@ -177,3 +250,33 @@ def _join_rows(model: Any, found: FastPaths, trial: _Trial) -> None:
         segments.remove(causal)
         found.why_not["join_rows"] = problem
     found.joins_rows = problem is None
+
+
+def _require_same_gradients(model: Any, found: FastPaths, trial: _Trial) -> None:
+    """Leave out what is on, one after the other, until gradients are those of the plain model."""
+    undo: list[tuple[str, Callable[[], Any]]] = []
+    if found.joins_rows:
+        undo.append(("join_rows", lambda: _separate_rows(model, found)))
+    if found.elementwise is not None:
+        undo.append(("fused_elementwise", lambda: _separate_elementwise(found)))
+    if found.fuses_adapters:
+        undo.append(("fused_adapters", lambda: found.separate_adapters(model)))
+    if found.kept_bytes:
+        undo.append(("kept_weights_gib", lambda: found.release_kept(model)))
+    for name, take_back in undo:
+        problem = _reason(lambda: trial.differs_in_gradients(are_joined=found.joins_rows))
+        if problem is None:
+            return
+        take_back()
+        found.why_not[name] = problem
+
+
+def _separate_rows(model: Any, found: FastPaths) -> None:
+    segments.remove(loss.causal_of(model))
+    found.joins_rows = False
+
+
+def _separate_elementwise(found: FastPaths) -> None:
+    if found.elementwise is not None:
+        found.elementwise.remove()
+    found.elementwise, found.fuses_elementwise = None, False

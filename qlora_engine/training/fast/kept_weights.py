@@ -6,7 +6,7 @@ has the very bits that would be computed again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,12 +37,25 @@ def keep(model: Any, sites: Sequence[Site], budget_bytes: int) -> int:
         if site is not None:
             site.keep(weight)
         else:
-            layer.forward = _forward(layer, weight)
+            layer.forward = _Product(layer, weight)
     return size
 
 
-def _forward(layer: Linear4bit, weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(x.to(weight.dtype), weight, layer.bias).to(x.dtype)
+def release(model: Any, sites: Sequence[Site]) -> None:
+    """Give all of them up: every pass dequantizes again."""
+    for site in sites:
+        site.keep(None)
+    for layer in model.modules():
+        if isinstance(vars(layer).get("forward"), _Product):
+            del layer.forward
 
-    return forward
+
+class _Product:
+    """What replaces the forward of a layer without a fused adapter."""
+
+    def __init__(self, layer: Linear4bit, weight: torch.Tensor) -> None:
+        self._layer, self._weight = layer, weight
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        found = torch.nn.functional.linear(x.to(self._weight.dtype), self._weight, self._layer.bias)
+        return found.to(x.dtype)

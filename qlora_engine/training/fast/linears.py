@@ -30,7 +30,7 @@ class Site:
         self.base: Linear4bit = layer.get_base_layer()
         self.scale = float(layer.scaling[ADAPTER])
         self.kept: torch.Tensor | None = None
-        self.kept_t: torch.Tensor
+        self.kept_t: torch.Tensor | None = None
         self.group = Group([self])
 
     def weight(self) -> torch.Tensor:
@@ -38,14 +38,14 @@ class Site:
 
     def base_output(self, x: torch.Tensor) -> torch.Tensor:
         """(T, in) -> (T, out), a tensor of its own."""
-        if self.kept is None:
+        if self.kept is None or self.kept_t is None:
             return self.base(x)
         if self.base.bias is None:
             return torch.mm(x.to(self.kept.dtype), self.kept_t).to(x.dtype)
         return torch.addmm(self.base.bias, x.to(self.kept.dtype), self.kept_t).to(x.dtype)
 
-    def keep(self, weight: torch.Tensor) -> None:
-        self.kept, self.kept_t = weight, weight.t()
+    def keep(self, weight: torch.Tensor | None) -> None:
+        self.kept, self.kept_t = weight, None if weight is None else weight.t()
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.layer.lora_A[ADAPTER].weight, self.layer.lora_B[ADAPTER].weight

@@ -17,6 +17,8 @@ import torch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from qlora_engine.data.batches import sent
+
 NAME = "qlora_segments"
 PLAIN = "sdpa"
 CLOSE = 0.5
@@ -30,25 +32,35 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 @dataclass(frozen=True, eq=False)
 class Bucket:
-    """Rows computed together: `rows` of `width` tokens. `read` (rows * width,) says where each token lies, 0 where there
-    is none; `read_or_zero` says one past the end there."""
+    """Rows computed together: `rows` of `width` tokens, which begin at `start` in the buckets' own order."""
 
+    start: int
     rows: int
     width: int
-    read: torch.Tensor
-    read_or_zero: torch.Tensor
+
+    @property
+    def size(self) -> int:
+        return self.rows * self.width
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """How `tokens` tokens of several rows lie. `back` (tokens,) finds them in the buckets' outputs one after the other;
-    `starts` (rows + 1,) int32 is where each row begins."""
+    """How `tokens` tokens of several rows lie. `read` (all buckets' tokens,) says where each token of the buckets lies, 0
+    at `padding`, where there is none; `back` (tokens,) finds each in the buckets' order; `starts` (rows + 1,) int32 is where
+    each row begins."""
 
     tokens: int
     longest: int
     buckets: tuple[Bucket, ...]
+    read: torch.Tensor
+    padding: torch.Tensor | None
     back: torch.Tensor
     starts: torch.Tensor
+
+    @property
+    def is_in_order(self) -> bool:
+        """One row: nothing need be moved."""
+        return len(self.buckets) == 1 and self.buckets[0].rows == 1
 
 
 class _Now:
@@ -58,13 +70,20 @@ class _Now:
 @contextlib.contextmanager
 def running(batch: Any) -> Iterator[None]:
     """While inside, attention follows the rows of `batch`, the recomputation of a backward pass included. The state is the
-    process's: on CUDA, backward runs on a thread of its own."""
+    process's: on CUDA, backward runs on a thread of its own.
+
+    transformers makes no mask for an attention without a function for masks; to make none it would first ask the device
+    whether rows are packed, and wait for the answer."""
     lengths = getattr(batch, "lengths", ())
     _Now.layout = layout(tuple(lengths), str(batch.input_ids.device)) if lengths else None
+    masks = ALL_MASK_ATTENTION_FUNCTIONS._global_mapping
+    mask = masks.pop(NAME, None) if lengths else None
     try:
         yield
     finally:
         _Now.layout = None
+        if mask is not None:
+            masks[NAME] = mask
 
 
 @lru_cache(maxsize=KNOWN_LAYOUTS)
@@ -75,7 +94,7 @@ def layout(lengths: tuple[int, ...], device: str) -> Layout:
         starts.append(starts[-1] + length)
     total = starts[-1]
     back = torch.empty(total, dtype=torch.int64)
-    found, used = [], 0
+    buckets, reads, used = [], [], 0
     for members in _alike(lengths):
         width = lengths[members[0]]
         places = torch.full((len(members), width), total, dtype=torch.int64)
@@ -83,12 +102,21 @@ def layout(lengths: tuple[int, ...], device: str) -> Layout:
             inside = torch.arange(lengths[row])
             places[index, : lengths[row]] = inside + starts[row]
             back[starts[row] : starts[row + 1]] = inside + used + index * width
+        buckets.append(Bucket(used, len(members), width))
+        reads.append(places.flatten())
         used += places.numel()
-        flat = places.flatten()
-        read = torch.where(flat < total, flat, 0)
-        found.append(Bucket(len(members), width, read.to(device), flat.to(device)))
-    offsets = torch.tensor(starts, dtype=torch.int32)
-    return Layout(total, max(lengths), tuple(found), back.to(device), offsets.to(device))
+    read = torch.cat(reads)
+    padding = (read == total).nonzero().flatten()
+    read[padding] = 0
+    return Layout(
+        tokens=total,
+        longest=max(lengths),
+        buckets=tuple(buckets),
+        read=sent(read, device),
+        padding=sent(padding, device) if len(padding) else None,
+        back=sent(back, device),
+        starts=sent(torch.tensor(starts, dtype=torch.int32), device),
+    )
 
 
 def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -110,68 +138,57 @@ class _SegmentAttention(torch.autograd.Function):
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
         place: Layout, scale: float | None, window: int | None,
     ) -> torch.Tensor:  # fmt: skip
-        heads, kept, outs = (query.shape[1], key.shape[1]), [], []
-        flat = [_by_token(t) for t in (query, key, value)]
+        heads, kept, outs = (query.shape[1], key.shape[1], key.shape[1]), [], []
+        states = _in_buckets((query, key, value), place)
         for bucket in place.buckets:
-            q, k, v = (_gathered(t, bucket, h) for t, h in zip(flat, (*heads, heads[1]), strict=True))
+            q, k, v = _of_bucket(states, bucket, heads)
             mask = _window_mask(bucket.width, window, q)
             out, log_sum = _flash(q, k, v, 0.0, mask is None, attn_mask=mask, scale=scale)
             kept += [q, k, v, out, log_sum]
-            outs.append(out.transpose(1, 2).reshape(bucket.rows * bucket.width, -1))
+            outs.append(out.transpose(1, 2).reshape(bucket.size, -1))
         ctx.save_for_backward(*kept)
         ctx.place, ctx.scale, ctx.window = place, scale, window
-        whole = outs[0] if len(outs) == 1 else torch.cat(outs)
-        return _in_order(whole, place).view(1, place.tokens, heads[0], -1)
+        return _in_order(outs, place).view(1, place.tokens, heads[0], -1)
 
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:
-        place, kept = ctx.place, ctx.saved_tensors
-        flat = grad_output.reshape(place.tokens, -1)
-        if not _is_whole(place):
-            flat = torch.cat(
-                [flat, flat.new_zeros(1, flat.shape[1])]
-            )  # nothing comes from where there is no token
-        found: list[list[torch.Tensor]] = [[], [], []]
+        place, kept, found = ctx.place, ctx.saved_tensors, []
+        heads = [states.shape[1] for states in kept[:3]]
+        arriving = grad_output.reshape(place.tokens, -1)
+        if not place.is_in_order:
+            arriving = arriving.index_select(0, place.read)
+            if place.padding is not None:
+                arriving.index_fill_(0, place.padding, 0.0)  # nothing comes from where there is no token
         for index, bucket in enumerate(place.buckets):
             q, k, v, out, log_sum = kept[5 * index : 5 * index + 5]
-            taken = flat if _is_whole(place) else flat.index_select(0, bucket.read_or_zero)
-            grad = taken.view(bucket.rows, bucket.width, q.shape[1], -1).transpose(1, 2)
+            (grad,) = _of_bucket(arriving, bucket, heads[:1])
             mask = _window_mask(bucket.width, ctx.window, q)
             three = _flash_backward(
                 grad, q, k, v, out, log_sum, 0.0, mask is None, attn_mask=mask, scale=ctx.scale
             )
-            for parts, one in zip(found, three, strict=True):
-                parts.append(one.transpose(1, 2).reshape(bucket.rows * bucket.width, -1))
-        q, k = kept[0], kept[1]
-        wholes = [_in_order(p[0] if len(p) == 1 else torch.cat(p), place) for p in found]
-        shaped = [
-            whole.view(1, place.tokens, heads, -1).transpose(1, 2)
-            for whole, heads in zip(wholes, (q.shape[1], k.shape[1], k.shape[1]), strict=True)
-        ]
-        return (*shaped, None, None, None)
+            together = torch.cat([one.transpose(1, 2) for one in three], 2)
+            found.append(together.view(bucket.size, -1))
+        leaving = _in_order(found, place).view(1, place.tokens, sum(heads), -1).transpose(1, 2)
+        return (*leaving.split(heads, 1), None, None, None)
 
 
-def _by_token(states: torch.Tensor) -> torch.Tensor:
-    """(1, H, T, D) -> (T, H * D), without a copy where the projection's own order was kept."""
-    return states.transpose(1, 2).reshape(states.shape[2], -1)
+def _in_buckets(states: Sequence[torch.Tensor], place: Layout) -> torch.Tensor:
+    """Queries, keys and values, each (1, H, T, D), side by side: (the buckets' tokens, all H * D)."""
+    flat = [one.transpose(1, 2).reshape(place.tokens, -1) for one in states]
+    together = torch.cat(flat, 1)
+    return together if place.is_in_order else together.index_select(0, place.read)
 
 
-def _is_whole(place: Layout) -> bool:
-    return len(place.buckets) == 1 and place.buckets[0].rows == 1
+def _of_bucket(states: torch.Tensor, bucket: Bucket, heads: Sequence[int]) -> tuple[torch.Tensor, ...]:
+    """(the buckets' tokens, all H * D) -> (rows, H, width, D) for each of `heads`."""
+    rows = states.narrow(0, bucket.start, bucket.size).view(bucket.rows, bucket.width, sum(heads), -1)
+    return rows.transpose(1, 2).split(list(heads), 1)
 
 
-def _gathered(flat: torch.Tensor, bucket: Bucket, heads: int) -> torch.Tensor:
-    """(T, H * D) -> (rows, H, width, D)."""
-    taken = (
-        flat
-        if bucket.rows * bucket.width == len(flat) and bucket.rows == 1
-        else flat.index_select(0, bucket.read)
-    )
-    return taken.view(bucket.rows, bucket.width, heads, -1).transpose(1, 2)
-
-
-def _in_order(whole: torch.Tensor, place: Layout) -> torch.Tensor:
-    return whole if _is_whole(place) else whole.index_select(0, place.back)
+def _in_order(parts: Sequence[torch.Tensor], place: Layout) -> torch.Tensor:
+    """The buckets' results one after the other -> (T, ...)."""
+    whole = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    return whole if place.is_in_order else whole.index_select(0, place.back)
 
 
 def _window_mask(width: int, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
@@ -230,11 +247,6 @@ def _on_cuda(
     return out.unsqueeze(0)
 
 
-def _mask(*arguments: Any, **more: Any) -> Any:
-    """No mask where the rows are known, else that of `sdpa`."""
-    return None if _Now.layout is not None else ALL_MASK_ATTENTION_FUNCTIONS[PLAIN](*arguments, **more)
-
-
 def install(model: Any) -> None:
     """Have every part of `model` that uses `sdpa` use this.
 
@@ -246,7 +258,7 @@ def install(model: Any) -> None:
     if not using:
         raise ValueError(f"its attention is not {PLAIN}")
     ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _mask)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS[PLAIN])
     for config in using:
         config._attn_implementation_internal = NAME
 

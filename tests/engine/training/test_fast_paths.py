@@ -11,16 +11,23 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from qlora_engine import adapters
-from qlora_engine.config import LoraSettings, ModelSettings, QuantizationSettings, TrainingSettings
+from qlora_engine.config import (
+    LoraSettings,
+    ModelSettings,
+    QuantizationSettings,
+    TrainingConfig,
+    TrainingSettings,
+)
+from qlora_engine.control import Control
 from qlora_engine.data import batches
 from qlora_engine.data.tokenize import TokenRow
 from qlora_engine.device import plan_device
 from qlora_engine.models import loading
-from qlora_engine.training import loss
+from qlora_engine.training import loss, steps
 from qlora_engine.training.fast import elementwise, install, kept_weights, linears, segments
+from tests.support.step_counts import Counts, StepCounts
 from tests.support.tiny import VOCAB, make_tiny
 
 ARCHITECTURES = ("llama", "qwen3", "mistral", "gpt_neox", "gemma3_text", "olmo2")
@@ -229,59 +236,95 @@ def test_windows_and_rows_of_any_lengths_attend_as_with_a_mask() -> None:
 # ------------------------------------------------------------ what needs no clock
 
 
-class Counted(TorchDispatchMode):
-    """Operators dispatched, bytes of new results, dequantizations and host reads of values while inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operators = self.dequantizations = self.host_reads = self.allocated_bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operators += 1
-        name = str(func)
-        self.dequantizations += "dequantize_4bit" in name or "gemm_4bit" in name
-        self.host_reads += "_local_scalar_dense" in name
-        out = func(*args, **(kwargs or {}))
-        for one in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(one, torch.Tensor) and not name.startswith(VIEWS) and not func._schema.is_mutable:
-                self.allocated_bytes += one.nbytes
-        return out
-
-
-VIEWS = tuple(f"aten.{name}." for name in (
-    "view", "transpose", "t", "slice", "detach", "narrow", "expand", "unsqueeze", "split_with_sizes", "select", "_unsafe_view",
-))  # fmt: skip
-
-
-def counted(model: Any, run: Callable[[], Any]) -> Counted:
+def counted(run: Callable[[], Any]) -> Counts:
     run()
-    with Counted() as counts:
+    with StepCounts() as counter:
         run()
-    return counts
+    return counter.counts()
 
 
-def test_a_step_dispatches_reads_and_allocates_little(two_layers: Path) -> None:
-    """Against PEFT's own modules on the same rows, run together under a mask as the best of plain loops do."""
-    packed = [
-        replace(row, lengths=(row.lengths[0] // 2, row.lengths[0] - row.lengths[0] // 2))
-        for row in rows((40, 40))
+def parts_of(model: Any, fast: install.FastPaths) -> Any:
+    """What an optimizer step works with."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, fused=True)
+    return SimpleNamespace(
+        config=TrainingConfig(), fast=fast, pad_token_id=0, model=model, loss_kind="chunked", optimizer=optimizer,
+        scaler=torch.amp.GradScaler("cpu", enabled=False), plan=SimpleNamespace(name="cpu", kind="cpu"),
+        scheduler=SimpleNamespace(step=lambda: None),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("lengths", [((20, 20), (35, 5)), ((40,), (38,), (9,), (8,), (3,))])
+def test_a_step_dispatches_reads_and_allocates_little(
+    two_layers: Path, lengths: tuple[tuple[int, ...], ...]
+) -> None:
+    """A whole step against one of PEFT's own modules on the same rows: packed ones under a mask, as the best of plain
+    loops do, and padded ones."""
+    made = [
+        replace(row, lengths=some) for row, some in zip(rows(tuple(map(sum, lengths))), lengths, strict=True)
     ]
     plain_model, model = load(two_layers), load(two_layers)
-    plain_batch = batches.collate(packed, 0)
-    plain = counted(plain_model, lambda: loss.summed_loss(plain_model, plain_batch).backward())
+    optimizer = torch.optim.AdamW(
+        [p for p in plain_model.parameters() if p.requires_grad], lr=0.0, fused=True
+    )
+
+    def plain_step() -> None:
+        batch = batches.collate(made, 0)
+        out = plain_model(
+            input_ids=batch.input_ids, labels=batch.labels, attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids, use_cache=False,
+        )  # fmt: skip
+        out.loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain_model.parameters(), 0.3)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    plain = counted(plain_step)
     fast = install.install(model, ON, rows(), device="cpu", spare_bytes=1 << 40)
-
-    def run() -> None:
-        batch = fast.batch(packed, 0)
-        with segments.running(batch):
-            loss.summed_loss(model, batch).backward()
-
-    ours = counted(model, run)
-    assert ours.operators <= 0.7 * plain.operators
+    parts = parts_of(model, fast)
+    ours = counted(lambda: steps.optimizer_step(parts, made, len(made), Control()))
+    assert ours.operators <= 0.7 * plain.operators, (ours, plain)
     assert ours.allocated_bytes <= 0.8 * plain.allocated_bytes
     assert ours.dequantizations == 0
     assert plain.dequantizations >= 2 * 7 * 2 - 3  # forward and backward of each layer
-    assert ours.host_reads <= plain.host_reads
+    assert ours.host_reads == 0, (
+        ours.read_by
+    )  # but for the one pair of numbers at its end, loss and gradient norm
+
+
+def test_without_kept_weights_each_is_dequantized_once_a_pass(two_layers: Path) -> None:
+    model = load(two_layers)
+    fast = install.install(model, replace(ON, kept_weights_gib=0.0), rows(), device="cpu", spare_bytes=0)
+    counts = counted(lambda: step(model, fast, micro_batch=6))
+    assert (
+        counts.dequantizations == 2 * 7 * 2 - 3
+    )  # nothing is before the first layer whose gradient were wanted
+
+
+def test_kept_weights_can_be_given_up(two_layers: Path) -> None:
+    for settings in (ON, replace(OFF, kept_weights_gib=4.0)):
+        model = load(two_layers)
+        fast = install.install(model, settings, rows(), device="cpu", spare_bytes=1 << 40)
+        wanted_loss, wanted = step(model, fast)
+        assert fast.release_kept(model)
+        assert not fast.kept_bytes
+        assert not fast.release_kept(model)
+        with StepCounts() as counter:
+            found_loss, found = step(model, fast)
+        assert counter.counts().dequantizations > 0
+        assert found_loss == wanted_loss
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_wrong_gradient_is_found_out_and_what_is_right_stays(
+    two_layers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits alone would not show it."""
+    original = linears.Site.weight
+    monkeypatch.setattr(linears.Site, "weight", lambda site: original(site) * 1.1)
+    fast = install.install(load(two_layers), ON, rows(), device="cpu", spare_bytes=1 << 40)
+    assert not fast.fuses_adapters
+    assert "gradients differ" in fast.why_not["fused_adapters"]
+    assert fast.kept_bytes
 
 
 def test_settings_are_told_apart(two_layers: Path) -> None:

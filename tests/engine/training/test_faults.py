@@ -459,11 +459,12 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
     events = tiny_runs.train(make_config(training__micro_batch=8, **settings))
     notices = [e.message for e in tiny_runs.of(events, Noticed) if e.code == "memory.micro_batch"]
     assert notices == [
+        "Out of memory: weights are dequantized in every pass from here on; going on",
         "Out of memory: micro-batch 8 -> 4, the effective batch stays the same; going on",
         "Out of memory: micro-batch 4 -> 2, the effective batch stays the same; going on",
     ]
-    assert small_memory[:3] == [8, 4, 2]  # in the dry step, before the first real one
-    assert max(small_memory[2:]) == 2
+    assert small_memory[:4] == [8, 8, 4, 2]  # in the dry step, before the first real one
+    assert max(small_memory[3:]) == 2
     assert tiny_runs.losses(events) == tiny_runs.losses(wanted)
     assert [e.tokens for e in tiny_runs.of(events, StepFinished)] == [
         e.tokens for e in tiny_runs.of(wanted, StepFinished)
@@ -561,11 +562,12 @@ def out_of_memory_once(
     monkeypatch.setattr(place, name, failing)
 
 
+KEPT, HALVED = "weights are dequantized in every pass", "micro-batch 2 -> 1"
 PLACES: dict[str, tuple[Any, str, int, str]] = {
-    "forward": (loss, "summed_loss", 3, "micro-batch 2 -> 1"),
-    "backward": (torch.Tensor, "backward", 3, "micro-batch 2 -> 1"),
-    "optimizer": (optim, "step", 0, "micro-batch 2 -> 1"),
-    "evaluation": (loss, "token_losses", 1, "micro-batch 2 -> 1"),
+    "forward": (loss, "summed_loss", 3, KEPT),
+    "backward": (torch.Tensor, "backward", 3, HALVED),
+    "optimizer": (optim, "step", 0, KEPT),
+    "evaluation": (loss, "token_losses", 1, HALVED),
     "checkpoint": (optim, "export_state", 0, ""),
 }
 ERRORS = {
@@ -583,7 +585,13 @@ def test_memory_that_runs_out_anywhere_is_gone_on_from(
 ) -> None:  # fmt: skip
     with monkeypatch.context() as patch:
         out_of_memory_once(patch, place, name, at, error)
-        events = engine_events(make_config(training__max_steps=2, training__warmup_ratio=0.0))
+        kept = 0.0 if words == HALVED else 4.0
+        settings = {
+            "training__max_steps": 2,
+            "training__warmup_ratio": 0.0,
+            "training__kept_weights_gib": kept,
+        }
+        events = engine_events(make_config(**settings))
     assert isinstance(events[-1], RunFinished), events[-1]
     assert len(tiny_runs.losses(events)) == 2
     said = [e.message for e in tiny_runs.of(events, Noticed) if e.code == "memory.micro_batch"]
@@ -600,7 +608,7 @@ def test_at_the_end_of_the_ladder_everything_was_tried(
     events = engine_events(make_config(training__gradient_checkpointing=False, training__loss="full"))
     said = [e.message for e in tiny_runs.of(events, Noticed) if e.code == "memory.micro_batch"]
     assert [text.split(": ", 1)[1].split(",")[0] for text in said] == [
-        "micro-batch 2 -> 1", "activations are recomputed from here on; going on",
+        "weights are dequantized in every pass from here on; going on", "micro-batch 2 -> 1", "activations are recomputed from here on; going on",
         "the loss is computed in chunks from here on; going on",
     ]  # fmt: skip
     end = events[-1]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +15,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from qlora_engine.data.batches import Batch
 from qlora_engine.training import loss
 
 SIZES = {
@@ -32,12 +31,12 @@ FAMILIES = {
 }
 
 
-def make_batch(rows: int = 3, length: int = 11) -> SimpleNamespace:
+def make_batch(rows: int = 3, length: int = 11) -> Batch:
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, 97, (rows, length), generator=generator)
     labels = ids.clone()
     labels[:, :4] = -100
-    return SimpleNamespace(input_ids=ids, labels=labels, attention_mask=None, position_ids=None)
+    return Batch(ids, labels, None, None, ids.numel())
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -97,7 +96,7 @@ def test_untrained_tokens_do_not_count() -> None:
     batch.labels[:, -1] = -100
     fewer = float(loss.summed_loss(model, batch).detach())
     assert fewer < before
-    assert loss.trained_count(batch.labels) == 3 * 6
+    assert batch.trained == 3 * 6
 
 
 def test_no_logits_of_all_tokens_are_ever_made() -> None:
