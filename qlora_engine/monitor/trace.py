@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_engine import parsing
+from qlora_engine.runs import sealed
 
 TAIL_BYTES = 256 * 1024
 
@@ -102,20 +103,22 @@ class TraceTail:
 
 
 def encode(sample: Mapping[str, Any]) -> bytes:
-    """One line of JSON without newline. What is unknown is left out: a day at 4 Hz is a third of a million lines. JSON
-    has no NaN and no infinities, so they are unknown too."""
-    return json.dumps(_known(sample), separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
-        "utf-8", errors="replace"
-    )
+    """One line of JSON without newline, with a checksum of its own. What is unknown is left out: a day at 4 Hz is a third of
+    a million lines. JSON has no NaN and no infinities, so they are unknown too."""
+    line = json.dumps(_known(sample), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return sealed.sealed_line(line.encode("utf-8", errors="replace").decode("utf-8")).encode()
 
 
 def decode(line: bytes) -> dict[str, Any] | None:
-    """The sample of a line; None when it is not one."""
+    """The sample of a line; None when it is not one, or not as it was written. Lines of older runs have no checksum."""
     try:
         found = parsing.from_json(line)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("time"), int | float) else None
+    if not isinstance(found, dict) or not isinstance(found.get("time"), int | float):
+        return None
+    has_seal = found.pop("seal", None) is not None
+    return found if not has_seal or sealed.is_sealed_line(line.decode("utf-8", errors="replace")) else None
 
 
 def read(path: Path) -> Trace:

@@ -233,14 +233,10 @@ class RunFolder:
         return iter(kept)
 
     def memory(self) -> Iterator[dict[str, Any]]:
-        """The samples of `memory.jsonl`, oldest first; a half-written last line is left out."""
-        for line in _lines(self.memory_path):
-            try:
-                sample = parsing.from_json(line)
-            except ValueError:
-                continue
-            if isinstance(sample, dict):
-                yield sample
+        """The samples of `memory.jsonl`, oldest first; half-written and damaged lines are left out."""
+        from qlora_engine.monitor import trace
+
+        return iter(trace.read(self.memory_path).samples)
 
     def log_tail(self, lines: int = 40) -> str:
         if not self.log_path.exists():

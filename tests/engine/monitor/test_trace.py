@@ -173,3 +173,17 @@ def test_many_threads_write_whole_lines(tmp_path: Path) -> None:
     writer.close()
     found = trace.read(path)
     assert (len(found.samples), found.unreadable_lines) == (200, 0)
+
+
+def test_a_flipped_bit_anywhere_loses_the_line_or_none_of_its_numbers(tmp_path: Path) -> None:
+    sample = {"time": 3.5, "torch": {"allocated_bytes": 1234567}, "name": "grün"}
+    line = trace.encode(sample)
+    for place in range(len(line)):
+        for bit in range(8):
+            spoiled = line[:place] + bytes([line[place] ^ (1 << bit)]) + line[place + 1 :]
+            found = trace.decode(spoiled)
+            assert found is None or found.items() >= sample.items()
+
+
+def test_lines_of_older_runs_have_no_checksum() -> None:
+    assert trace.decode(b'{"time":1,"a":2}') == {"time": 1, "a": 2}
