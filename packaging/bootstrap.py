@@ -128,7 +128,9 @@ def test() -> int:
 def test_faults() -> int:
     """Every case of the fault campaign, of which `test` tries a few each day."""
     os.environ["QLORA_FAULTS"] = "all"
-    return pytest("-s", "tests/engine/training/test_campaign.py")
+    return pytest(
+        "-s", "tests/engine/training/test_campaign.py", "tests/engine/training/test_random_faults.py"
+    )
 
 
 def test_window() -> int:
