@@ -28,7 +28,7 @@ SIGNED = (stored.RECORD_FILE, stored.JOB_FILE, notes.NOTES_FILE, "checkpoints", 
 
 @dataclass(frozen=True)
 class RunEntry:
-    """One run in the list. `queue_place`: 1 for the next of the queue, None outside it; `run_id` is its folder's name."""
+    """One run in the list. `queue_place`: 1 for the next of the queue, 0 for one at work, None outside it; `run_id` is its folder's name."""
 
     summary: RunSummary
     notes: Notes = field(default_factory=Notes)

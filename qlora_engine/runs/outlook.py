@@ -50,14 +50,15 @@ def busy_with(config: TrainingConfig, entries: Iterable[RunEntry] | None = None)
 
     Call it before a Start; where it finds one, warn with `message` and offer `queue.add` instead.
     """
-    found = RunIndex().entries() if entries is None else entries
-    busy = [entry for entry in found if entry.is_live]
-    if not busy:
-        return None
-    wanted = _place(config.model.device)
-    for entry in busy:
-        if _place(_device(entry)) == wanted:
-            return Busy(entry, wanted, left_seconds(entry))
+    found = [entry for entry in (RunIndex().entries() if entries is None else entries) if entry.is_live]
+    return busy_at(_place(config.model.device), found) if found else None
+
+
+def busy_at(place: str, entries: Iterable[RunEntry] | None = None) -> Busy | None:
+    """The live run at a place (`gpu0`, `cpu`); None: there is none."""
+    for entry in RunIndex().entries() if entries is None else entries:
+        if entry.is_live and _place(_device(entry)) == place:
+            return Busy(entry, place, left_seconds(entry))
     return None
 
 

@@ -72,8 +72,11 @@ def read() -> Queue:
 
 
 def places() -> dict[str, int]:
-    """Folder -> place, 1 for the next, of every run in the queue."""
-    return {str(entry.run_dir): place for place, entry in enumerate(read().entries, 1)}
+    """Folder -> place among those that wait, as `move` takes it, 1 for the next; 0 for one that is being run."""
+    entries = read().entries
+    waiting = [entry for entry in entries if entry.runner is None]
+    running = {str(entry.run_dir): 0 for entry in entries if entry.runner is not None}
+    return {**running, **{str(entry.run_dir): place for place, entry in enumerate(waiting, 1)}}
 
 
 def add(folder: RunFolder, *, gpu: str = "", first: bool = False) -> Queue:

@@ -82,6 +82,8 @@ class Runner:
     def _work(self, stay: bool) -> None:
         while not self._is_stopping.is_set():
             self._settle_abandoned()
+            if self._waits():
+                self._wait_for_others()
             entry = None if self._is_stopping.is_set() else queue.take(self.place)
             if entry is not None:
                 self._carry_out(entry)
@@ -95,6 +97,14 @@ class Runner:
         return any(
             entry.runner is None and queue.may_run(entry, self.place) for entry in queue.read().entries
         )
+
+    def _wait_for_others(self) -> None:
+        """A run that a person started by hand has the GPU first."""
+        from qlora_engine.runs import outlook  # which asks this module for the places
+
+        while not self._is_stopping.is_set() and (busy := outlook.busy_at(self.place)) is not None:
+            while _state_of(busy.entry.path)[0] in LIVE_STATES and not self._is_stopping.wait(POLL_SECONDS):
+                pass
 
     def _settle_abandoned(self) -> None:
         """Runs of a runner that was killed: wait for one that is still at work, let the others wait again, where they stood."""

@@ -184,6 +184,7 @@ def _plain(one: Any) -> dict[str, Any]:
 
 
 def _print_words(state: Any, times: Any, titles: Any, at_work: list[str]) -> None:
+    from qlora_engine.runs import queue as engine
     from qlora_engine.runs import queue_runner
 
     if state.problem:
@@ -196,15 +197,16 @@ def _print_words(state: Any, times: Any, titles: Any, at_work: list[str]) -> Non
     if not times:
         output.say("Nothing waits.")
         return
+    places = engine.places()
     rows = [
         (
-            str(place),
+            str(places.get(str(one.entry.run_dir)) or ""),
             titles.get(one.entry.run_dir, one.entry.run_dir.name),
             "running" if one.entry.runner else "waits",
             one.entry.gpu or one.entry.device,
             "n/a" if one.ends_seconds is None else f"in {output.duration(one.ends_seconds)}",
         )
-        for place, one in enumerate(times, 1)
+        for one in times
     ]
     output.table(("", "run", "state", "where", "ends"), rows)
     if state.is_paused:

@@ -245,7 +245,7 @@ def _print(entries: list[RunEntry], as_json: bool) -> None:
 def _row(entry: RunEntry) -> tuple[str, ...]:
     summary = entry.summary
     steps = f"{summary.last_step if summary.last_step is not None else '-'}/{summary.total_steps or '-'}"
-    place = f" ({entry.queue_place})" if entry.state == "queued" else ""
+    place = f" ({entry.queue_place})" if entry.state == "queued" and entry.queue_place else ""
     title = entry.run_id if entry.title == entry.run_id else f"{entry.title} [{entry.run_id}]"
     return (
         title,

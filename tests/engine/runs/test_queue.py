@@ -56,6 +56,8 @@ def test_order_moves_and_removals() -> None:
     queue.move(folders[0].path, 99)
     assert names() == ["d", "b", "c", "a"]
     assert queue.places()[str(folders[1].path)] == 2
+    queue.move(folders[1].path, queue.places()[str(folders[1].path)])
+    assert names() == ["d", "b", "c", "a"]
     queue.remove(folders[1].path)
     queue.add(folders[1], first=True)
     assert names() == ["b", "d", "c", "a"]
@@ -71,6 +73,7 @@ def test_order_moves_and_removals() -> None:
             change()
     queue.move(folders[0].path, 1)
     assert names() == ["b", "a", "d", "c"]
+    assert [queue.places()[str(entry.run_dir)] for entry in queue.read().entries] == [0, 1, 2, 3]
 
 
 def test_only_what_can_be_run_is_queued() -> None:
@@ -191,6 +194,24 @@ def test_a_runner_waits_for_the_run_of_one_that_was_killed() -> None:
     timer.join()
     assert seen == ["next"]
     assert [d.run_dir.name for d in queue.read().done] == ["orphan", "next"]
+
+
+def test_a_run_started_by_hand_has_the_gpu_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue_runner, "places_here", lambda: ["cpu"])
+    monkeypatch.setattr(queue_runner, "POLL_SECONDS", 0.02)
+    by_hand = write_run("by-hand", [1.0], state="running")
+    by_hand.claim()
+    queue.add(planned("waits"))
+    seen: list[str] = []
+    runner = Runner("cpu", make_engine=lambda: Engine({}, seen))  # type: ignore[arg-type, return-value]
+    thread = threading.Thread(target=runner.run)
+    thread.start()
+    thread.join(0.3)
+    assert seen == []
+    by_hand.update(state="finished")
+    by_hand.release()
+    thread.join(20)
+    assert seen == ["waits"]
 
 
 def test_a_deleted_run_does_not_stop_the_queue() -> None:
