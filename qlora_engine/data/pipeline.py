@@ -20,7 +20,7 @@ from qlora_engine.data.formats import Detection, detect
 from qlora_engine.data.packing import PackedRows, pack
 from qlora_engine.data.report import DataReport, Drops, Found, build_report
 from qlora_engine.data.sources import RowStore
-from qlora_engine.data.templates import choose
+from qlora_engine.data.templates import chosen
 from qlora_engine.data.tokenize import Policy, TokenRow
 from qlora_engine.data.tokens import META_FILE, TOKENS_FILE, TokenRows, TokenStore
 from qlora_engine.data.working import Plan
@@ -121,7 +121,7 @@ def plan_of(store: RowStore, request: Request) -> Plan:
         EngineError: no format or no template fits.
     """
     settings, tokenizer = request.settings, request.tokenizer
-    template = choose(tokenizer, settings.chat_template, Policy.of(settings))
+    template = chosen(tokenizer, settings)
     ends = tokenizer.convert_tokens_to_ids(list(template.end_tokens))
     length = settings.seq_len or min(
         splitting.DEFAULT_TOKENS, request.model_max_length or splitting.DEFAULT_TOKENS

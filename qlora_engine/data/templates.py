@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json  # writing alone
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,6 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from qlora_engine import parsing
+from qlora_engine.config import DataSettings
 from qlora_engine.data import answers, layout, skeleton
 from qlora_engine.data.conversation import Conversation, Message, RowProblem, talk
 from qlora_engine.data.layout import Layout, Rendered, Source
@@ -99,12 +101,19 @@ class Template:
 
     @property
     def exported(self) -> str:
-        """The template for other programs: the switches of the run's policy are set inside it, so that it asks as
-        training did."""
+        """The template for other programs: the switches of the run's policy are set inside it, and what a prompt has too
+        much or too little against trained answers is mended, so that it asks as training did."""
         switches = "".join(
             f"{{%- set {name} = {str(value).lower()} -%}}" for name, value in self.layout.shape.switches
         )
-        return switches + self.jinja
+        cut, added = self.layout.prompt_cut, self.layout.prompt_added
+        if not (cut or added):
+            return switches + self.jinja
+        prompt = f"whole_text[:-{cut}]" if cut else "whole_text"
+        return (
+            f"{switches}{{% set whole_text %}}{self.jinja.removesuffix(chr(10))}{{% endset %}}"
+            f"{{{{ {prompt} ~ {json.dumps(added)} if add_generation_prompt else whole_text }}}}"
+        )
 
     @property
     def end_tokens(self) -> tuple[str, ...]:
@@ -144,6 +153,15 @@ def choose(tokenizer: Any, wanted: str, policy: Policy | None = None) -> Templat
     raise EngineError(
         "data.template", f"there is no chat template {wanted!r}", did_you_mean(wanted, ["auto", *NAMED])
     )
+
+
+def chosen(tokenizer: Any, settings: DataSettings) -> Template:
+    """The template of a run under its policy: what trains, chats, scores, exports and proves asks here.
+
+    Raises:
+        EngineError: as `choose`.
+    """
+    return choose(tokenizer, settings.chat_template, Policy.of(settings))
 
 
 def template_end_ids(tokenizer: Any) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from qlora_engine import adapters
 from qlora_engine.bridge import Emit, events_while
 from qlora_engine.config import TrainingConfig
 from qlora_engine.control import Control
-from qlora_engine.data.templates import choose
+from qlora_engine.data.templates import chosen
 from qlora_engine.device import DevicePlan, plan_device
 from qlora_engine.errors import EngineError, did_you_mean
 from qlora_engine.evaluate.origin import BASE, TUNED, BaseKey, Origin, base_key, origin_of_run, why_not_beside
@@ -113,7 +113,7 @@ class ChatModel:
         }
 
     def _template(self, config: TrainingConfig) -> dict[str, str]:
-        template = choose(self.tokenizer, config.data.chat_template)
+        template = chosen(self.tokenizer, config.data)
         return {"chat_template": template.name, "chat_template_reason": template.why}
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_engine import parsing
-from qlora_engine.data.policy import Policy
-from qlora_engine.data.templates import Template, choose
+from qlora_engine.data.templates import Template, chosen
 from qlora_engine.export.source import Source
 from qlora_engine.models import loading, spec
 
@@ -44,7 +43,7 @@ def write(source: Source, folder: Path, dtype: str, quantization: Mapping[str, A
 def words_of(source: Source) -> tuple[Any, Template, list[int]]:
     """The base's tokenizer, the template the run was trained with, and the tokens that end an answer."""
     tokenizer = loading.load_tokenizer(source.base_path)
-    template = choose(tokenizer, source.config.data.chat_template, Policy.of(source.config.data))
+    template = chosen(tokenizer, source.config.data)
     return tokenizer, template, end_ids(source.record.get("load_report") or {}, tokenizer, template)
 
 

@@ -11,11 +11,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from qlora_engine import child, parsing
 from qlora_engine.control import Control
+from qlora_engine.data.policy import Policy
 from qlora_engine.events import CheckFinished, Event
 from qlora_engine.export.journal import Mark
 from qlora_engine.export.source import Source
@@ -37,6 +39,7 @@ def request_of(source: Source, export: Path, kind: str, details: Mapping[str, An
         "dtype": details.get("dtype", "fp32"),
         "quantizer": dict(source.record.get("load_report") or {}),
         "chat_template": source.config.data.chat_template,
+        "policy": asdict(Policy.of(source.config.data)),
     }
 
 

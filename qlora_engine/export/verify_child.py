@@ -18,7 +18,8 @@ import torch
 from gguf import GGUFReader, quants
 
 from qlora_engine import parsing
-from qlora_engine.data.templates import choose, render
+from qlora_engine.data.policy import Policy
+from qlora_engine.data.templates import Template, choose, render
 from qlora_engine.export import llama_cpp
 from qlora_engine.export.quantized import quantized_paths
 from qlora_engine.export.reference import (
@@ -72,8 +73,8 @@ def check(request: dict[str, Any], tell: Any) -> None:
     """All checks in order; each later one relies on the earlier."""
     export, base, kind = Path(request["export"]), Path(request["base"]), request["kind"]
     tokenizer = loading.load_tokenizer(base)
-    request["ends"] = end_ids(request["quantizer"], tokenizer, choose(tokenizer, request["chat_template"]))
-    prompts = [_prompt(tokenizer, text, request["chat_template"]) for text in request["prompts"]]
+    request["ends"] = end_ids(request["quantizer"], tokenizer, _template(request, tokenizer))
+    prompts = [_prompt(request, tokenizer, text) for text in request["prompts"]]
     wanted, fit = expected(request, prompts)
     model, again = reopen(export, base, kind)
     tell(f"loads with {LIBRARIES[kind]}", True, type(model).__name__)
@@ -226,7 +227,7 @@ def _check_layers(model: Any, base: Path, tell: Any) -> None:
 def _check_surroundings(again: Any, original: Any, model: Any, request: dict[str, Any], tell: Any) -> None:
     """The tokenizer, its template and the tied flag, against those of the base."""
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
-    wanted = render(original, choose(original, request["chat_template"]), messages)
+    wanted = render(original, _template(request, original), messages)
     tell(
         "chat template renders the same",
         again.apply_chat_template(messages, tokenize=False) == wanted,
@@ -293,10 +294,14 @@ def _ask_llama_cpp(
     tell("llama.cpp computes the same", found.passed, found.detail, **numbers)
 
 
-def _prompt(tokenizer: Any, text: str, chat_template: str) -> torch.Tensor:
-    rendered = render(
-        tokenizer, choose(tokenizer, chat_template), [{"role": "user", "content": text}], is_prompt=True
-    )
+def _template(request: dict[str, Any], tokenizer: Any) -> Template:
+    """As the run was trained with it."""
+    return choose(tokenizer, request["chat_template"], Policy(**request["policy"]))
+
+
+def _prompt(request: dict[str, Any], tokenizer: Any, text: str) -> torch.Tensor:
+    template = _template(request, tokenizer)
+    rendered = render(tokenizer, template, [{"role": "user", "content": text}], is_prompt=True)
     return torch.tensor([tokenizer(rendered, add_special_tokens=False)["input_ids"]])
 
 

@@ -13,7 +13,7 @@ from peft import get_peft_model_state_dict
 from qlora_engine import adapters, parsing, paths
 from qlora_engine.control import Control
 from qlora_engine.data.policy import Policy
-from qlora_engine.data.templates import choose
+from qlora_engine.data.templates import chosen
 from qlora_engine.evaluate import generate
 from qlora_engine.events import Event, PhaseChanged, SampleAnswered
 from qlora_engine.runs import sealed
@@ -90,9 +90,7 @@ def save_adapter(parts: Any, record: dict[str, Any]) -> None:
     aside.mkdir(mode=sealed.PRIVATE_FOLDER)
     adapters.save(parts.model, aside, parts.base_path)
     tokenizer = copy.deepcopy(parts.tokenizer)
-    tokenizer.chat_template = choose(
-        tokenizer, parts.config.data.chat_template, Policy.of(parts.config.data)
-    ).exported
+    tokenizer.chat_template = chosen(tokenizer, parts.config.data).exported
     tokenizer.save_pretrained(aside)
     swap_in(aside, final)
     names = sorted(path.name for path in final.iterdir() if path.is_file())

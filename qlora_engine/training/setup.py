@@ -19,7 +19,7 @@ from qlora_engine.bridge import Emit, events_while
 from qlora_engine.config import TrainingConfig
 from qlora_engine.control import Control
 from qlora_engine.data import batches
-from qlora_engine.data.templates import choose
+from qlora_engine.data.templates import chosen
 from qlora_engine.device import DevicePlan, plan_device
 from qlora_engine.errors import EngineError
 from qlora_engine.events import (
@@ -327,7 +327,7 @@ def _plan_event(parts: Parts, estimate: Any) -> PlanMade:
 
 def _contents(parts: Parts, fingerprint: dict[str, str]) -> dict[str, str]:
     data = parts.data
-    template = choose(parts.tokenizer, parts.config.data.chat_template).jinja
+    template = chosen(parts.tokenizer, parts.config.data).jinja
     return identity.contents_of(fingerprint, data.report.sha256, data.train, data.held_out, template)
 
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qlora_engine.config import DataSettings
 from qlora_engine.data import sandbox
 from qlora_engine.data.conversation import Conversation, Message, RowProblem
 from qlora_engine.data.policy import Policy
-from qlora_engine.data.templates import choose, memory_of
+from qlora_engine.data.templates import choose, chosen, memory_of, render
 from qlora_engine.data.tokenize import TokenRow, tokenize
 from qlora_engine.data.traced import Traced, joined
 from qlora_engine.errors import EngineError
@@ -158,3 +159,27 @@ def test_a_traced_text_does_what_a_text_does_and_keeps_its_account(
         assert found == wanted
         assert sum(size for size, _ in found.runs) == len(wanted)
     assert [o for _, o in traced.runs] == [o for o, t in ((1, one), (2, two)) if t]
+
+
+THINKING = (
+    "a switch turns thinking off",
+    "the prompt opens a thought",
+    "an empty thought before an answer without one",
+)
+
+
+@pytest.mark.parametrize("reasoning", ["train", "context", "remove"])
+@pytest.mark.parametrize("name", THINKING)
+def test_the_exported_template_asks_as_training_did(name: str, reasoning: str) -> None:
+    """A program that knows nothing of the policy gets it inside the template: the same text up to the answer, which is
+    what stood before the trained part of a row."""
+    tokenizer = tokenizer_for(MECHANISMS[name])
+    template = chosen(tokenizer, DataSettings(reasoning=reasoning))
+    asked = [{"role": "user", "content": "a?"}]
+    told = [*asked, {"role": "assistant", "content": "b"}]
+    whole = render(tokenizer, template, told)
+    tokenizer.chat_template = template.exported
+    text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert text == render(tokenizer, template, asked, is_prompt=True)
+    assert tokenizer.apply_chat_template(told, tokenize=False) == whole
+    assert whole.startswith(text) or reasoning != "remove"
