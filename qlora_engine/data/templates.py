@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 from qlora_engine import parsing
 from qlora_engine.config import DataSettings
-from qlora_engine.data import answers, layout, skeleton
+from qlora_engine.data import answers, layout, probing, skeleton
 from qlora_engine.data.conversation import Conversation, Message, RowProblem, talk
 from qlora_engine.data.layout import Layout, Rendered, Source
 from qlora_engine.data.markers import markers_of
@@ -290,7 +290,7 @@ def _checked(
         ) from error
 
 
-_layout = lru_cache(maxsize=64)(layout.find_layout)
+_layout = lru_cache(maxsize=64)(probing.find_layout)
 
 
 def _known_ends(tokenizer: Any) -> tuple[str, ...]:

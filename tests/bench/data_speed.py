@@ -145,7 +145,7 @@ def tokenizer_folder(target: Path) -> str:
     from transformers import AutoTokenizer
 
     from tests.support.starter import starter_folder
-    from tests.support.template_check import MARKER
+    from tests.support.template_tokenizer import MARKER
 
     tokenizer = AutoTokenizer.from_pretrained(os.environ.get("TOKENIZER") or starter_folder())
     if "TEMPLATE" in os.environ:

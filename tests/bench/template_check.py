@@ -1,11 +1,16 @@
-"""`make check-templates DIR=folder`: every chat template in a folder, on a fixed list of conversations."""
+"""`make check-templates DIR=folder`: every chat template in a folder, on a fixed list of conversations and random ones.
+
+The random ones change with the date; SEED=2026-01-31 repeats a day's, RANDOM=50 takes more of them.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
+from tests.support.random_talks import random_cases
 from tests.support.template_check import judged
 
 
@@ -15,7 +20,10 @@ def main(folder: str) -> int:
     if not files:
         print(f"no *.jinja files in {folder}")
         return 2
-    verdicts = [judged(file) for file in files]
+    seed = os.environ.get("SEED") or time.strftime("%Y-%m-%d")
+    count = int(os.environ.get("RANDOM", "6"))
+    print(f"{count} random conversations of SEED={seed} a template")
+    verdicts = [judged(file, random_cases(f"{seed} {file.stem}", count)) for file in files]
     for verdict in verdicts:
         state = "WRONG" if verdict.faults else "refuses some" if verdict.refused else "right"
         print(f"{verdict.name:55} {state:13} {verdict.renders / max(verdict.rows, 1):.2f} renders a row")

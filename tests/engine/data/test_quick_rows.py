@@ -18,7 +18,7 @@ from qlora_engine.data.plain_tokenizer import PlainTokenizer
 from qlora_engine.data.policy import Policy
 from qlora_engine.data.templates import choose, memory_of
 from tests.support.mechanisms import MECHANISMS
-from tests.support.template_check import tokenizer_for
+from tests.support.template_tokenizer import tokenizer_for
 
 PLAIN = "one marker closes every turn"
 TRIMMED = "contents are trimmed"

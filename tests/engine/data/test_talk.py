@@ -16,7 +16,7 @@ from qlora_engine.data.templates import choose
 from qlora_engine.data.tokenize import TokenRow, tokenize
 from qlora_engine.errors import EngineError
 from tests.support.mechanisms import MECHANISMS
-from tests.support.template_check import tokenizer_for
+from tests.support.template_tokenizer import tokenizer_for
 
 Row = dict[str, Any]
 FIND = {

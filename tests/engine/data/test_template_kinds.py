@@ -3,6 +3,7 @@ by the template itself. A rogue template is ended by name."""
 
 from __future__ import annotations
 
+import random
 import time
 from functools import cache
 from itertools import pairwise
@@ -21,7 +22,9 @@ from qlora_engine.data.tokenize import TokenRow, tokenize
 from qlora_engine.data.traced import Traced, joined
 from qlora_engine.errors import EngineError
 from tests.support.mechanisms import MECHANISMS
-from tests.support.template_check import Judge, tokenizer_for
+from tests.support.random_talks import random_cases
+from tests.support.template_check import Judge
+from tests.support.template_tokenizer import tokenizer_for
 
 
 @pytest.mark.parametrize("name", sorted(MECHANISMS))
@@ -29,6 +32,16 @@ def test_every_conversation_of_the_list_is_trained_rightly(name: str) -> None:
     verdict = Judge(name, MECHANISMS[name]).judge()
     assert not verdict.faults
     assert len(verdict.refused) <= 2, "a template that refuses most of the list shows nothing"
+
+
+def test_random_conversations_of_the_day_are_trained_rightly() -> None:
+    day = time.strftime("%Y-%m-%d")
+    for name in random.Random(day).sample(sorted(MECHANISMS), 8):
+        more = random_cases(f"{day} {name}", 3)
+        judge = Judge(name, MECHANISMS[name])
+        for case in more:
+            judge._judge(case)
+        assert not judge.verdict.faults, (day, name)
 
 
 WORDS = st.text(st.sampled_from("aB1 \n\té日🙂<|>[]/{}%\"'"), min_size=1, max_size=12)
