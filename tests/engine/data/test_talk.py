@@ -126,15 +126,6 @@ def test_a_chat_is_asked_as_training_had_it(kind: str, reasoning: str) -> None:
     assert render(tokenizer, template, talk[:1], is_prompt=True).rstrip(" ") == before.rstrip(" ")
 
 
-def test_the_exported_template_asks_as_training_did() -> None:
-    tokenizer = tokenizer_for(MECHANISMS["a switch turns thinking off"])
-    template = choose(tokenizer, "auto", Policy(reasoning="remove"))
-    asked = tokenizer.apply_chat_template(
-        [turn("user", "q")], chat_template=template.exported, tokenize=False, add_generation_prompt=True
-    )
-    assert str(asked).endswith("<think>\n\n</think>\n\n")
-
-
 # Tools
 
 
