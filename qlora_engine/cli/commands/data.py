@@ -10,7 +10,7 @@ import click
 
 from qlora_engine.cli import driving, output, progress
 from qlora_engine.cli.commands.job import set_option
-from qlora_engine.config import DataSettings
+from qlora_engine.config import DataSettings, TrainingConfig
 from qlora_engine.data.grades import first_blocking
 from qlora_engine.errors import EngineError
 from qlora_engine.events import RunFinished
@@ -26,6 +26,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "masked": {},
 }
 ROW_KINDS = ("all", "left_out", "train", "held_out", *WORST_ROWS)
+FIRST_CHARS = 300
 LEGEND = "[trained] masked ~cut~"
 
 
@@ -76,6 +77,9 @@ LEGEND = "[trained] masked ~cut~"
     help="Show what each policy on reasoning does with the model's template.",
 )
 @click.option(
+    "--first-look", "is_first_look", is_flag=True, help="Show format, columns and first rows, at once."
+)
+@click.option(
     "--write-clean", metavar="FILE", help="Write the rows that can be trained, each once, to FILE.jsonl."
 )
 @set_option
@@ -92,13 +96,37 @@ def data(
     search: str | None,
     count: int,
     show_reasoning: bool,
+    is_first_look: bool,
     write_clean: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Show what a model would learn from a dataset. Finds the format, names problems by row, counts tokens."""
+    config = _config(path, model, format_, columns, overrides)
+    if is_first_look:
+        _first_look(config.data, as_json=as_json)
+        return
+    ask = {
+        "numbers": list(numbers), "worst": worst, "list": kind, "search": search, "write_clean": write_clean, "count": count,
+        "reasoning": config.data.chat_template if show_reasoning else None,
+    }  # fmt: skip
+    result = _reported(config, shown, ask, is_quiet=as_json)
+    if as_json:
+        output.print_json(result)
+    elif result["report"]["train_rows"] or result["asked"]:
+        _print_report(result["report"])
+        _print_rows(result["rows"])
+        _print_asked(result["asked"])
+    blocking = first_blocking(result["report"]["findings"])
+    if blocking is not None:
+        raise blocking
+
+
+def _config(
+    path: str, model: str, format_: str, columns: tuple[str, ...], overrides: tuple[str, ...]
+) -> TrainingConfig:
     from qlora_engine import config_io
-    from qlora_engine.config import TrainingConfig, with_value
+    from qlora_engine.config import with_value
 
     config = TrainingConfig()
     given = {
@@ -109,30 +137,43 @@ def data(
     }
     for option, value in given.items():
         config = with_value(config, option, value)
-    config = config_io.with_overrides(config, list(overrides))
-    ask = {
-        "numbers": list(numbers),
-        "worst": worst,
-        "list": kind,
-        "search": search,
-        "reasoning": config.data.chat_template if show_reasoning else None,
-        "write_clean": write_clean,
-        "count": count,
-    }
+    return config_io.with_overrides(config, list(overrides))
+
+
+def _reported(
+    config: TrainingConfig, shown: int, ask: Mapping[str, Any], *, is_quiet: bool
+) -> Mapping[str, Any]:
+    from qlora_engine import config_io
+
     job = DataReportJob(config_io.to_dict(config), show_rows=shown, ask=ask)
-    with progress.view(is_quiet=as_json) as view:
+    with progress.view(is_quiet=is_quiet) as view:
         end = driving.run_job(job, view.show)
     if not isinstance(end, RunFinished):
         raise click.Abort
+    return end.result
+
+
+def _first_look(settings: DataSettings, *, as_json: bool) -> None:
+    """What the beginning of the data is; no model is needed, and a gigabyte takes no longer than a kilobyte."""
+    from qlora_engine.data.preview import preview
+
+    found = preview(settings)
     if as_json:
-        output.print_json(end.result)
-    elif end.result["report"]["train_rows"] or end.result["asked"]:
-        _print_report(end.result["report"])
-        _print_rows(end.result["rows"])
-        _print_asked(end.result["asked"])
-    blocking = first_blocking(end.result["report"]["findings"])
-    if blocking is not None:
-        raise blocking
+        output.print_json(found)
+        return
+    detection = found["detection"]
+    read_as = f"{found['format']}: {detection['why']}" if detection else found["problem"]
+    columns = detection["columns"] if detection else {}
+    output.fields([
+        ("data", f"{found['origin']} ({found['file_count']} files, {found['bytes']:,} bytes)"),
+        ("format", read_as),
+        ("columns", ", ".join(f"{f} = {c}" for f, c in columns.items()) or ", ".join(found["columns"])),
+        ("not used", ", ".join(detection["unused"]) if detection else output.NOT_AVAILABLE),
+    ])  # fmt: skip
+    for row in found["rows"]:
+        output.say(f"\nrow {row['row']}:{' ' + row['problem'] if row['problem'] else ''}")
+        for column, text in (row["raw"] or {}).items():
+            output.say(f"  {column}: {output.quoted(text[:FIRST_CHARS])}")
 
 
 def _mapping(columns: tuple[str, ...]) -> dict[str, str]:

@@ -141,6 +141,16 @@ def test_rows_are_listed_with_what_becomes_of_them_and_policies_are_shown(
         assert f"data.reasoning = {policy}: " in result.out
 
 
+def test_a_first_look_needs_no_model(qlora: Any, tmp_path: Path) -> None:
+    file = tmp_path / "fragen.csv"
+    file.write_text("Frage;Antwort;Quelle\nWie viel ist 1 + 1?;2;Kopf\n", encoding="utf-8")
+    result = qlora("data", file, "--model", "/nowhere", "--first-look")
+    assert (result.code, "fit no known format" in result.out) == (0, True)
+    columns = ("--column", "instruction=Frage", "--column", "output=Antwort")
+    found = qlora("data", file, "--model", "/nowhere", "--first-look", *columns, "--json").document
+    assert (found["format"], found["detection"]["unused"]) == ("alpaca", ["Quelle"])
+
+
 def test_check_says_of_the_data_what_the_start_would(qlora: Any, tiny_model: Path, tmp_path: Path) -> None:
     file, job = tmp_path / "rows.jsonl", tmp_path / "job.toml"
     row = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
