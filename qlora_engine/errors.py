@@ -21,14 +21,24 @@ class EngineError(Exception):
         message: what happened, with the numbers, one sentence.
         hint: the next step, one sentence or command. Never "see the log".
         is_input_error: True when the input was wrong (exit code 2), False for a failure (exit code 1).
+        accept: what `ResumeJob.accept` has to name so that the same is done all the same; empty where nothing would do.
     """
 
-    def __init__(self, code: str, message: str, hint: str = "", *, is_input_error: bool = True) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        hint: str = "",
+        *,
+        is_input_error: bool = True,
+        accept: Iterable[str] = (),
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.hint = hint
         self.is_input_error = is_input_error
+        self.accept = tuple(accept)
 
     @property
     def exit_code(self) -> int:

@@ -261,7 +261,8 @@ class RunStopped(Event):
 
 @dataclass(frozen=True)
 class RunFailed(Event):
-    """Terminal: it failed. `exit_code` is the engine process's, None when it did not die."""
+    """Terminal: it failed. `exit_code` is the engine process's, None when it did not die. `accept`: a ResumeJob that accepts
+    these goes on all the same, as `message` says with what consequence."""
 
     code: str
     message: str
@@ -269,6 +270,7 @@ class RunFailed(Event):
     exit_code: int | None = None
     log_tail: str = ""
     is_input_error: bool = False
+    accept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

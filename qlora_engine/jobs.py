@@ -198,7 +198,9 @@ def carry_out(job: Job, control: Control) -> Iterator[Event]:
     except Cancelled:
         yield RunStopped("stopped by the user", is_resumable=False, result={})
     except EngineError as error:
-        yield RunFailed(error.code, error.message, error.hint, is_input_error=error.is_input_error)
+        yield RunFailed(
+            error.code, error.message, error.hint, is_input_error=error.is_input_error, accept=error.accept
+        )
     except MemoryError:
         yield RunFailed(
             "memory.host", "The computer ran out of memory", "close other programs or use a smaller model"

@@ -43,6 +43,7 @@ def take(path: Path, lock: ownership.Lock, record: Mapping[str, Any], *, even_el
             "run.elsewhere",
             f"run {path.name!r} was begun on {record.get('host')}, and from here it cannot be told whether it still runs",
             f"look there first; once it is over, add --accept {ACCEPT_OWNER}",
+            accept=(ACCEPT_OWNER,),
         )
     return doubt
 

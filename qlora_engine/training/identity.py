@@ -111,6 +111,7 @@ def require_accepted(found: Sequence[Difference], accepted: Iterable[str], step:
             + "; ".join(f"{d.words} ({d.consequence})" for d in open_),
             "put it back, or go on all the same: `qlora resume "
             f"{run} " + " ".join(f"--accept {d.name}" for d in open_) + "`",
+            accept=(*wanted, *(d.name for d in open_)),
         )
 
 

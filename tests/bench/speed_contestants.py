@@ -5,6 +5,7 @@ Every measurement takes the steps after the first one; tokens are real ones, pad
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import random
@@ -12,7 +13,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ from qlora_engine.events import PlanMade, StepFinished
 from qlora_engine.models import loading
 from tests.support import tiny_runs
 from tests.support.starter import starter_folder
+from tests.support.step_counts import Counts, StepCounts
 
 ROWS, SEQ_LEN, PACKED_PER_STEP, ROWS_PER_STEP, STEPS = 72, 512, 2, 8, 3
+COUNTED_STEP = 1
 RANK, ALPHA, RATE = 16, 32, 2e-4
 SHAPE_COUNTS = {(576, 576): 60, (192, 576): 60, (1536, 576): 60, (576, 1536): 30}
 """The starter's linear layers by (out, in)."""
@@ -193,6 +196,38 @@ class Peak:
         self.bytes -= self._before
 
 
+def counts_of(load: Load) -> dict[str, Counts]:
+    """What a second step dispatches, allocates and reads, of the engine and of the bare loop."""
+    found: dict[str, Counts] = {}
+    for name, packing in (("engine, packed", True), ("engine, padding-free", False)):
+        with _counted_engine() as counted:
+            engine(load, packing=packing)
+        found[name] = counted[COUNTED_STEP]
+    counted = {}
+    bare_loop(load, counted)
+    return {**found, "bare loop": counted[COUNTED_STEP]}
+
+
+@contextlib.contextmanager
+def _counted_engine() -> Iterator[dict[int, Counts]]:
+    from qlora_engine.training import recipe
+
+    found: dict[int, Counts] = {}
+    original = recipe.optimizer_step
+
+    def counted(*arguments: Any) -> Any:
+        with StepCounts() as counter:
+            result = original(*arguments)
+        found[len(found)] = counter.counts()
+        return result
+
+    recipe.optimizer_step = counted
+    try:
+        yield found
+    finally:
+        recipe.optimizer_step = original
+
+
 def engine(load: Load, *, packing: bool) -> Pace:
     """A whole run; its own figures of each step."""
     with Peak() as peak:
@@ -220,8 +255,9 @@ def quantized(folder: Path) -> Any:
     )
 
 
-def bare_loop(load: Load) -> Pace:
-    """transformers, PEFT and bitsandbytes over rows run together, in the engine's order, with torch's fused AdamW."""
+def bare_loop(load: Load, counted: dict[int, Counts] | None = None) -> Pace:
+    """transformers, PEFT and bitsandbytes over rows run together, in the engine's order, with torch's fused AdamW. Each
+    step's counts go into `counted`."""
     from peft import LoraConfig, get_peft_model
 
     from qlora_engine.data import batches
@@ -236,19 +272,23 @@ def bare_loop(load: Load) -> Pace:
         seconds, tokens, loss = 0.0, 0, 0.0
         for step in range(STEPS):
             rows = [load.packed[i] for i in visits[step * PACKED_PER_STEP : (step + 1) * PACKED_PER_STEP]]
+            counter = contextlib.nullcontext() if counted is None else StepCounts()
             began = time.perf_counter()
-            batch = batches.collate(rows, 0)
-            out = model(
-                input_ids=batch.input_ids,
-                labels=batch.labels,
-                position_ids=batch.position_ids,
-                use_cache=False,
-            )
-            out.loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, 0.3)
-            optimizer.step()
-            optimizer.zero_grad()
-            loss = float(out.loss.detach())
+            with counter:
+                batch = batches.collate(rows, 0)
+                out = model(
+                    input_ids=batch.input_ids,
+                    labels=batch.labels,
+                    position_ids=batch.position_ids,
+                    use_cache=False,
+                )
+                out.loss.backward()
+                torch.nn.utils.clip_grad_norm_(trained, 0.3)
+                optimizer.step()
+                optimizer.zero_grad()
+                loss = float(out.loss.detach())
+            if counted is not None and isinstance(counter, StepCounts):
+                counted[step] = counter.counts()
             if step:
                 seconds, tokens = seconds + time.perf_counter() - began, tokens + batch.tokens
     return Pace(tokens / seconds, peak.bytes, loss)

@@ -31,6 +31,9 @@ PROMISED = {
 }
 """Of whom, by whom, how much at least."""
 PROMISED_CEILING = 0.75
+PROMISED_OPERATORS = 0.7
+ENGINES = ("engine, packed", "engine, padding-free")
+LAYERS = 30
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,6 +59,8 @@ def main(arguments: Sequence[str]) -> int:
                 continue
             print(f"round {number + 1}: {name}: {runs[name][-1].tokens_per_second:.1f} tokens/s ({time.perf_counter() - began:.0f} s)", flush=True)  # fmt: skip
     found = summary(load, runs, ceilings)
+    found["counts"] = {name: vars(one) for name, one in contestants.counts_of(load).items()}
+    found["promises"] += [operator_promise(found["counts"], name) for name in ENGINES]
     print(table(found))
     print(json.dumps(found, indent=1))
     if len(arguments) > 1:
@@ -112,6 +117,15 @@ def promise(runs: dict[str, list[contestants.Pace]], name: str, ours: str, wante
     }  # fmt: skip
 
 
+def operator_promise(counts: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """Operators dispatched in a step, as a share of the bare loop's."""
+    share = counts[name]["operators"] / counts["bare loop"]["operators"]
+    return {
+        "against": "the bare loop's operators", "by": name, "wanted": PROMISED_OPERATORS, "found": round(share, 3),
+        "holds": share <= PROMISED_OPERATORS,
+    }  # fmt: skip
+
+
 def multiply_speed() -> float:
     """GFLOP/s of fp32 products at the starter's shapes, forward and backward: what nothing can exceed."""
     x, work, done = torch.randn(512, 576), 0.0, 0.0
@@ -143,6 +157,15 @@ def table(found: dict[str, Any]) -> str:
             f"{name:24}{one['tokens_per_second']:>10.1f}{low:>9.1f}-{high:<6.1f}{one['trained_tokens_per_second']:>11.1f}"
             f"{one['peak_bytes'] / 2**20:>10.0f}{one['ceiling_share']:>9.0%}{one['loss']:>9.4f}"
         )
+    lines.append(
+        f"{'in a step':24}{'operators':>10}{'a layer':>9}{'views':>7}{'MiB made':>10}{'dequantized':>13}{'host reads':>12}"
+    )
+    for name, one in found["counts"].items():
+        lines.append(
+            f"{name:24}{one['operators']:>10}{one['operators'] / LAYERS:>9.0f}{one['views']:>7}"
+            f"{one['allocated_bytes'] / 2**20:>10.0f}{one['dequantizations']:>13}{one['host_reads']:>12}"
+        )
+    lines.append("beside these the engine reads loss and gradient norm together, once, at the end of a step")
     for one in found["promises"]:
         sign = "holds" if one["holds"] else "MISSED"
         lines.append(f"against {one['against']}: {one['found']:.2f}, promised {one['wanted']:.2f}: {sign}")

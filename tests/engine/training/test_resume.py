@@ -347,6 +347,7 @@ def test_a_setting_that_makes_it_another_run_is_refused_by_name(
     assert caught.value.code == "resume.differs"
     assert f"{path} was " in caught.value.message
     assert f"--accept {path}" in caught.value.hint
+    assert caught.value.accept == (path,)  # what a window that asks has to send
     assert RunFolder(run_copy).state() == "stopped"
 
 
