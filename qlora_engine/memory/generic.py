@@ -21,7 +21,7 @@ from qlora_engine.memory import static
 from qlora_engine.memory.passes import FP32, Shape
 from qlora_engine.models.spec import ModelFacts
 
-SCHEMA = 4
+SCHEMA = 5
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 SIDES = ("double_quant", "single_quant")
 
@@ -63,7 +63,10 @@ def count(facts: ModelFacts, config: TrainingConfig, shape: Shape, loss_bytes: i
         largest = max(largest, linear.in_features * linear.out_features * shape.element_bytes)
     for one in facts.stacked:
         used = min(facts.experts_per_token or 1, one.experts)
-        widths["all"] += (one.in_features + one.out_features) * shape.element_bytes * used * one.count
+        width = (one.in_features + one.out_features) * shape.element_bytes
+        if config.lora.experts:
+            width += (config.lora.rank + one.in_features) * shape.adapter_bytes
+        widths["all"] += width * used * one.count
         largest = max(largest, one.in_features * one.out_features * shape.element_bytes)
     block = (widths["all"] / layers + 4 * facts.hidden_size * FP32) * t
     if config.training.gradient_checkpointing:
@@ -121,6 +124,7 @@ def _file(facts: ModelFacts, config: TrainingConfig, device: str) -> Path:
     way = [
         device, training.gradient_checkpointing, training.loss, config.data.packing, lora.dtype, lora.dropout > 0,
         lora.dora, lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        lora.rank if lora.experts else None, config.quantization.experts,
     ]  # fmt: skip
     versions = [importlib.metadata.version(name) for name in LIBRARIES]
     key = json.dumps([SCHEMA, versions, way, dict(facts.config)], sort_keys=True, default=str)

@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_iter
 
 ATEN = torch.ops.aten
 BNB = torch.ops.bitsandbytes
+TRACED_EXPERTS = 32
+"""Of more experts so many are run through, with all tokens shared among them: what is kept is the same, and it stays quick."""
 NESTED = "nested"
 """Tag of what only double quantization allocates: the constants, dequantized."""
 
@@ -48,7 +50,13 @@ class Ledger(TorchDispatchMode):
     and may raise to end the step."""
 
     def __init__(
-        self, *, device: str, is_packed: bool, trained_tokens: int, check: Callable[[], None]
+        self,
+        *,
+        device: str,
+        is_packed: bool,
+        trained_tokens: int,
+        check: Callable[[], None],
+        experts: int = 0,
     ) -> None:
         super().__init__()
         self.phase = "forward"
@@ -62,7 +70,10 @@ class Ledger(TorchDispatchMode):
             trained_tokens,
             check,
         )
+        self._experts = min(experts, TRACED_EXPERTS)
         self._numbers: dict[int, int] = {}
+        self._answers: dict[int, int] = {}
+        """Storage of a value that only data would know -> what it is taken to be."""
         self._tag = ""
 
     def know(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -129,6 +140,7 @@ class Ledger(TorchDispatchMode):
 
     def _died(self, key: int) -> None:
         number = self._numbers.pop(key, -1)
+        self._answers.pop(key, None)
         if number >= 0:
             self.log.append(-number - 1)
 
@@ -236,8 +248,38 @@ class Ledger(TorchDispatchMode):
             self.storages[number] = replace(self.storages[number], bytes_=args[0].numel())
         return NotImplemented
 
+    def found(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Which experts are reached: all. Which tokens are sent to one of them: its share of all."""
+        mask = args[0]
+        if not self._experts or mask.dim() not in (1, 2):
+            return NotImplemented
+        count = min(mask.numel(), self._experts) if mask.dim() == 1 else -(-mask.numel() // self._experts)
+        with self:
+            places = torch.empty((count, mask.dim()), dtype=torch.int64, device=mask.device)
+        self._answers[_key(places)] = 0
+        return places
+
+    def equals(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Whether an expert is the one behind the last, which stands for none: it is not."""
+        result = func(*args, **kwargs)
+        self._write(result, str(func))
+        if args[0].dim() == 0 and _key(args[0]) in self._answers:
+            self._answers[_key(result)] = 0
+        return result
+
+    def any_of(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Whether an expert received tokens: it did."""
+        result = func(*args, **kwargs)
+        self._write(result, str(func))
+        if args[0].is_floating_point():
+            self._answers[_key(result)] = 1
+        return result
+
     def decide(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """A question about values: transformers asks whether no rows are packed."""
+        """A question about values: transformers asks whether no rows are packed; others are answered where they arise."""
+        if _key(args[0]) in self._answers:
+            answer = self._answers[_key(args[0])]
+            return bool(answer) if args[0].dtype == torch.bool else answer
         return not self._is_packed if args[0].dtype == torch.bool else NotImplemented
 
     def sum_gradients(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -276,6 +318,9 @@ _RULES: dict[Any, Rule] = {
     ATEN.index_put_.default: Ledger.put_rows,
     ATEN._index_put_impl_.default: Ledger.put_rows,
     ATEN._local_scalar_dense.default: Ledger.decide,
+    ATEN.nonzero.default: Ledger.found,
+    ATEN.eq.Scalar: Ledger.equals,
+    ATEN.any.default: Ledger.any_of,
     ATEN.add.Tensor: Ledger.sum_gradients,
 }  # fmt: skip
 

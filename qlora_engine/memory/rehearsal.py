@@ -37,7 +37,7 @@ from qlora_engine.models.spec import ModelFacts
 from qlora_engine.training import loss as losses
 from qlora_engine.training import optim
 
-SCHEMA = 6
+SCHEMA = 7
 SIDES = {"double_quant": True, "single_quant": False}
 MOVING = ("activations", "step_temporary", "gradients")
 LINE_LENGTHS = (256, 512, 1024)
@@ -63,6 +63,12 @@ class Question:
     @property
     def compute_dtype(self) -> torch.dtype:
         return torch.float32 if self.device == "cpu" else torch.bfloat16
+
+    @property
+    def experts_one_by_one(self) -> bool:
+        """As a run computes them in 4 bits. Classes with a formula are rehearsed with all in one product, which the formula
+        describes and which takes a little more."""
+        return self.facts.source == "class" and self.config.quantization.experts == "4bit"
 
     @property
     def accumulates(self) -> bool:
@@ -221,12 +227,14 @@ def _profiles(
         blocks=question.facts.blocks,
         layers=layers,
         unreached=frozenset(one.path for one in question.facts.linears if not one.is_reached),
+        experts_one_by_one=question.experts_one_by_one,
     )
     rows, length = question.micro_batch, question.seq_len
     ledger = Ledger(
         device=question.device,
         is_packed=question.config.data.packing,
         trained_tokens=rows * (length - 1),
+        experts=question.facts.experts or 0,
         check=check,
     )
     with quiet(), symbolic.values_unknown(), FakeTensorMode():
@@ -348,6 +356,7 @@ def _cache_file(question: Question) -> Path:
         "micro_batch": question.micro_batch,
         "device": question.device,
         "upcast": question.upcast_unquantized,
+        "experts": question.experts_one_by_one,
         "accumulates": question.accumulates,
         "packing": config.data.packing,
         "lora": vars(config.lora),

@@ -8,6 +8,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from qlora_engine.config import TrainingConfig
 from qlora_engine.errors import EngineError
 from qlora_engine.memory import static
 from qlora_engine.models import class_child, structure
+from qlora_engine.models.experts.stack import Form, Packed, Stacked4bit
 from qlora_engine.models.quiet import quiet
 from qlora_engine.models.spec import ModelFacts, brings_code, text_config
 
@@ -72,16 +74,19 @@ def build(
     blocks: str = "",
     layers: Sequence[int] | None = None,
     unreached: frozenset[str] = frozenset(),
+    experts_one_by_one: bool = False,
 ) -> Any:
     """The PEFT model on the meta device, ready to train: quantized, adapters attached, checkpointing as asked. With
     `layers`, of the decoder blocks in `blocks` only those numbers, in that order. `unreached`: patterns of layers without
-    adapters."""
+    adapters. `experts_one_by_one`: experts in 4 bits are multiplied as a run does it, else all in one product."""
     with quiet():
         model = class_child.build(copy.deepcopy(config), compute_dtype)
     with quiet(), torch.device("meta"):
         if layers is not None:
             _keep_layers(model, blocks, layers)
         _quantize(model, job, compute_dtype)
+        if experts_one_by_one:
+            _quantize_experts(model, job, compute_dtype)
         if upcast_unquantized:
             _upcast(model)
     model.config.use_cache = False
@@ -125,16 +130,30 @@ def give_storage(model: Any) -> None:
     made: dict[int, torch.nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
-            if parameter is not None:
+            if isinstance(parameter, Stacked4bit):
+                _store_stack(parameter)
+            elif parameter is not None:
                 module._parameters[name] = made.setdefault(id(parameter), _stored(parameter))
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
                 module._buffers[name] = _empty(buffer)
 
 
+def _store_stack(stack: Stacked4bit) -> None:
+    """The parameter itself is never computed with, only what it refers to."""
+    stack.stored = stack.stored.map(_empty)
+    first, second = stack.form.codes
+    stack.form = replace(stack.form, codes=(_empty(first), None if second is None else _empty(second)))
+    stack.device_of_sums = torch.device("cpu")
+
+
 def quantization_states(model: Any) -> Iterator[torch.Tensor]:
     """Every tensor of the quantization constants."""
     for parameter in model.parameters():
+        if isinstance(parameter, Stacked4bit):
+            yield from parameter.stored.tensors()
+            yield from (code for code in parameter.form.codes if code is not None)
+            continue
         state = getattr(parameter, "quant_state", None)
         if state is None:
             continue
@@ -172,6 +191,25 @@ def _quantize(model: Any, job: TrainingConfig, compute_dtype: torch.dtype) -> No
     for name, module in linears.items():
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, _packed(module, job, compute_dtype))
+
+
+def _quantize_experts(model: Any, job: TrainingConfig, dtype: torch.dtype) -> None:
+    """Replace each stack of experts, as `models.experts.quantizer` does."""
+    stacks = list(structure.stacked_weights(model))
+    for _, module, name, parameter in stacks:
+        experts, rows, columns = parameter.shape
+        blocks = -(-rows * columns // static.BLOCK)
+        stored = Packed(
+            torch.empty(experts, (rows * columns + 1) // 2, dtype=torch.uint8),
+            torch.empty(experts, blocks, dtype=torch.uint8),
+            torch.empty(experts, -(-blocks // static.NESTED_BLOCK)),
+            torch.empty(experts),
+        )
+        codes = torch.empty(16), torch.empty(256)
+        form = Form((experts, rows, columns), job.quantization.quant_type, dtype, codes)
+        module._parameters[name] = Stacked4bit(stored, form)
+    if stacks:
+        model.set_experts_implementation("eager")
 
 
 def _packed(module: Any, job: TrainingConfig, compute_dtype: torch.dtype) -> Linear4bit:

@@ -169,6 +169,8 @@ def is_chunkable(model: Any, batch: Any) -> bool:
 
 def _backbone(causal: Any) -> Any:
     backbone = getattr(causal, causal.base_model_prefix, None)
+    if backbone is None:  # llama4's prefix is that of the model around it
+        backbone = getattr(causal, "model", None)
     if backbone is None or backbone is causal:
         raise ValueError(f"{type(causal).__name__} has no backbone named {causal.base_model_prefix!r}")
     return backbone
