@@ -16,10 +16,11 @@ from qlora_engine.models import classes, spec
 from tests.architectures import proofs
 
 PROVEN = (
-    "apertus", "arcee", "bamba", "biogpt", "bitnet", "bloom", "codegen", "cohere", "cohere2", "cohere2_moe", "ctrl",
-    "cwm", "diffllama", "dots1", "ernie4_5", "exaone", "exaone4", "falcon", "flint", "glm4", "gpt_neox", "granite",
-    "helium", "lfm2", "llama", "mamba", "mistral", "olmo2", "seed_oss", "smollm3", "solar_open", "stablelm",
-    "starcoder2", "vaultgemma", "xglm", "youtu",
+    "apertus", "arcee", "bamba", "bart", "biogpt", "bitnet", "bloom", "codegen", "cohere", "cohere2",
+    "cohere2_moe", "ctrl", "cwm", "diffllama", "doge", "dots1", "ernie4_5", "exaone", "exaone4", "falcon",
+    "flint", "gemma3", "glm4", "gpt2", "gpt_neox", "granite", "helium", "hrm_text", "lara_mini", "lfm2",
+    "llama", "mamba", "mistral", "mistral3", "olmo2", "pegasus", "sarvam_moe", "seed_oss", "smollm3",
+    "solar_open", "stablelm", "starcoder2", "vaultgemma", "xglm", "youtu",
 )  # fmt: skip
 """Quick ones among all that hold every proof; `make test-architectures` tries every type there is."""
 TODAY = random.Random(dt.date.today().toordinal()).sample(PROVEN, 20)  # noqa: DTZ011 - any day will do
