@@ -51,6 +51,9 @@ class MemoryAnswers(QObject):
         self.what_if: Comparison | None = None
         self._rehearsals: dict[str, Mapping[str, Any]] = {}
         self._rows: dict[str, tuple[tuple[Any, ...], int]] = {}
+        self._read = ("", UNKNOWN_LENGTH)
+        """The data read last and the length of their rows: another model does not make the question another one, though its
+        tokenizer may change the answer when the data are read again."""
 
     @property
     def gpu(self) -> str | None:
@@ -68,7 +71,10 @@ class MemoryAnswers(QObject):
         if self._job.config.data.seq_len is not None:
             return self._job.config.data.seq_len
         report = self._data.report
-        return int(report["seq_len"]) if report else UNKNOWN_LENGTH
+        if report:
+            self._read = (self._job.config.data.path, int(report["seq_len"]))
+        path, length = self._read
+        return length if path == self._job.config.data.path else UNKNOWN_LENGTH
 
     @property
     def is_length_assumed(self) -> bool:

@@ -134,8 +134,8 @@ def _loss_bytes(facts: ModelFacts, config: TrainingConfig, shape: Shape) -> int:
     final_norm = (FP32 + s) * h * t
     if config.training.loss == "full":
         return final_norm + v * t * _full_per_entry(has_cap, s)
-    chunk = min(CHUNK_TOKENS, t)
-    gathered = 2 * h * s * t
+    chunk = min(CHUNK_TOKENS, shape.trained_tokens)
+    gathered = 2 * h * s * shape.trained_tokens
     per_entry = 3 * FP32 if has_cap else 2 * FP32
     return final_norm + gathered + chunk * v * per_entry
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlora_engine.config import TrainingConfig, with_value
+from qlora_engine.memory import choosing
 from qlora_engine.memory.context import UNMEASURED, Context
-from qlora_engine.memory.estimate import GIB, MIB, Advice, Estimate, Variant, variant_of
-from qlora_engine.models import known
+from qlora_engine.memory.variants import GIB, MIB, Advice, Estimate, Variant, variant_of
 from qlora_engine.models.spec import ModelFacts
 
 LONGEST = 1_048_576
@@ -178,7 +178,9 @@ def largest_that_fits(
         rank=_highest(
             1, HIGHEST_RANK, lambda n: fits(facts, with_value(config, "lora.rank", n), seq_len, micro_batch)
         ),
-        model=_largest_model(lambda one: fits(one, config, seq_len, micro_batch)),
+        model=choosing.largest_model(
+            config, choosing.Room("", device, usable_bytes, context), seq_len, micro_batch
+        ),
     )
 
 
@@ -204,11 +206,6 @@ def _highest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
-
-
-def _largest_model(fits: Callable[[ModelFacts], bool]) -> str | None:
-    by_size = sorted((model.facts() for model in known.known_models()), key=lambda facts: -facts.parameters)
-    return next((facts.name for facts in by_size if fits(facts)), None)
 
 
 def _alternatives(config: TrainingConfig, seq_len: int, micro_batch: int) -> Iterator[tuple[str, str, Any]]:

@@ -17,7 +17,8 @@ FP32 = 4
 @dataclass(frozen=True)
 class Shape:
     """The micro-batch, rows x tokens; `element_bytes` of the compute type (2 on a GPU, 4 on the CPU), `stream_bytes` of the
-    residual stream (4 when embeddings are fp32), `adapter_bytes` of the adapters."""
+    residual stream (4 when embeddings are fp32), `adapter_bytes` of the adapters. `trained`: tokens of a row that count in the
+    loss, at most; 0 where that is not known, and all may."""
 
     micro_batch: int
     seq_len: int
@@ -27,10 +28,15 @@ class Shape:
     is_cuda: bool
     is_double_quant: bool
     is_packed: bool
+    trained: int = 0
 
     @property
     def tokens(self) -> int:
         return self.micro_batch * self.seq_len
+
+    @property
+    def trained_tokens(self) -> int:
+        return self.micro_batch * min(self.trained or self.seq_len, self.seq_len)
 
 
 class Meter:

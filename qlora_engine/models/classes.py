@@ -42,7 +42,13 @@ def facts_from_class(
     Raises:
         EngineError: transformers does not know the type, has no causal language model of it, or refuses the values.
     """
-    found = description(text)
+    return facts_of_description(description(text), config, text, name, origin=origin)
+
+
+def facts_of_description(
+    found: Mapping[str, Any], config: Mapping[str, Any], text: Mapping[str, Any], name: str, *, origin: str
+) -> ModelFacts:
+    """The facts that `description` found."""
     parts = parts_from_dict(found)
     return ModelFacts(
         name=name,

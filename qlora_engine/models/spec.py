@@ -53,21 +53,28 @@ __all__ = [
 ]
 
 
-def facts_from_config(config: Mapping[str, Any], name: str, *, origin: str = "known") -> ModelFacts:
-    """Facts from a parsed `config.json` alone: counted here where the family is in the table, else told by the class.
+def facts_from_config(
+    config: Mapping[str, Any], name: str, *, origin: str = "known", described: Mapping[str, Any] | None = None
+) -> ModelFacts:
+    """Facts from a parsed `config.json` alone: counted here where the family is in the table, else told by the class, or
+    `described` by it before (`classes.description`).
 
     Raises:
         EngineError: transformers does not know the architecture, missing numbers, or weights quantized in a way not read here.
     """
     packed = packing.packing_of(config, name)
-    facts = _counted(config, name, origin)
+    text = text_config(config)
+    if families.is_counted(text):
+        facts = _counted(config, name, origin)
+    elif described is not None:
+        facts = classes.facts_of_description(described, config, text, name, origin=origin)
+    else:
+        facts = classes.facts_from_class(config, text, name, origin=origin)
     return facts if packed is None else replace(facts, packing=packed.title)
 
 
 def _counted(config: Mapping[str, Any], name: str, origin: str) -> ModelFacts:
     text = text_config(config)
-    if not families.is_counted(text):
-        return classes.facts_from_class(config, text, name, origin=origin)
     blueprint = families.blueprint_of(text)
     sizes = families.sizes_of(text)
     experts = whole_number(text, "num_local_experts", "num_experts")

@@ -79,6 +79,7 @@ def check(file: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     problems: list[Issue] = []
     try:
         config = config_io.with_overrides(config_io.load(file), list(overrides))
+        problems = model_problems(config)
         findings = data_findings(config)
     except config_io.ConfigError as error:
         problems = error.issues
@@ -96,6 +97,21 @@ def check(file: Path, overrides: tuple[str, ...], as_json: bool) -> int:
             output.say(f"data: {_words(finding)}")
         output.say(f"{file}: no problems")
     return 2 if problems or blocking else 0
+
+
+def model_problems(config: TrainingConfig) -> list[Issue]:
+    """What the start would say of how the weights are stored, where the model is on this disk."""
+    from qlora_engine.config import Issue
+    from qlora_engine.models import catalog, packing
+
+    try:
+        found = catalog.resolve(config.model.name, config.model.revision, True)
+        if found.path is not None and found.needs is None:
+            packing.packing_of_folder(found.path)
+    except EngineError as error:
+        if error.code == "model.already_quantized":
+            return [Issue("model.name", f"{error.message}; hint: {error.hint}")]
+    return []
 
 
 def data_findings(config: TrainingConfig) -> list[Mapping[str, Any]]:

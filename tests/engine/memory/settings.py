@@ -20,6 +20,18 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+def _counted() -> tuple[str, ...]:
+    found: dict[str, str] = {}
+    for model in known.known_models():
+        if model.facts().source == "table":
+            found.setdefault(repr(sorted(model.config.items())), model.name)
+    return tuple(found.values())
+
+
+COUNTED = _counted()
+"""Known models whose parts the table counts, one of each configuration."""
+
+
 def facts(name: str) -> ModelFacts:
     """Facts of a known model."""
     found = known.find(name)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from qlora_engine.config import OPTIMIZERS
 from qlora_engine.memory.estimate import PART_NAMES, SIDES, Estimate, estimate
 from qlora_engine.memory.rehearsal import Question, rehearse
-from qlora_engine.models import known
 from tests.engine.memory.settings import config, estimated, facts
+from tests.engine.memory.test_known_models import PUBLISHED
 
-NAMES = [model.name for model in known.known_models()]
+NAMES = sorted(PUBLISHED)
 LADDER = ("smollm2-135m", "llama-3.2-1b", "llama-7b", "llama-13b", "llama-33b", "llama-65b")
 
 

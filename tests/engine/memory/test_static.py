@@ -12,11 +12,11 @@ from bitsandbytes.nn import Params4bit
 from qlora_engine.config import TrainingConfig
 from qlora_engine.memory.estimate import estimate
 from qlora_engine.memory.optimizer_state import state_bytes
-from qlora_engine.models import known, spec
+from qlora_engine.models import spec
 from qlora_engine.models.experts.stack import Stacked4bit
 from qlora_engine.training import optim
 from tests.engine.memory.measure import build
-from tests.engine.memory.settings import config, estimated, facts
+from tests.engine.memory.settings import COUNTED, config, estimated, facts
 from tests.support.starter import starter_folder
 from tests.support.tiny import make_tiny, tiny_config
 from tests.support.tiny_experts import MIXTURES
@@ -133,7 +133,7 @@ def test_only_large_states_are_paged() -> None:
     assert state_bytes("paged_adamw_8bit", [(100_000, 1)], can_page=False).pageable == 0
 
 
-@pytest.mark.parametrize("name", [model.name for model in known.known_models()])
+@pytest.mark.parametrize("name", COUNTED)
 def test_double_quantization_saves_0373_bits(name: str) -> None:
     """The scales save 0.373 bits everywhere; below a billion parameters the tables of each layer take some of it back."""
     found = estimated(name)
