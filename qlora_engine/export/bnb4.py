@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -71,10 +71,12 @@ def require_whole_blocks(base: Weights, quantized: frozenset[str]) -> None:
             )  # fmt: skip
 
 
-def quantization_config(dtype: str) -> dict[str, Any]:
-    """What `config.json` says of the quantization; `dtype` is ours."""
+def quantization_config(dtype: str, others: Sequence[str]) -> dict[str, Any]:
+    """What `config.json` says of the quantization; `dtype` is ours, `others` are the linear layers that are not quantized. Where
+    there are more of them than a head, transformers must be told, or it would take them for packed."""
     name = str(DTYPES[dtype]).removeprefix("torch.")
-    return {
+    told = {"llm_int8_skip_modules": list(others)} if len(others) > 1 else {}
+    return told | {
         "quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": name, "bnb_4bit_quant_storage": "uint8",
     }  # fmt: skip

@@ -17,6 +17,13 @@ def quantized_paths(base: Path) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=4)
+def other_linears(base: Path) -> tuple[str, ...]:
+    """Paths of all other linear layers of the plain model, its head among them: routers, what kernels read, a tower that sees."""
+    chosen = set(quantized_paths(base))
+    return tuple(sorted(set(structure.linear_layers(names.skeleton(base))) - chosen))
+
+
+@lru_cache(maxsize=4)
 def quantized_stacks(base: Path) -> tuple[str, ...]:
     """Names of the parameters that hold experts."""
     return tuple(

@@ -17,7 +17,7 @@ from qlora_engine.export import bnb4, card, gguf, gguf_lora, merge, ollama, surr
 from qlora_engine.export.deltas import Change, on_disk
 from qlora_engine.export.journal import Journal
 from qlora_engine.export.pieces import Piece
-from qlora_engine.export.quantized import quantized_paths, quantized_stacks
+from qlora_engine.export.quantized import other_linears, quantized_paths, quantized_stacks
 from qlora_engine.export.source import Source
 from qlora_engine.export.stream import write_pieces
 from qlora_engine.export.weights import Weights
@@ -28,6 +28,8 @@ REQUANTIZED = (
     "Quantizing the merged weights to 4 bits again rounds what was trained. The proof measures by how much; the 16-bit "
     "merge keeps more"
 )
+
+EXPERTS_STAY = ". The experts stay in 16 bits: bitsandbytes' checkpoints hold linear layers alone, so the export is hardly smaller than a merge"
 
 
 @dataclass(frozen=True)
@@ -176,9 +178,12 @@ def _requantized(source: Source, choice: Choice) -> SafetensorsWriter:
         **_details(choice, f"NF4 with double quantization, the rest as {choice.dtype}"),
         "rounding": "the merged weights were quantized again, which rounds the adapter too; proof.json has by how much",
     }
+    has_experts = bool(quantized_stacks(source.base_path))
+    if has_experts:
+        details["experts"] = f"in {choice.dtype}: bitsandbytes' checkpoints hold no stacked experts in 4 bits"
     return SafetensorsWriter(
-        source, plan, found.base, choice.dtype, nbytes, details, REQUANTIZED,
-        bnb4.quantization_config(choice.dtype),
+        source, plan, found.base, choice.dtype, nbytes, details, REQUANTIZED + (EXPERTS_STAY if has_experts else ""),
+        bnb4.quantization_config(choice.dtype, other_linears(source.base_path)),
     )  # fmt: skip
 
 

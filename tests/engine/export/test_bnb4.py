@@ -22,6 +22,7 @@ from tests.engine.export.test_export import merged_by_peft
 from tests.engine.export.test_gguf import SHAPES
 from tests.support import tiny_runs
 from tests.support.tiny import make_tiny
+from tests.support.tiny_experts import MIXTURES
 
 FAMILIES = ("mistral", "qwen2", "qwen3", "gemma2", "phi3")
 
@@ -139,3 +140,20 @@ def test_a_spoiled_constant_fails_a_check(run_of: RunOf, export: Export) -> None
                 tensors[name] = tensors[name] * 3
         save_file(tensors, file, metadata={"format": "pt"})
     assert "logits equal base + adapter" in failed(proven(run, out, "bnb4"))
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
+def test_mixtures_keep_their_experts_in_16_bits_and_are_proven(
+    kind: str, run_of: RunOf, export: Export, tmp_path: Path
+) -> None:
+    """As GGUF they are refused by name, before any work."""
+    base = make_tiny(kind, tmp_path / kind, **MIXTURES[kind])
+    run = run_of(f"bnb4-{kind}", base, training__max_steps=4, training__eval_every_steps=4)
+    out = export(run, "bnb4")
+    assert "in bf16: bitsandbytes' checkpoints hold no stacked experts" in (out / "README.md").read_text()
+    assert failed(proven(run, out, "bnb4")) == []
+    for format_ in ("gguf", "ollama"):
+        end = export_events(run, format_, tmp_path / format_)[-1]
+        assert isinstance(end, RunFailed)
+        assert f"a model of the type {kind!r} is not written as GGUF here" in end.message
+        assert "export it as a merged model" in end.hint
