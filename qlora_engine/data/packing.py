@@ -34,7 +34,7 @@ class PackedRows(Sequence[TokenRow]):
             return [self[place] for place in range(*index.indices(len(self)))]
         place = range(len(self))[index]
         members = self.members[self.edges[place] : self.edges[place + 1]].tolist()
-        return _joined([self.rows[member] for member in members])
+        return joined([self.rows[member] for member in members])
 
     def __iter__(self) -> Iterator[TokenRow]:
         return (self[index] for index in range(len(self)))
@@ -85,7 +85,7 @@ def _bins(lengths: Any, seq_len: int) -> Any:
     return found
 
 
-def _joined(rows: Sequence[TokenRow]) -> TokenRow:
+def joined(rows: Sequence[TokenRow]) -> TokenRow:
     """One row of several; the first token of each is never trained, since it would be predicted from its neighbour."""
     return TokenRow(
         input_ids=list(chain.from_iterable(row.input_ids for row in rows)),

@@ -204,6 +204,14 @@ class TrainingSettings:
         is_expert=True,
         resume="safe",
     )
+    router_loss: str = knob(
+        "off",
+        label="Routers' loss",
+        help="Of a mixture of experts: the auxiliary loss that keeps its routers balanced, off or as its class has it.",
+        choices={"off": "Off", "class": "As the class has it"},
+        is_expert=True,
+        resume="method",
+    )
     seed: int = knob(
         42,
         label="Seed",

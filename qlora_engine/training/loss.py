@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from qlora_engine.training.router_loss import RouterLoss
+
 CHUNK_TOKENS = 1024
 IGNORED = -100
 
@@ -85,7 +87,12 @@ def summed_loss(
     causal = causal_of(model)
     if kind == "full":
         return full_cross_entropy(causal(**model_inputs(batch)).logits, batch.labels)
-    flat_hidden, flat_labels = predicting_states(causal, batch)
+    hidden = _backbone(causal)(**model_inputs(batch)).last_hidden_state
+    return _chunked(causal, hidden, batch, chunk_tokens)
+
+
+def _chunked(causal: Any, hidden: torch.Tensor, batch: Any, chunk_tokens: int) -> torch.Tensor:
+    flat_hidden, flat_labels = _predicting(hidden, batch)
     head = causal.get_output_embeddings()
     softcap, scale = logit_shape(causal.config)
     return chunked_cross_entropy(
@@ -99,9 +106,31 @@ def summed_loss(
     )
 
 
+def loss_with_router(
+    model: Any, batch: Any, router: RouterLoss, *, kind: str = "chunked"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(what `summed_loss` gives, the routers' loss times the trained tokens of `batch`), from one pass.
+
+    Divided by the trained tokens of the step, the second is the mean over its micro-batches, as the first is.
+    """
+    causal = causal_of(model)
+    inputs = {**model_inputs(batch), "output_router_logits": True}
+    if kind == "full":
+        found = causal(**inputs)
+        summed = full_cross_entropy(found.logits, batch.labels)
+    else:
+        found = _backbone(causal)(**inputs)
+        summed = _chunked(causal, found.last_hidden_state, batch, CHUNK_TOKENS)
+    extra = router.of(found.router_logits, batch.attention_mask)
+    return summed, extra * batch.trained
+
+
 def predicting_states(causal: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """What the head sees where a trained token is predicted (T, H), and those tokens (T,)."""
-    hidden = _backbone(causal)(**model_inputs(batch)).last_hidden_state
+    return _predicting(_backbone(causal)(**model_inputs(batch)).last_hidden_state, batch)
+
+
+def _predicting(hidden: torch.Tensor, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     if batch.predicting is None:
         return gather_trained(hidden, batch.labels)
     return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.predicting), batch.targets

@@ -19,6 +19,7 @@ from qlora_engine.bridge import Emit, events_while
 from qlora_engine.config import TrainingConfig
 from qlora_engine.control import Control
 from qlora_engine.data import batches
+from qlora_engine.data.packing import PackedRows
 from qlora_engine.data.templates import chosen
 from qlora_engine.device import DevicePlan, plan_device
 from qlora_engine.errors import EngineError
@@ -37,7 +38,7 @@ from qlora_engine.memory import estimate as memory_estimate
 from qlora_engine.models import catalog, loading, prepare
 from qlora_engine.models.packing import packing_of_folder
 from qlora_engine.runs.record import RunFolder
-from qlora_engine.training import checkpoint, identity, loss, optim, schedule, vocabulary
+from qlora_engine.training import checkpoint, identity, loss, optim, packed, router_loss, schedule, vocabulary
 from qlora_engine.training.fast import install
 from qlora_engine.training.fast.install import FastPaths
 
@@ -63,6 +64,8 @@ class Parts:
     pad_token_id: int
     micro_batch: int
     predicted_peak_bytes: int | None
+    router: router_loss.RouterLoss | None = None
+    """The routers' auxiliary loss, where it is wanted and the class has one."""
     fast: FastPaths = field(default_factory=FastPaths)
     transient_peak_bytes: int | None = None
     """On the CPU: the most that was alive during the dry step beyond the model itself."""
@@ -95,13 +98,14 @@ def prepare_parts(
     every_row = (row.input_ids for row in (*prepared.train, *prepared.held_out))
     yield from vocabulary.compare(tokenizer, facts.vocab_size, every_row)
     control.check()
-    micro_batch, estimate = choose_micro_batch(config, facts, prepared.seq_len, plan)
+    micro_batch, estimate = choose_micro_batch(config, facts, prepared, plan)
     checkpoint.require_disk(folder.path, _disk_bytes(estimate), "a run with these settings")
     loaded = yield from _load(config, base_path, plan, control)
     model, attached = adapters.attach(
         loaded.model, config.lora, base_path=base_path, seed=config.training.seed
     )
     _make_trainable(model, config)
+    prepared = yield from packed.unpacked_where_rows_leak(model, prepared, plan)
     yield AdaptersAttached(
         attached.trainable_parameters,
         attached.adapter_bytes,
@@ -129,6 +133,10 @@ def prepare_parts(
         predicted_peak_bytes=estimate.chosen(config.quantization.double_quant).peak_bytes,
     )
     yield from _choose_loss(parts)
+    parts.router, said = router_loss.chosen(
+        loss.causal_of(model), config.training.router_loss, bool(facts.experts)
+    )
+    yield from said
     yield from _choose_fast_paths(parts)
     fingerprint = loading.fingerprint(base_path)
     parts.made = identity.made_with(config, _contents(parts, fingerprint))
@@ -146,14 +154,23 @@ def pad_token_id(tokenizer: Any) -> int:
     return 0
 
 
-def choose_micro_batch(config: TrainingConfig, facts: Any, seq_len: int, plan: DevicePlan) -> tuple[int, Any]:
-    """Rows computed at once (asked for, or the largest that fits) and the memory estimate for them."""
-    known = context.context_of()
+def choose_micro_batch(
+    config: TrainingConfig, facts: Any, prepared: data.PreparedData, plan: DevicePlan
+) -> tuple[int, Any]:
+    """Rows computed at once (asked for, or the largest that fits) and the memory estimate for them: of the longest row that
+    there is, and of the tokens that are trained."""
+    known, seq_len = context.context_of(), prepared.longest_row_tokens or prepared.seq_len
     wanted = memory_estimate.rows_at_once(
         facts, config, seq_len=seq_len, device=plan.kind, usable_bytes=usable_bytes(plan), context=known
     )
     estimate = memory_estimate.estimate(
-        facts, config, seq_len=seq_len, micro_batch=wanted, device=plan.kind, context=known
+        facts,
+        config,
+        seq_len=seq_len,
+        micro_batch=wanted,
+        device=plan.kind,
+        context=known,
+        trained=prepared.most_trained_tokens,
     )
     return wanted, estimate
 
@@ -205,11 +222,11 @@ def _ready_model(config: TrainingConfig, control: Control) -> Generator[Event, N
 
 def _as_the_base_is(config: TrainingConfig, base_path: Path) -> Generator[Event, None, TrainingConfig]:
     """The settings with what a base that comes quantized brings with it, and what becomes of its weights."""
-    packed = packing_of_folder(base_path)
-    if packed is None:
+    packing = packing_of_folder(base_path)
+    if packing is None:
         return config
-    found = loading.as_stored(config.quantization, packed)
-    yield Noticed("info", "model.converted", f"The base comes quantized: {packed.words(found.quant_type)}")
+    found = loading.as_stored(config.quantization, packing)
+    yield Noticed("info", "model.converted", f"The base comes quantized: {packing.words(found.quant_type)}")
     return replace(config, quantization=found)
 
 
@@ -299,11 +316,11 @@ def _choose_fast_paths(parts: Parts) -> Generator[Event, None, None]:
     parts.predicted_peak_bytes = predicted + parts.fast.kept_bytes
     reason = parts.fast.why_not.get("join_rows")
     if reason is not None:
-        packed = parts.config.data.packing
+        are_packed = isinstance(parts.data.train, PackedRows)
         yield Noticed(
             "info",
             "speed.padded",
-            f"Rows are {'packed under one mask' if packed else 'padded, those of similar length together'}: "
+            f"Rows are {'packed under one mask' if are_packed else 'padded, those of similar length together'}: "
             f"laid end to end this model computes them differently ({reason})",
         )
 

@@ -98,10 +98,17 @@ def _backward(parts: Any, collated: Sequence[batches.Batch], trained: int, contr
             raise Interrupted
         moved = batch.to(parts.plan.name)
         with segments.running(moved):
-            summed = losses.summed_loss(parts.model, moved, kind=parts.loss_kind)
-            parts.scaler.scale(summed / trained).backward()
+            summed, extra = _losses(parts, moved)
+            parts.scaler.scale((summed + extra) / trained).backward()
         total += summed.detach()
     return total
+
+
+def _losses(parts: Any, batch: batches.Batch) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """(summed loss of the trained tokens, what the routers add to it)."""
+    if parts.router is None:
+        return losses.summed_loss(parts.model, batch, kind=parts.loss_kind), 0.0
+    return losses.loss_with_router(parts.model, batch, parts.router, kind=parts.loss_kind)
 
 
 def _update(parts: Any, total: torch.Tensor) -> tuple[float, float, bool]:
@@ -197,7 +204,8 @@ def dry_step(parts: Any, rows: Sequence[Any], micro_batch: int) -> None:
     try:
         batch = parts.fast.batch(longest, parts.pad_token_id).to(parts.plan.name)
         with _counting(parts), segments.running(batch):
-            losses.summed_loss(parts.model, batch, kind=parts.loss_kind).backward()
+            summed, extra = _losses(parts, batch)
+            (summed + extra).backward()
     finally:
         parts.optimizer.zero_grad(set_to_none=True)
         parts.fast.forget()

@@ -8,6 +8,9 @@ from typing import Any
 from qlora_engine.errors import EngineError
 from qlora_engine.events import Event, Noticed
 
+SPARE_ROWS = 1024
+"""Embeddings are rounded up to a multiple that suits the hardware; more than this many without a token is no rounding."""
+
 
 def compare(tokenizer: Any, embedding_rows: int, rows: Iterable[Sequence[int]]) -> Iterator[Event]:
     """Say where they differ; `rows` are the token ids that will be trained and measured.
@@ -31,6 +34,13 @@ def compare(tokenizer: Any, embedding_rows: int, rows: Iterable[Sequence[int]]) 
             f"The tokenizer has {entries:,} entries and the model has embeddings for {embedding_rows:,}; the data uses none of "
             f"the {entries - embedding_rows:,} others",
             "a prompt that uses one of them cannot be answered",
+        )  # fmt: skip
+    if embedding_rows - entries > SPARE_ROWS:
+        yield Noticed(
+            "warning", "model.vocabulary",
+            f"The tokenizer has {entries:,} entries and the model has embeddings for {embedding_rows:,}: "
+            f"{embedding_rows - entries:,} of them no text leads to, more than rounding up leaves",
+            "see that the tokenizer belongs to these weights",
         )  # fmt: skip
     if tokenizer.pad_token_id is None:
         yield Noticed(

@@ -43,6 +43,13 @@ def test_entries_that_no_row_uses_are_told_and_do_no_harm() -> None:
     tokenizer = tiny_tokenizer()
     more = list(vocabulary.compare(tokenizer, len(tokenizer) - 3, [[1, 2, 3]]))
     assert [e.code for e in more if isinstance(e, Noticed)] == ["model.vocabulary"]
+    far = list(vocabulary.compare(tokenizer, len(tokenizer) + 2000, [[1, 2, 3]]))
+    assert [
+        e.message
+        for e in far
+        if isinstance(e, Noticed) and f"embeddings for {len(tokenizer) + 2000:,}" in e.message
+    ]
+    assert list(vocabulary.compare(tokenizer, len(tokenizer) + 1000, [[1, 2, 3]])) == []
     tokenizer.pad_token = None
     bare = list(vocabulary.compare(tokenizer, len(tokenizer), [[]]))
     assert [e.code for e in bare if isinstance(e, Noticed)] == ["model.no_pad"]
