@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from app.presenters.words import UNKNOWN, bytes_text, capital, count_text, parameters_text
 from qlora_engine.errors import EngineError
+from qlora_engine.models import known
 from qlora_engine.models.catalog import CatalogEntry
+from qlora_engine.models.known import KnownModel
 from qlora_engine.models.spec import ModelFacts
 
 ORIGINS = {
@@ -90,6 +92,22 @@ def model_state(
         preparing_text=preparing,
         preparing_share=share,
     )
+
+
+def known_names() -> tuple[tuple[str, str], ...]:
+    """(name, what it is) of every model that is known by name; reads files, so not in the GUI thread."""
+    return tuple((model.name, _known_text(model)) for model in known.known_models())
+
+
+def _known_text(model: KnownModel) -> str:
+    facts = model.facts()
+    active = f" ({parameters_text(facts.active_parameters)} a token)" if facts.stacked else ""
+    pieces = [f"{model.name}: {parameters_text(facts.parameters)}{active}"]
+    if model.is_chat is not None:
+        pieces.append("tuned to chat" if model.is_chat else "continues text")
+    pieces.append(f"{count_text(facts.max_positions)} tokens" if facts.max_positions else "")
+    pieces.append(model.licence or "")
+    return " \u00b7 ".join(piece for piece in pieces if piece)
 
 
 def fact_rows(facts: ModelFacts) -> tuple[tuple[str, ...], ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from PySide6.QtCore import Qt, QTimer
-from PySide6.QtWidgets import QApplication, QMessageBox
+from PySide6.QtWidgets import QApplication, QLineEdit, QMessageBox
 from pytestqt.qtbot import QtBot
 
 from app import dialogs
@@ -290,6 +290,20 @@ def test_nothing_of_another_model_is_shown_while_the_chosen_one_is_looked_at(
     qtbot.waitUntil(lambda: work.memory.own is not None, timeout=10_000)
     assert work.memory.own is not None
     assert work.memory.own.estimate.model == "llama-65b"
+
+
+def test_known_models_are_offered_while_a_name_is_typed(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    field = next(one for one in window.findChildren(QLineEdit) if one.accessibleName() == "Model by name")
+    qtbot.waitUntil(lambda: field.completer() is not None, timeout=10_000)
+    completer = field.completer()
+    completer.setCompletionPrefix("30B-a3")
+    found = [completer.completionModel().index(row, 0) for row in range(completer.completionCount())]
+    assert "qwen3-30b-a3b" in [index.data(Qt.ItemDataRole.UserRole) for index in found]
+    assert any(
+        "30.53 B (3.35 B a token) \u00b7 tuned to chat \u00b7 40,960 tokens" in index.data()
+        for index in found
+    )
 
 
 def test_the_failure_to_get_one_model_is_not_told_of_another(qtbot: QtBot, make_window: MakeWindow) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.presenters.model import model_state
+from app.presenters.model import known_names, model_state
 from app.studio import Studio
 from app.tab import TabController, Ways
 from app.tabs.model.quality import QualityController
@@ -26,6 +26,7 @@ class ModelController(TabController):
         screen.prepare_asked.connect(work.base.fetch_now)
         screen.cancel_asked.connect(work.base.fetch.forget)
         screen.next_asked.connect(lambda: ways.go_to("data"))
+        studio.background.submit("known names", known_names, screen.offer_names)
         self.paint()
 
     def paint(self) -> None:

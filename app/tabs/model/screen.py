@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from PySide6.QtCore import Qt, Signal
-from PySide6.QtWidgets import QFileDialog, QLineEdit, QListWidget, QListWidgetItem, QProgressBar
+from PySide6.QtGui import QStandardItem, QStandardItemModel
+from PySide6.QtWidgets import QCompleter, QFileDialog, QLineEdit, QListWidget, QListWidgetItem, QProgressBar
 
 from app.presenters.model import ModelLine, ModelState
 from app.tabs.model.quality_panel import QualityPanel
@@ -33,7 +34,7 @@ class ModelScreen(Page):
         self.list.itemClicked.connect(self._choose)
         self.list.itemActivated.connect(self._choose)
         self.name = QLineEdit()
-        self.name.setPlaceholderText("Hugging Face id, such as meta-llama/Llama-3.2-1B")
+        self.name.setPlaceholderText("A known name or a Hugging Face id, such as meta-llama/Llama-3.2-1B")
         self.name.setAccessibleName("Model by name")
         self.name.returnPressed.connect(self._use_name)
         left = Card("Models on this computer").add(
@@ -70,6 +71,19 @@ class ModelScreen(Page):
         self.progress_text.setText(state.preparing_text)
         self.progress.setRange(0, 0 if state.preparing_share is None else 1000)
         self.progress.setValue(int(1000 * (state.preparing_share or 0)))
+
+    def offer_names(self, names: tuple[tuple[str, str], ...]) -> None:
+        """Names that are known, offered while one is typed: any part of a name finds it."""
+        offered = QStandardItemModel(self)
+        for name, text in names:
+            item = QStandardItem(text)
+            item.setData(name, Qt.ItemDataRole.UserRole)
+            offered.appendRow(item)
+        completer = QCompleter(offered, self)
+        completer.setCompletionRole(Qt.ItemDataRole.UserRole)
+        completer.setFilterMode(Qt.MatchFlag.MatchContains)
+        completer.setCaseSensitivity(Qt.CaseSensitivity.CaseInsensitive)
+        self.name.setCompleter(completer)
 
     def _show_lines(self, lines: tuple[ModelLine, ...], is_listing: bool) -> None:
         self.list.clear()
