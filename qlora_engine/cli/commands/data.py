@@ -162,13 +162,14 @@ def _first_look(settings: DataSettings, *, as_json: bool) -> None:
         output.print_json(found)
         return
     detection = found["detection"]
+    files = "1 file" if found["file_count"] == 1 else f"{found['file_count']:,} files"
     read_as = f"{found['format']}: {detection['why']}" if detection else found["problem"]
     columns = detection["columns"] if detection else {}
     output.fields([
-        ("data", f"{found['origin']} ({found['file_count']} files, {found['bytes']:,} bytes)"),
+        ("data", f"{found['origin']} ({files}, {found['bytes']:,} bytes)"),
         ("format", read_as),
         ("columns", ", ".join(f"{f} = {c}" for f, c in columns.items()) or ", ".join(found["columns"])),
-        ("not used", ", ".join(detection["unused"]) if detection else output.NOT_AVAILABLE),
+        ("not used", ", ".join(detection["unused"]) or "nothing" if detection else output.NOT_AVAILABLE),
     ])  # fmt: skip
     for row in found["rows"]:
         output.say(f"\nrow {row['row']}:{' ' + row['problem'] if row['problem'] else ''}")
