@@ -10,7 +10,7 @@ import json
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,6 +62,8 @@ class ProcessEngine:
     """Runs the job in a child process, so that neither its imports nor its death touch the caller."""
 
     def __init__(self) -> None:
+        self.on_start: Callable[[int], None] | None = None
+        """Called with the number of the process as soon as there is one, long before its first event."""
         self._process: subprocess.Popen[str] | None = None
         self._write_lock = threading.Lock()
         self._waiting: list[Mapping[str, Any]] = []
@@ -135,6 +137,8 @@ class ProcessEngine:
             for command in self._waiting:
                 self._write(json.dumps(command))
             self._waiting.clear()
+        if self.on_start is not None:
+            self.on_start(process.pid)
         return process
 
     def _write(self, line: str) -> None:

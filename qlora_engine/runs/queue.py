@@ -35,6 +35,8 @@ class Entry:
     added_unix: float = 0.0
     runner: Mapping[str, Any] | None = None
     """Who runs it, as `ownership.identity` with `place`; None while it waits."""
+    engine: Mapping[str, Any] | None = None
+    """The engine's process, which may outlive its runner and takes seconds before the run is its own."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,18 @@ def give_back(run_dir: Path) -> None:
     """For a runner: let it wait again, where it stood."""
 
     def change(queue: Queue) -> Queue:
-        entries = (replace(e, runner=None) if e.run_dir == run_dir else e for e in queue.entries)
+        entries = (replace(e, runner=None, engine=None) if e.run_dir == run_dir else e for e in queue.entries)
+        return replace(queue, entries=tuple(entries))
+
+    _change(change)
+
+
+def note_engine(run_dir: Path, pid: int) -> None:
+    """For a runner: which process it started."""
+    mine = ownership.identity(pid)
+
+    def change(queue: Queue) -> Queue:
+        entries = (replace(e, engine=mine) if e.run_dir == run_dir else e for e in queue.entries)
         return replace(queue, entries=tuple(entries))
 
     _change(change)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from qlora_engine import child, paths
@@ -32,6 +33,8 @@ from qlora_engine.runs.watch import WatchEngine
 POLL_SECONDS = 1.0
 LOG_FILE = "queue.log"
 PLACE = re.compile(r"cpu|gpu\d{1,3}")
+OTHERS = ("run.busy", "run.begun")
+"""How an engine fails whose run another has."""
 Hear = Callable[[Event], None]
 Driver = ProcessEngine | WatchEngine
 
@@ -114,6 +117,7 @@ class Runner:
                 self._settle(entry)
 
     def _settle(self, entry: Entry) -> None:
+        self._wait_for_engine(entry)
         state, error = _state_of(entry.run_dir)
         if state in LIVE_STATES:
             self._watch_out(entry)
@@ -121,6 +125,13 @@ class Runner:
             queue.finish(entry.run_dir, state, error)
         else:
             queue.give_back(entry.run_dir)
+
+    def _wait_for_engine(self, entry: Entry) -> None:
+        """An engine that has been started loads for seconds before the run is its own."""
+        while entry.engine and ownership.is_alive(entry.engine) and not self._is_stopping.is_set():
+            if _state_of(entry.run_dir)[0] in (*LIVE_STATES, "finished", "failed", "gone"):
+                return
+            self._is_stopping.wait(POLL_SECONDS)
 
     def _carry_out(self, entry: Entry) -> None:
         """One run to its end, whatever that is; the queue goes on."""
@@ -139,6 +150,7 @@ class Runner:
             self._end(entry, RunFailed(error.code, error.message, error.hint))
             return
         engine = self._make_engine()
+        engine.on_start = partial(queue.note_engine, entry.run_dir)
         self._engine = engine
         if self._is_stopping.is_set():
             engine.request_stop(STOP_SAVE)
@@ -159,12 +171,22 @@ class Runner:
     def _end(self, entry: Entry, event: Event) -> None:
         if isinstance(event, RunFinished):
             self._finish(entry, "finished")
+        elif isinstance(event, RunFailed) and event.code in OTHERS:
+            self._leave_to_others(entry)
         elif isinstance(event, RunFailed):
             self._finish(entry, "failed", f"{event.message}; {event.hint}" if event.hint else event.message)
         elif isinstance(event, RunStopped) and not self._is_stopping.is_set():
             self._finish(entry, "stopped")
         else:
             queue.give_back(entry.run_dir)
+
+    def _leave_to_others(self, entry: Entry) -> None:
+        """Another engine was quicker: what becomes of the run is its doing."""
+        state, error = _state_of(entry.run_dir)
+        if state in LIVE_STATES:
+            self._watch_out(entry)
+        else:
+            self._finish(entry, state, error)
 
     def _finish(self, entry: Entry, state: str, error: str = "") -> None:
         queue.finish(entry.run_dir, state, error)

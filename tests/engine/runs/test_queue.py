@@ -169,31 +169,52 @@ def test_runners_are_started_where_something_waits(monkeypatch: pytest.MonkeyPat
     assert queue_runner.ensure_running() == started[1:] == ["gpu0", "gpu1"]
 
 
-def test_a_runner_waits_for_the_run_of_one_that_was_killed() -> None:
+@pytest.mark.parametrize("is_loading", [False, True], ids=["at work", "still loading"])
+def test_a_runner_waits_for_the_run_of_one_that_was_killed(
+    is_loading: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_runner, "POLL_SECONDS", 0.02)
     folder = planned("orphan")
     queue.add(folder)
     queue.add(planned("next"))
     assert queue.take("cpu") is not None
+    queue.note_engine(folder.path, os.getpid())
     gone = {**ownership.identity(os.getpid()), "pid": 2**22 - 3, "place": "cpu"}
     queue._change(
         lambda q: queue.replace(
             q, entries=tuple(queue.replace(e, runner=gone) if e.runner else e for e in q.entries)
         )
     )
-    folder.claim()  # its engine is still at work
-    folder.update(last_step=1)
+    if not is_loading:
+        folder.claim()
     seen: list[str] = []
 
-    def end_it() -> None:
+    def go_on() -> None:
+        if is_loading:
+            folder.claim()
+            threading.Event().wait(0.1)
         folder.update(state="finished")
         folder.release()
 
-    timer = threading.Timer(0.2, end_it)
+    timer = threading.Timer(0.2, go_on)
     timer.start()
     Runner("cpu", make_engine=lambda: Engine({}, seen)).run()  # type: ignore[arg-type, return-value]
     timer.join()
     assert seen == ["next"]
     assert [d.run_dir.name for d in queue.read().done] == ["orphan", "next"]
+
+
+def test_an_engine_that_comes_second_leaves_the_run_to_the_first() -> None:
+    folder = planned("twice")
+    queue.add(folder)
+    ends: dict[str, Event] = {"twice": RunFailed("run.begun", "it has begun", "")}
+
+    def begun(event: Event) -> None:
+        if isinstance(event, RunStarted):
+            folder.update(state="finished")
+
+    Runner("cpu", begun, lambda: Engine(ends, [])).run()  # type: ignore[arg-type, return-value]
+    assert [(d.state, d.error) for d in queue.read().done] == [("finished", "")]
 
 
 def test_a_run_started_by_hand_has_the_gpu_first(monkeypatch: pytest.MonkeyPatch) -> None:
