@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) packaging/bootstrap.py
 
-.PHONY: test-window test-faults bench-runs bench-speed run test lint bench bench-ui bench-memory bench-data bench-merge bench-exports test-architectures test-gpu gpu-kit gpu-rehearsal gpu-report clean check-templates
+.PHONY: test-window test-faults bench-runs bench-speed run test lint bench bench-ui bench-memory bench-data bench-merge bench-exports test-architectures test-gpu gpu-kit gpu-rehearsal gpu-report clean check-templates test-data
 
 run:  ## open the window; without a display, train the starter in the terminal
 	@$(BOOTSTRAP) run
@@ -42,6 +42,10 @@ test-window:  ## thousands of random clicks, keys, drops and resizes over a live
 
 test-faults:  ## every file a run writes, damaged in every way, met by every reader
 	@$(BOOTSTRAP) test-faults
+
+test-data:  ## thousands of damaged files and rows of data, met by every reader
+	@$(BOOTSTRAP) test-data
+
 check-templates:  ## every chat template in a folder, on a fixed list of conversations: make check-templates DIR=folder
 	@DIR="$(DIR)" $(BOOTSTRAP) check-templates
 

@@ -71,6 +71,7 @@ def main(arguments: list[str]) -> int:
         "bench-merge": lambda: module("tests.bench.merge_speed"),
         "bench-exports": lambda: module("tests.bench.starter_exports"),
         "test-faults": test_faults,
+        "test-data": test_data,
         "test-window": test_window,
         "test-architectures": lambda: module("tests.architectures.campaign"),
         "test-gpu": lambda: pytest("tests/gpu", "-m", "gpu"),
@@ -137,6 +138,12 @@ def test_window() -> int:
     """20,000 random acts over a live run, of which `test` does some hundred each day."""
     os.environ.setdefault("QLORA_STORM", "20000")
     return pytest("-s", "--timeout", "3600", "tests/app/test_storm.py")
+
+
+def test_data() -> int:
+    """Thousands of damaged files and rows, of which `test` tries some each day."""
+    os.environ["QLORA_ACCIDENTS"] = os.environ.get("QLORA_ACCIDENTS", "400")
+    return pytest("tests/engine/data/test_malformed.py")
 
 
 def lint() -> int:
