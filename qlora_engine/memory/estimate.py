@@ -36,7 +36,7 @@ from qlora_engine.models.spec import ModelFacts
 
 __all__ = [
     "GIB", "MIB", "PART_NAMES", "RESERVE", "RESERVE_SHARE", "ROLES", "SIDES", "Advice", "Estimate", "Fit", "Variant", "estimate",
-    "optimizer_bytes", "recommend_micro_batch", "rehearsed", "rows_at_once", "shape_of", "side_of", "variant_of",
+    "kept_weights_bytes", "optimizer_bytes", "recommend_micro_batch", "rehearsed", "rows_at_once", "shape_of", "side_of", "variant_of",
 ]  # fmt: skip
 
 CPU_ROWS = 4
@@ -83,7 +83,16 @@ def estimate(
         fits=_fits(double, single),
         advice=advise.changes(facts, config, now=now, **size) if now is not None else (),
         sides=sides,
+        kept_weights_bytes=kept_weights_bytes(facts, config, device),
     )  # fmt: skip
+
+
+def kept_weights_bytes(facts: ModelFacts, config: TrainingConfig, device: str) -> int:
+    """What a run on the CPU keeps of its 4-bit linear layers in fp32, all of them or none; experts are never kept."""
+    if device != "cpu":
+        return 0
+    size = sum(4 * t.in_features * t.out_features * t.count for t in facts.linears if t.is_quantized)
+    return size if size <= config.training.kept_weights_gib * GIB else 0
 
 
 def rehearsed(

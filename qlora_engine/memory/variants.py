@@ -115,6 +115,9 @@ class Estimate:
     advice: tuple[Advice, ...]
     sides: Mapping[str, Variant]
     """The four ways to train, by the names of `SIDES`."""
+    kept_weights_bytes: int = 0
+    """On the CPU, beside every peak here: weights dequantized once and kept, where that much is free; the first thing that a
+    run gives up when memory is out."""
 
     def chosen(self, double_quant: bool) -> Variant:
         return self.double_quant if double_quant else self.single_quant
@@ -127,6 +130,7 @@ class Estimate:
             "settings": dict(self.settings),
             "double_quant": self.double_quant.to_json(),
             "single_quant": self.single_quant.to_json(),
+            "kept_weights_bytes": self.kept_weights_bytes,
             "compare": {"lora_16bit": self.lora_16bit, "full_16bit": self.full_16bit},
             "fits": [vars(fit) for fit in self.fits],
             "advice": [{"change": a.change, "saves_bytes": a.saves_bytes} for a in self.advice],

@@ -34,7 +34,6 @@ class MemoryTrace:
         self._is_moves_problem_told = moves is None or moves.why_not is None
         self._is_cuda = parts.plan.kind == "cuda"
         self._model_parts = model_parts(parts.model)
-        self._model_parts["unquantized_weights"] += parts.fast.kept_bytes
         self._report: tuple[int, paging.PagingReport] | None = None
         self._stepped_at = time.time()
         self._gradient_bytes = 0
@@ -81,7 +80,7 @@ class MemoryTrace:
             return int(torch.cuda.max_memory_allocated(self._parts.plan.index)) + paging.managed_bytes()
         if self._parts.transient_peak_bytes is None:
             return None
-        model = sum(self._model_parts.values())
+        model = sum(self._model_parts.values()) + self._parts.fast.kept_bytes
         return model + self._parts.transient_peak_bytes + self._optimizer().state_bytes
 
     def optimizer_built(self) -> OptimizerBuilt:
@@ -153,6 +152,7 @@ class MemoryTrace:
         peak beyond the gradients, temporaries included; on CUDA torch's allocator tells them."""
         optimizer = self._optimizer().state_bytes
         named = {**self._model_parts, "gradients": self._gradient_bytes, "optimizer": optimizer}
+        named["unquantized_weights"] += self._parts.fast.kept_bytes  # until they are given up
         peak = self._parts.transient_peak_bytes
         if peak is not None:
             named["activations"] = max(

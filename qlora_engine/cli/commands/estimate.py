@@ -203,6 +203,11 @@ def _print_estimate(document: Mapping[str, Any], gpu: str | None) -> None:
     output.say(f"\nsource: {double['source']}{_peak_words(double)}")
     if document["settings"]["device_context"]:
         output.say(f"device context: {document['settings']['device_context']}")
+    if document["kept_weights_bytes"]:
+        output.say(
+            f"besides: {output.size(document['kept_weights_bytes'])} of dequantized weights, kept where that much is free and "
+            "given up first (training.kept_weights_gib)"
+        )
     compare = document["compare"]
     output.say(
         f"16-bit LoRA: {output.size(compare['lora_16bit'])}, full 16-bit: {output.size(compare['full_16bit'])}"

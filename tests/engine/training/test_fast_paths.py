@@ -24,7 +24,8 @@ from qlora_engine.control import Control
 from qlora_engine.data import batches
 from qlora_engine.data.tokenize import TokenRow
 from qlora_engine.device import plan_device
-from qlora_engine.models import loading
+from qlora_engine.memory import estimate
+from qlora_engine.models import loading, spec
 from qlora_engine.training import loss, steps
 from qlora_engine.training.fast import elementwise, install, kept_weights, linears, segments
 from tests.support.step_counts import Counts, StepCounts
@@ -138,6 +139,11 @@ def test_kept_weights_stay_within_what_is_allowed_and_free(two_layers: Path) -> 
     assert needed == sum(
         m.in_features * m.out_features * 4 for m in model.modules() if isinstance(m, Linear4bit)
     )
+    facts = spec.facts_of_folder(two_layers)
+    assert estimate.kept_weights_bytes(facts, TrainingConfig(), "cpu") == needed
+    assert estimate.kept_weights_bytes(facts, TrainingConfig(), "cuda") == 0
+    none = TrainingConfig(training=replace(ON, kept_weights_gib=0.0))
+    assert estimate.kept_weights_bytes(facts, none, "cpu") == 0
     for spare, kept in ((needed - 1, 0), (needed, needed)):
         fast = install.install(load(two_layers), ON, rows(), device="cpu", spare_bytes=spare)
         assert fast.kept_bytes == kept
