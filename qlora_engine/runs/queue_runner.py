@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from qlora_engine.runs import ownership, plans, queue
 from qlora_engine.runs.queue import CPU, Entry
 from qlora_engine.runs.record import LIVE_STATES, RunFolder
 from qlora_engine.runs.watch import WatchEngine
+from qlora_engine.training.awake import kept_awake
 
 POLL_SECONDS = 1.0
 LOG_FILE = "queue.log"
@@ -69,7 +71,9 @@ class Runner:
                     "see `qlora queue list`",
                 )
             try:
-                self._work(stay)
+                # Who lines runs up for the night means a computer that is awake then.
+                with kept_awake((queue.read().not_before_unix or 0.0) > time.time(), "queue"):
+                    self._work(stay)
             finally:
                 lock.release()
             # Whoever added a run while the lock was held has started no runner: look once more.

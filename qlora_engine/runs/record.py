@@ -278,8 +278,8 @@ class RunFolder:
             run_id=self.run_id,
             path=self.path,
             state=state,
-            model=str((record.get("model") or {}).get("name") or self._asked_for("model", "name")),
-            data=str((record.get("data") or {}).get("path") or self._asked_for("data", "path")),
+            model=str((record.get("model") or {}).get("name") or self._asked_for(record, "model", "name")),
+            data=str((record.get("data") or {}).get("path") or self._asked_for(record, "data", "path")),
             created_unix=record.get("created"),
             finished_unix=record.get("finished"),
             last_step=record.get("last_step"),
@@ -297,8 +297,11 @@ class RunFolder:
             error="; ".join(str(problem[key]) for key in ("message", "hint") if problem.get(key)),
         )
 
-    def _asked_for(self, table: str, name: str) -> str:
-        """What the job file says, for a run that failed before its record could."""
+    def _asked_for(self, record: Mapping[str, Any], table: str, name: str) -> str:
+        """What its job says, for a run that has not begun, or failed before its record could tell."""
+        kept = (record.get("job") or {}).get(table)
+        if isinstance(kept, Mapping) and isinstance(kept.get(name), str):
+            return str(kept[name])
         try:
             return str(getattr(getattr(self.job(), table), name))
         except EngineError:
