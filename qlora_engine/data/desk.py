@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import queue
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -67,12 +67,12 @@ class Inbox:
 
     def check(self) -> None:
         """Raises:
-        Cancelled: asked to stop, or the question at hand has been asked anew.
+        Cancelled: asked to stop, or the question at hand has been asked anew, or other data are asked about now.
         """
         self._control.check()
         self._read_waiting()
-        topic = self._at_hand["topic"] if self._at_hand else None
-        if any(command["topic"] == topic for command in self._waiting):
+        now = self._at_hand
+        if now and any(c["topic"] == now["topic"] or _about(c) != _about(now) for c in self._waiting):
             raise Cancelled("asked anew")
 
     def _read_waiting(self) -> None:
@@ -90,11 +90,27 @@ class Inbox:
         self._waiting.append(command)
 
 
+def _about(command: Command) -> Any:
+    """Which data, read for which model."""
+    config = command["config"]
+    return config.get("data"), config["model"].get("name"), config["model"].get("revision")
+
+
+class _Patience(Control):
+    """Long work stops when its question does."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        super().__init__()
+        self._check = check
+
+    def check(self) -> None:
+        self._check()
+
+
 class Desk:
     """What was opened last, and the answers of each topic."""
 
     def __init__(self, control: Control) -> None:
-        self._control = control
         self.inbox = Inbox(control)
         self._key = ""
         self._table: RowTable | None = None
@@ -157,7 +173,7 @@ class Desk:
             self._table = None
             inspector = reporting.opened(
                 config,
-                self._control,
+                _Patience(self.inbox.check),
                 lambda phase, done, total, unit: emit(Progressed(phase, done, total, unit)),
             )
             self._key, self._table = key, RowTable(inspector)

@@ -14,7 +14,7 @@ from qlora_engine.control import Control
 from qlora_engine.data import desk, policy_example, reporting
 from qlora_engine.data.row_fates import KINDS
 from qlora_engine.data.row_table import HEAD, RowTable
-from qlora_engine.errors import EngineError
+from qlora_engine.errors import Cancelled, EngineError
 from qlora_engine.events import DataAnswered, RunFinished
 from qlora_engine.jobs import DataDeskJob
 from tests.engine.data.test_doctor import prepare
@@ -150,6 +150,21 @@ def test_an_empty_block_before_an_answer_without_thoughts_is_said(tmp_path: Path
     )
     words = policy_example.examples(inspector, "auto")["policies"]["train"]["words"]
     assert "Before an answer without thoughts the template puts an empty block, which is " in words
+
+
+def test_long_work_ends_when_other_data_are_asked_about(tmp_path: Path) -> None:
+    control = Control()
+    inbox = desk.Inbox(control)
+    config = config_io.to_dict(TrainingConfig())
+    other = config_io.to_dict(with_value(TrainingConfig(), "data.seq_len", 64))
+    slower = config_io.to_dict(with_value(TrainingConfig(), "lora.rank", 4))
+    for topic, about in (("list", config), ("row", config), ("check", slower)):
+        control.handle({"command": "data", "request": 1, "topic": topic, "config": about, "ask": {}})
+    assert (inbox.next_command() or {})["topic"] == "list"
+    inbox.check()  # other questions about the same data wait
+    control.handle({"command": "data", "request": 2, "topic": "preview", "config": other, "ask": {}})
+    with pytest.raises(Cancelled):
+        inbox.check()
 
 
 def test_the_desk_answers_the_newest_question_of_a_topic_and_says_what_fails(
