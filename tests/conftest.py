@@ -1,8 +1,22 @@
-"""What every test shares: a busy machine is no failure, so no generated example has a deadline of its own."""
+"""What every test shares: a busy machine is no failure, so no generated example has a deadline of its own; and the files
+that take minutes begin first, or one worker would be at them when the other has nothing left to do."""
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+LONGEST = ("e2e/test_window_run.py", "e2e/test_headless.py", "gpu/test_offline.py", "engine/cli/test_train.py")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """After the shuffle; the order within a file and among all others stays."""
+    items.sort(key=lambda item: _turn(item.path.as_posix()))
+
+
+def _turn(path: str) -> int:
+    return next((turn for turn, name in enumerate(LONGEST) if path.endswith(name)), len(LONGEST))
