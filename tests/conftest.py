@@ -9,7 +9,12 @@ from hypothesis import settings
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
-LONGEST = ("e2e/test_window_run.py", "e2e/test_headless.py", "gpu/test_offline.py", "engine/cli/test_train.py")
+LONGEST = (
+    "e2e/test_window_run.py",
+    "e2e/test_headless.py",
+    "gpu/test_offline.py",
+    "engine/cli/test_train.py",
+)
 
 
 @pytest.hookimpl(trylast=True)
