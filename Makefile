@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) packaging/bootstrap.py
 
-.PHONY: test-window test-faults bench-runs bench-speed run test lint bench bench-ui bench-memory bench-data bench-merge bench-exports test-architectures test-gpu gpu-kit gpu-rehearsal gpu-report clean check-templates test-data
+.PHONY: test-window test-faults bench-runs bench-scaling bench-speed run test lint bench bench-ui bench-memory bench-data bench-merge bench-exports test-architectures test-gpu gpu-kit gpu-rehearsal gpu-report clean check-templates test-data
 
 run:  ## open the window; without a display, train the starter in the terminal
 	@$(BOOTSTRAP) run
@@ -21,6 +21,9 @@ bench-ui:  ## event-loop gaps of the window while a run is training
 
 bench-runs:  ## the list of two thousand runs, and a comparison of eight
 	@$(BOOTSTRAP) bench-runs
+
+bench-scaling:  ## time per token by rows in a step, rows of data and steps; memory; what a start takes
+	@$(BOOTSTRAP) bench-scaling
 
 bench-speed:  ## tokens per second beside a bare PEFT loop and TRL
 	@$(BOOTSTRAP) bench-speed

@@ -66,6 +66,7 @@ def main(arguments: list[str]) -> int:
         "bench-runs": lambda: module("tests.bench.many_runs"),
         "bench-ui": lambda: module("tests.bench.ui_gaps"),
         "bench-speed": lambda: module("tests.bench.speed_table"),
+        "bench-scaling": lambda: module("tests.bench.scaling_table"),
         "bench-memory": lambda: module("tests.bench.memory_table"),
         "bench-data": lambda: module("tests.bench.data_speed"),
         "bench-merge": lambda: module("tests.bench.merge_speed"),

@@ -1,0 +1,217 @@
+"""Whether a run stays as fast as it begins: by rows in a step, rows of data, and steps done; and what its start takes.
+
+`make bench-scaling`, or `python -m tests.bench.scaling_table [json file] [largest number of rows] [steps]`. Counted in seconds of this
+process's processor time, so that other programs disturb little; the start alone by the clock, the second time it is made.
+Exit code 1 when time per token leaves its band, memory grows, or the start takes too long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from qlora_engine import config_io
+from qlora_engine.config import TrainingConfig, with_value
+from qlora_engine.control import Control
+from qlora_engine.events import Event, PhaseChanged, RunStarted, StepFinished
+from qlora_engine.jobs import TrainJob
+from qlora_engine.training import recipe
+from tests.bench import speed_contestants as contestants
+from tests.support.starter import starter_folder
+from tests.support.tiny import make_tiny
+
+ROWS_IN_A_STEP = (1, 2, 4, 8, 16, 32, 64)
+TOKENS_COUNTED = 1_200
+"""At least so many for each number of rows: small steps are repeated."""
+DATA_ROWS = (500, 5_000, 50_000, 500_000)
+STEPS_ON_DATA = 60
+STEPS = 5_000
+FLAT = 0.05
+GROWTH_BYTES_A_STEP = 1024
+START_SECONDS = 8.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """A step, when it had ended: processor seconds since the step before, tokens, and this process's memory."""
+
+    seconds: float
+    tokens: int
+    resident_bytes: int
+
+
+def main(arguments: Sequence[str]) -> int:
+    largest = int(arguments[1]) if len(arguments) > 1 else DATA_ROWS[-1]
+    steps = int(arguments[2]) if len(arguments) > 2 else STEPS
+    with tempfile.TemporaryDirectory(prefix="qlora-scaling-") as place, _home(Path(place)):
+        found = {
+            "rows_in_a_step": list(by_rows_in_a_step(Path(place))),
+            "rows_of_data": list(by_rows_of_data(Path(place), largest)),
+            "steps": by_steps(Path(place), steps),
+            "start": start(Path(place)),
+        }
+    found["holds"] = verdicts(found)
+    print(table(found))
+    print(json.dumps(found, indent=1))
+    if arguments:
+        Path(arguments[0]).write_text(json.dumps(found, indent=1), encoding="utf-8")
+    return 0 if all(found["holds"].values()) else 1
+
+
+class _home:  # noqa: N801 - used like a function
+    """The program's own data in a folder that goes again."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+
+    def __enter__(self) -> None:
+        os.environ["QLORA_HOME"] = str(self._place / "home")
+
+    def __exit__(self, *_: object) -> None:
+        del os.environ["QLORA_HOME"]
+
+
+def config_of(place: Path, model: Path, file: Path, **changes: Any) -> TrainingConfig:
+    config = contestants.config_for(model, file, packing=False)
+    values = {"output.runs_dir": str(place / "runs"), "data.seq_len": 256, "checkpoint.every_minutes": 1440.0}
+    for path, value in {**values, **changes}.items():
+        config = with_value(config, path.replace("__", ".", 1), value)
+    return config
+
+
+def rows_file(place: Path, count: int) -> Path:
+    """JSON lines: rows made for 500, again and again with a number of their own."""
+    made = contestants.make_rows(min(count, 500))
+    file = place / f"rows-{count}.jsonl"
+    with file.open("w", encoding="utf-8") as out:
+        for number in range(count):
+            row = made[number % len(made)]
+            out.write(json.dumps({**row, "instruction": f"{row['instruction']} ({number})"}) + "\n")
+    return file
+
+
+def steps_of(config: TrainingConfig) -> Iterator[Point]:
+    """Every step but the first."""
+    process, before = psutil.Process(), None
+    for event in recipe.train(TrainJob(config_io.to_dict(config)), Control()):
+        if isinstance(event, StepFinished):
+            now = time.process_time()
+            if before is not None:
+                yield Point(now - before, event.tokens, process.memory_info().rss)
+            before = time.process_time()
+
+
+def per_token(points: Sequence[Point]) -> float:
+    """Processor microseconds per token."""
+    return 1e6 * sum(p.seconds for p in points) / sum(p.tokens for p in points)
+
+
+def by_rows_in_a_step(place: Path) -> Iterator[dict[str, Any]]:
+    """The starter, rows of equal length, one micro-batch after the other."""
+    file = place / "alike.jsonl"
+    row = {"instruction": "Say it", "input": "", "output": " ".join(contestants.WORDS[:30])}
+    file.write_text("".join(json.dumps(row) + "\n" for _ in range(64)), encoding="utf-8")
+    for rows in ROWS_IN_A_STEP:
+        count = 2 + TOKENS_COUNTED // (rows * 50)
+        config = config_of(
+            place, starter_folder(), file, training__effective_batch=rows, training__micro_batch=None,
+            training__max_steps=count,
+        )  # fmt: skip
+        yield {"rows": rows, "microseconds_per_token": round(per_token(list(steps_of(config))), 1)}
+
+
+def by_rows_of_data(place: Path, largest: int) -> Iterator[dict[str, Any]]:
+    model = make_tiny("llama", place / "small", num_hidden_layers=2)
+    for rows in (count for count in DATA_ROWS if count <= largest):
+        config = config_of(place, model, rows_file(place, rows), training__max_steps=STEPS_ON_DATA)
+        yield {"rows": rows, "microseconds_per_token": round(per_token(list(steps_of(config))), 1)}
+
+
+def by_steps(place: Path, steps: int) -> dict[str, Any]:
+    """Time per token and memory over a long run, by tenths of it."""
+    model = make_tiny("llama", place / "smallest", num_hidden_layers=1)
+    config = config_of(
+        place, model, rows_file(place, 500), training__max_steps=steps, training__effective_batch=4,
+        training__micro_batch=4,
+    )  # fmt: skip
+    points = list(steps_of(config))
+    size = len(points) // 10
+    tenths = [points[n * size : (n + 1) * size] for n in range(10)]
+    settled = points[len(points) // 4 :]
+    slope = statistics.linear_regression(range(len(settled)), [p.resident_bytes for p in settled]).slope
+    return {
+        "steps": steps,
+        "microseconds_per_token": [round(per_token(one), 1) for one in tenths],
+        "bytes_a_step": round(slope, 1),
+    }
+
+
+def start(place: Path) -> dict[str, Any]:
+    """Seconds by the clock from the start to the end of the first step of the starter, and what they went into."""
+    config = config_of(
+        place, starter_folder(), rows_file(place, 400), training__max_steps=1, training__effective_batch=4
+    )
+    for _ in range(2):
+        found = _phases(recipe.train(TrainJob(config_io.to_dict(config)), Control()))
+    return {"seconds": round(sum(found.values()), 2), "phases": found}
+
+
+def _phases(run: Iterator[Event]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    name, began = "", time.perf_counter()
+    for event in run:
+        if isinstance(event, RunStarted | PhaseChanged | StepFinished):
+            now = time.perf_counter()
+            if name:
+                found[name] = round(found.get(name, 0.0) + now - began, 2)
+            name, began = getattr(event, "phase", "starting"), now
+        if isinstance(event, StepFinished):
+            break
+    return found
+
+
+def verdicts(found: dict[str, Any]) -> dict[str, bool]:
+    return {
+        "rows in a step": spread([one["microseconds_per_token"] for one in found["rows_in_a_step"]]) <= FLAT,
+        "rows of data": spread([one["microseconds_per_token"] for one in found["rows_of_data"]]) <= FLAT,
+        "steps": spread(found["steps"]["microseconds_per_token"][1:]) <= FLAT,
+        "memory": found["steps"]["bytes_a_step"] <= GROWTH_BYTES_A_STEP,
+        "start": found["start"]["seconds"] <= START_SECONDS,
+    }
+
+
+def spread(values: Sequence[float]) -> float:
+    """The furthest from the median, as a share of it."""
+    middle = statistics.median(values)
+    return max(abs(value - middle) for value in values) / middle
+
+
+def table(found: dict[str, Any]) -> str:
+    lines = [f"processor time per token, {torch.get_num_threads()} threads"]
+    for title in ("rows_in_a_step", "rows_of_data"):
+        values = ", ".join(f"{one['rows']:,}: {one['microseconds_per_token']:.0f} us" for one in found[title])
+        lines.append(f"{title.replace('_', ' ')}: {values}")
+    one = found["steps"]
+    lines.append(
+        f"over {one['steps']:,} steps, by tenths: {', '.join(f'{v:.0f}' for v in one['microseconds_per_token'])} us; "
+        f"memory grows by {one['bytes_a_step']:.0f} bytes a step"
+    )
+    phases = ", ".join(f"{name} {seconds:.2f}" for name, seconds in found["start"]["phases"].items())
+    lines.append(f"start to the end of the first step: {found['start']['seconds']:.2f} s ({phases})")
+    lines += [f"{name}: {'holds' if holds else 'MISSED'}" for name, holds in found["holds"].items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
