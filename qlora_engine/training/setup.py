@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-import platform
 import random
-import sys
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,7 +11,7 @@ from typing import Any
 
 import torch
 
-from qlora_engine import __version__, adapters, config_io, data
+from qlora_engine import adapters, config_io, data
 from qlora_engine.bridge import Emit, events_while
 from qlora_engine.config import TrainingConfig
 from qlora_engine.control import Control
@@ -41,8 +38,7 @@ from qlora_engine.runs.record import RunFolder
 from qlora_engine.training import checkpoint, identity, loss, optim, packed, router_loss, schedule, vocabulary
 from qlora_engine.training.fast import install
 from qlora_engine.training.fast.install import FastPaths
-
-VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "safetensors", "accelerate")
+from qlora_engine.training.versions import versions
 
 
 @dataclass
@@ -101,11 +97,30 @@ def prepare_parts(
     micro_batch, estimate = choose_micro_batch(config, facts, prepared, plan)
     checkpoint.require_disk(folder.path, _disk_bytes(estimate), "a run with these settings")
     loaded = yield from _load(config, base_path, plan, control)
+    model, attached = yield from _attach(config, loaded, base_path)
+    prepared = yield from packed.unpacked_where_rows_leak(model, prepared, plan)
+    parts = _assembled(config, folder, plan, model, tokenizer, base_path, prepared, micro_batch, estimate)
+    yield from _choose_loss(parts)
+    parts.router, said = router_loss.chosen(
+        loss.causal_of(model), config.training.router_loss, bool(facts.experts)
+    )
+    yield from said
+    yield from _choose_fast_paths(parts)
+    fingerprint = loading.fingerprint(base_path)
+    parts.made = identity.made_with(config, _contents(parts, fingerprint))
+    planned = _plan_event(parts, estimate)
+    _record(parts, loaded, planned, attached, fingerprint)
+    yield planned
+    return parts
+
+
+def _attach(
+    config: TrainingConfig, loaded: Any, base_path: Path
+) -> Generator[Event, None, tuple[Any, adapters.AdapterReport]]:
     model, attached = adapters.attach(
         loaded.model, config.lora, base_path=base_path, seed=config.training.seed
     )
     _make_trainable(model, config)
-    prepared = yield from packed.unpacked_where_rows_leak(model, prepared, plan)
     yield AdaptersAttached(
         attached.trainable_parameters,
         attached.adapter_bytes,
@@ -113,9 +128,17 @@ def prepare_parts(
         attached.dtype,
         attached.variant,
     )
+    return model, attached
+
+
+def _assembled(
+    config: TrainingConfig, folder: RunFolder, plan: DevicePlan, model: Any, tokenizer: Any, base_path: Path,
+    prepared: Any, micro_batch: int, estimate: Any,
+) -> Parts:  # fmt: skip
+    """With the optimizer over what is trained, and the schedule over the rows."""
     optimizer = optim.build(config.training, [p for p in model.parameters() if p.requires_grad])
     steps = schedule.plan(config.training, len(prepared.train), batches.order)
-    parts = Parts(
+    return Parts(
         config=config,
         folder=folder,
         plan=plan,
@@ -132,18 +155,6 @@ def prepare_parts(
         micro_batch=micro_batch,
         predicted_peak_bytes=estimate.chosen(config.quantization.double_quant).peak_bytes,
     )
-    yield from _choose_loss(parts)
-    parts.router, said = router_loss.chosen(
-        loss.causal_of(model), config.training.router_loss, bool(facts.experts)
-    )
-    yield from said
-    yield from _choose_fast_paths(parts)
-    fingerprint = loading.fingerprint(base_path)
-    parts.made = identity.made_with(config, _contents(parts, fingerprint))
-    planned = _plan_event(parts, estimate)
-    _record(parts, loaded, planned, attached, fingerprint)
-    yield planned
-    return parts
 
 
 def pad_token_id(tokenizer: Any) -> int:
@@ -182,16 +193,6 @@ def usable_bytes(plan: DevicePlan) -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that can change a result."""
-    found = {"qlora-studio": __version__, "python": sys.version.split()[0], "platform": platform.platform()}
-    for name in VERSIONED:
-        found[name] = importlib.metadata.version(name)
-    if torch.version.cuda:
-        found["cuda"] = torch.version.cuda
-    return found
 
 
 def _seed(seed: int) -> None:
