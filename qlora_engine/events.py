@@ -207,6 +207,8 @@ class AnswerFinished(Event):
     seconds: float
     is_complete: bool
     """True when the model ended its turn by itself (an end token), False when cut by length or by Stop."""
+    calls: tuple[Mapping[str, JSON], ...] | None = ()
+    """Of the tools it was given: each `name` and `arguments`; None where this template's way of calling is not known."""
 
 
 @dataclass(frozen=True)

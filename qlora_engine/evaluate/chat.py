@@ -15,7 +15,11 @@ import torch
 from qlora_engine.bridge import Emit, events_while
 from qlora_engine.config import DataSettings, TrainingConfig
 from qlora_engine.control import Control
+from qlora_engine.data.call_reading import form_of, read_calls
+from qlora_engine.data.conversation import RowProblem
+from qlora_engine.data.formats.calls import definitions
 from qlora_engine.data.policy import Policy
+from qlora_engine.data.templates import chosen
 from qlora_engine.errors import EngineError
 from qlora_engine.evaluate import generate, session
 from qlora_engine.evaluate.generate import Answer, GenerationSettings
@@ -61,12 +65,13 @@ class Question:
     messages: tuple[dict[str, str], ...]
     settings: GenerationSettings
     strength: float
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 def chat_job(job: ChatJob, control: Control) -> Iterator[Event]:
     """Load `job.source`, say SessionReady, then carry out commands until `stop`; result: {"answers": number}.
 
-    `ask`: {"request", "messages", "sides", "settings"}; each side streams TokenStreamed and ends with exactly one
+    `ask`: {"request", "messages", "sides", "settings", "tools"}; each side streams TokenStreamed and ends with exactly one
     AnswerFinished, also when it could not answer (then empty, after a Noticed that says why). `interrupt` cuts the
     answer at hand and those asked before it. `add_adapter`: {"run_dir"} puts another run's adapter on the loaded base,
     `remove_adapter`: {"side"} takes one off; both end with SidesChanged, after a Noticed when nothing changed. Settings
@@ -171,9 +176,18 @@ def _carry_out(
             yield from _refused(request, tuple(q.side for q in questions[number:]), OUT_OF_MEMORY)
             return number
         yield AnswerFinished(
-            request, question.side, answer.text, answer.tokens, answer.seconds, answer.is_complete
-        )
+            request, question.side, answer.text, answer.tokens, answer.seconds, answer.is_complete,
+            _calls(chat, question, answer.text),
+        )  # fmt: skip
     return len(questions)
+
+
+def _calls(chat: ChatModel, question: Question, text: str) -> tuple[Mapping[str, Any], ...] | None:
+    """What an answer calls of the tools it was given; None where this template's way of calling is not known."""
+    if not question.tools:
+        return ()
+    form = form_of(chat.tokenizer, chosen(chat.tokenizer, chat.config_of(question.side).data))
+    return None if form is None else tuple(call.to_json() for call in read_calls(form, text))
 
 
 def _answer(
@@ -194,6 +208,7 @@ def _answer(
                 should_stop=lambda: abandoned.is_set() or inbox.is_interrupted(),
                 chat_template=chat.config_of(question.side).data.chat_template,
                 policy=Policy.of(chat.config_of(question.side).data),
+                tools=question.tools,
             )
 
     try:
@@ -220,10 +235,22 @@ def read_questions(command: Command, defaults: Mapping[str, Any], chat: ChatMode
     for name, value in values.items():
         _require_range(name, value)
     strength = float(values.pop(STRENGTH, 1.0))
+    settings, tools = GenerationSettings(**values), _tools(command.get("tools"))
     return [
-        question_for(chat, side, command.get("messages"), GenerationSettings(**values), strength)
+        question_for(chat, side, command.get("messages"), settings, strength, tools=tools)
         for side in _known_sides(command, chat)
     ]
+
+
+def _tools(given: Any) -> tuple[Mapping[str, Any], ...]:
+    try:
+        return definitions(given)
+    except RowProblem as problem:
+        raise EngineError(
+            "chat.tools",
+            f"the tools cannot be used: {problem.reason}",
+            "write them as the OpenAI form has them",
+        ) from problem
 
 
 def question_for(
@@ -233,6 +260,7 @@ def question_for(
     settings: GenerationSettings,
     strength: float = 1.0,
     config: TrainingConfig | None = None,
+    tools: tuple[Mapping[str, Any], ...] = (),
 ) -> Question:
     """What `side` is asked; its own system prompt is put first, and its context bounds the answer. `config` holds
     instead of the side's own.
@@ -249,10 +277,10 @@ def question_for(
         )
     data = (config or chat.config_of(side)).data
     asked = _messages(messages, data.system_prompt)
-    room = _room(chat, asked, data)
+    room = _room(chat, asked, data, tools)
     if room is not None:
         settings = dataclasses.replace(settings, max_new_tokens=min(settings.max_new_tokens, room))
-    return Question(side, asked, settings, strength)
+    return Question(side, asked, settings, strength, tools)
 
 
 def _messages(given: Any, system_prompt: str | None) -> tuple[dict[str, str], ...]:
@@ -278,14 +306,19 @@ def _messages(given: Any, system_prompt: str | None) -> tuple[dict[str, str], ..
     return tuple(messages)
 
 
-def _room(chat: ChatModel, messages: tuple[dict[str, str], ...], data: DataSettings) -> int | None:
+def _room(
+    chat: ChatModel,
+    messages: tuple[dict[str, str], ...],
+    data: DataSettings,
+    tools: tuple[Mapping[str, Any], ...],
+) -> int | None:
     """Tokens that the answer may have; None when the model names no limit.
 
     Raises:
         EngineError: the conversation leaves none, or the template refuses it.
     """
     try:
-        prompt = generate.prompt_ids(chat.tokenizer, messages, data.chat_template, Policy.of(data))
+        prompt = generate.prompt_ids(chat.tokenizer, messages, data.chat_template, Policy.of(data), tools)
     except EngineError:
         raise
     except Exception as error:  # a template raises whatever its author chose

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json  # writing alone
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -51,6 +52,12 @@ ASKED_AFTER = (SessionReady, SidesChanged, AnswerFinished)
     show_default=True,
     help="Multiplies what the adapters add: 0 is the base, 1 as trained.",
 )
+@click.option(
+    "--tools",
+    "tools_file",
+    metavar="FILE",
+    help="JSON with the definitions of tools the model may call; its calls are shown, none is carried out.",
+)
 @generation.options
 @output.json_option
 def chat(
@@ -60,6 +67,7 @@ def chat(
     others: tuple[str, ...],
     system: str | None,
     strength: float,
+    tools_file: str | None,
     as_json: bool,
     **drawn: Any,
 ) -> None:
@@ -74,6 +82,7 @@ def chat(
         is_quiet=as_json,
         is_single=prompt is not None,
         others=_run_dirs(others),
+        tools=_tools(tools_file) if tools_file else [],
     )
     hold(ChatJob(source, settings), session, once(prompt) if prompt is not None else from_keyboard)
     if prompt is not None and session.problem is not None:
@@ -87,6 +96,21 @@ def _run_dirs(names: tuple[str, ...]) -> tuple[str, ...]:
     from qlora_engine.runs.record import RunFolder
 
     return tuple(str(RunFolder.open(name).path) for name in names)
+
+
+def _tools(path: str) -> list[Any]:
+    """The definitions in a file: an object, or a list of them."""
+    from pathlib import Path
+
+    from qlora_engine import parsing
+
+    hint = "write a JSON list of definitions as the OpenAI form has them"
+    try:
+        found = parsing.from_json(Path(path).expanduser().read_bytes())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise EngineError("chat.tools", f"the tools in {path} cannot be read: {reason}", hint) from error
+    return found if isinstance(found, list) else [found]
 
 
 @dataclass
@@ -105,6 +129,7 @@ class Session:
     """Why a question could not be answered; the newest reason."""
     awaited: int = 0
     requests: int = 0
+    tools: list[Any] = field(default_factory=list)
     others: tuple[str, ...] = ()
     """Folders of the runs to put beside the first one."""
     joining: int = 0
@@ -141,6 +166,7 @@ class Session:
                     "messages": list(self.histories[side]),
                     "sides": [side],
                     "settings": self.settings,
+                    "tools": self.tools,
                 }
             )
 
@@ -157,6 +183,7 @@ class Session:
             "seconds": event.seconds,
             "tokens_per_second": event.tokens / event.seconds if event.seconds else None,
             "is_complete": event.is_complete,
+            **({"calls": event.calls} if self.tools else {}),
         }
         self.answers.append(answer)
 
@@ -259,13 +286,29 @@ class Printer:
             output.write_piece(f"[{event.side}] ")
         self._speaking = ""
         output.say("" if event.is_complete else f"  [cut after {event.tokens} tokens]")
+        self._show_calls(event)
         if self._session.is_named:
             output.note(f"    {event.side}: {event.tokens} tokens, {_speed(event)}")
+
+    def _show_calls(self, event: AnswerFinished) -> None:
+        if event.calls is None:
+            output.note(
+                "    this template's way of calling tools is not known: a call is shown as it was written"
+            )
+        for call in event.calls or ():
+            output.note(f"    calls {called(call)}")
 
     def notice(self, event: Noticed) -> None:
         """Said in a conversation; with `--prompt` it is the error that the command ends with."""
         if not self._session.is_single:
             output.note(f"{event.message}; {event.hint}")
+
+
+def called(call: Mapping[str, Any]) -> str:
+    """A call as it would stand in a program."""
+    arguments = call["arguments"]
+    pairs = arguments.items() if isinstance(arguments, Mapping) else [("arguments", arguments)]
+    return f"{call['name']}({', '.join(f'{k}={json.dumps(v, ensure_ascii=False)}' for k, v in pairs)})"
 
 
 def _speed(event: AnswerFinished) -> str:

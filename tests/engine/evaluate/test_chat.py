@@ -471,3 +471,19 @@ def test_stopped_while_loading_through_an_engine_is_a_stop(trained: Path) -> Non
     engine = InlineEngine()
     engine.request_stop()
     assert isinstance(list(engine.run(ChatJob(str(trained), {"device": "cpu"})))[-1], RunStopped)
+
+
+def test_tools_are_put_into_the_prompt_and_refused_when_they_are_none(talk: Talk) -> None:
+    tool = {
+        "type": "function",
+        "function": {"name": "tide", "parameters": {"type": "object", "properties": {}}},
+    }
+    plain, given = talk.answer("tuned"), talk.answer("tuned", tools=[tool])
+    assert plain.calls == ()
+    assert given.calls == (), "this model knows no calls, and so makes none"
+    assert given.tokens
+    talk.ask(sides=["tuned"], tools=["no tool"])
+    refused = talk.until(Noticed)
+    assert isinstance(refused, Noticed)
+    assert refused.code == "chat.tools"
+    talk.until(AnswerFinished)
