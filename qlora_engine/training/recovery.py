@@ -119,7 +119,7 @@ def _apply(parts: Any, relief: str) -> bool:
         return bool(parts.fast.release_kept(parts.model))
     if relief == RECOMPUTED:
         model = parts.model.get_base_model()
-        if model.is_gradient_checkpointing or not model.supports_gradient_checkpointing:
+        if model.is_activation_checkpointing or not model.supports_gradient_checkpointing:
             return False
         model.activation_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
