@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,30 @@ def test_no_click_leaves_the_keyboard_nowhere(
         qtbot.waitUntil(lambda: QApplication.focusWidget() is not None, timeout=2000)
         assert QApplication.focusWidget().isVisible(), caption
         window.go_to(page)
+
+
+@pytest.mark.parametrize("width", [1024, 1380])
+def test_tab_goes_through_the_window_as_one_reads_it(make_window: MakeWindow, width: int) -> None:
+    """List of runs, head, headings, the tab itself, run card; inside the settings from above to below."""
+    window = make_window()
+    window.resize(width, 700)
+    window.go_to("settings")
+    QApplication.processEvents()
+    parts = (window.runs, window.head, window.bar, window.stack, window.card)
+    seen, found = [], window.runs.new
+    while found not in seen:
+        seen.append(found)
+        found = found.nextInFocusChain()
+    usable = [
+        w for w in seen if w.isVisible() and w.isEnabled() and w.focusPolicy() & Qt.FocusPolicy.TabFocus
+    ]
+    order = [next((n for n, part in enumerate(parts) if part.isAncestorOf(w)), None) for w in usable]
+    known = [n for n in order if n is not None]
+    assert known == sorted(known)
+    assert set(known) == ({0, 1, 2, 3} if width < FOLD_BELOW else {0, 1, 2, 3, 4})
+    for form in window.tabs.screens["settings"].forms:
+        tops = [w.mapTo(form, QPoint(0, 0)).y() for w in usable if form.isAncestorOf(w)]
+        assert all(later >= earlier - 12 for earlier, later in pairwise(tops))
 
 
 def test_the_focus_comes_back_when_its_widget_is_deleted(qtbot: QtBot, make_window: MakeWindow) -> None:

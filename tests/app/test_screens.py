@@ -22,7 +22,7 @@ from app.window import MainWindow, first_size
 from qlora_engine import paths
 from tests.app.conftest import MakeWindow
 from tests.app.geometry import clipped, problems_of, unnamed, visible
-from tests.app.window_states import RUN_STATES, STATES, TRY_STATES, make_runs
+from tests.app.window_states import RUN_STATES, STATES, TRY_STATES, make_queued, make_runs
 
 PICTURES = os.environ.get("QLORA_SCREENS")
 LAPTOP, SMALL, LARGE = (1366, 768), (1024, 680), (1920, 1080)
@@ -96,6 +96,7 @@ def test_nothing_is_cut_off_covered_or_outside(
 ) -> None:
     name, sizes = look
     make_runs()
+    make_queued()
     window = make_window(theme=LOOKS[name][0])
     window.go_to("live")
     window.studio.history.refresh()
@@ -110,7 +111,8 @@ def test_nothing_is_cut_off_covered_or_outside(
     window.announcer.clear()
     for state, (prepare, tabs) in RUN_STATES.items():
         prepare(window)
-        qtbot.waitUntil(lambda: not window.studio.background.is_busy("shown"), timeout=10_000)
+        for work in ("shown", "compare", "picture"):
+            qtbot.waitUntil(lambda w=work: not window.studio.background.is_busy(w), timeout=10_000)
         tour.through_tabs(state, lambda _: None, tabs)
     window.studio.shown.show("draft")
     for state, (tab, panel, prepare) in TRY_STATES.items():

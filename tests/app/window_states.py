@@ -16,6 +16,7 @@ from qlora_engine.config import TrainingConfig
 from qlora_engine.evaluate import replay_plan
 from qlora_engine.export.journal import FILE, aside_of
 from qlora_engine.jobs import ReplayJob
+from qlora_engine.runs import plans, queue
 from qlora_engine.runs.record import RunFolder
 from qlora_engine.runs.timeline import timelines
 from tests.app import events_of_a_run as told
@@ -142,6 +143,18 @@ def draft(window: MainWindow) -> None:
     window.studio.shown.show("draft")
 
 
+def queued(window: MainWindow) -> None:
+    window.studio.trainer.run = RunFold()
+    found = next(e for e in window.studio.history.entries if e.state == "queued")
+    window.studio.shown.show(str(found.path))
+
+
+def several(window: MainWindow) -> None:
+    """The longest name is among those that are compared."""
+    window.studio.trainer.run = RunFold()
+    window.studio.shown.show(*(str(s.path) for s in window.studio.history.summaries))
+
+
 def foreign(window: MainWindow) -> None:
     """One that a terminal trains."""
     history = window.studio.history
@@ -173,9 +186,16 @@ RUN_STATES: dict[str, tuple[Callable[[MainWindow], None], tuple[str, ...]]] = {
     "crashed-run": (of_run("crashed"), ("live",)),
     "exported": (exported, ("export",)),
     "exported-below": (exported_below, ("export",)),
+    "queued": (queued, ("model", "live")),
+    "several": (several, ("compare", "chat")),
     "foreign": (foreign, ("live", "setup")),
 }
 """Of runs that are kept."""
+
+
+def make_queued() -> None:
+    """A draft that waits."""
+    queue.add(plans.create(TrainingConfig()))
 
 
 ERROR = {
