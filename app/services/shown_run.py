@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from PySide6.QtCore import QObject, Signal
@@ -10,14 +9,12 @@ from PySide6.QtCore import QObject, Signal
 from app.presenters.run_fold import RunFold
 from app.services.background import Background
 from app.services.history import History
-from app.services.trainer import Trainer, history_of
-from app.services.watching import Watching
-from qlora_engine.events import TERMINAL, Event
+from app.services.kept_run import ELSEWHERE, KeptRun
+from app.services.trainer import Trainer
 from qlora_engine.runs.index import RunEntry
-from qlora_engine.runs.record import RunFolder, RunSummary
+from qlora_engine.runs.record import RunSummary
 from qlora_engine.runs.stored import PLANNED
 
-ELSEWHERE = "elsewhere"
 DRAFT, BEGINNING = "draft", "beginning"
 """Keys of what has no folder: the job being edited, and this window's run until it has told where it is kept. Any other
 run's key is its folder."""
@@ -31,13 +28,12 @@ class ShownRun(QObject):
 
     def __init__(self, trainer: Trainer, history: History, background: Background) -> None:
         super().__init__()
-        self._trainer, self._history, self._background = trainer, history, background
+        self._trainer, self._history = trainer, history
         self.keys: tuple[str, ...] = (DRAFT,)
         """What is chosen, the first of it shown."""
-        self._kept = RunFold()
-        self._looked = ("", -1)
-        self.watching = Watching(background)
-        self.watching.came.connect(self._hear)
+        self._kept = KeptRun(background)
+        self._kept.told.connect(self.told)
+        self._kept.ended.connect(history.refresh)
         trainer.state_changed.connect(self._trainer_changed)
         trainer.changed.connect(self._trainer_told)
         history.changed.connect(self._history_changed)
@@ -69,7 +65,7 @@ class ShownRun(QObject):
     @property
     def fold(self) -> RunFold:
         """What it told; empty for a draft and until its folder was read."""
-        return self._trainer.run if self.is_own else self._kept
+        return self._trainer.run if self.is_own else self._kept.fold
 
     @property
     def summary(self) -> RunSummary | None:
@@ -97,9 +93,6 @@ class ShownRun(QObject):
         if keys == self.keys:
             return
         self.keys = keys
-        self._kept, self._looked = RunFold(), ("", -1)
-        if self.state == ELSEWHERE:
-            self._kept.status.stand(ELSEWHERE)
         self._look()
         self.changed.emit()
 
@@ -108,36 +101,8 @@ class ShownRun(QObject):
         self.show(self._trainer.run.run_dir or BEGINNING)
 
     def _look(self) -> None:
-        """Read the folder of a run that is not this window's, if there is more in it than before."""
-        path = self.path if not self.is_own else None
-        is_elsewhere = path is not None and self.state == ELSEWHERE
-        self.watching.follow(path if is_elsewhere else None)
-        if path is None or is_elsewhere:
-            return
-        metrics = RunFolder(path).metrics_path
-        wanted = (self.key, metrics.stat().st_size if metrics.exists() else 0)
-        if wanted != self._looked:
-            self._looked = wanted
-            self._background.submit(
-                "shown", lambda: history_of(path), lambda found: self._take(wanted[0], found)
-            )
-
-    def _take(self, key: str, found: RunFold) -> None:
-        if key == self.key:
-            self._kept = found
-            found.status.stand(self.state)
-            self.told.emit()
-
-    def _hear(self, key: str, told: Sequence[Event]) -> None:
-        """Of a run that another program trains; the first time everything since it began."""
-        if key != self.key or self.is_own:
-            return
-        for event in told:
-            self._kept.fold(event)
-        self._looked = ("", -1)
-        if isinstance(told[-1], TERMINAL):
-            self._history.refresh()
-        self.told.emit()
+        """At the folder of a run that is not this window's."""
+        self._kept.look(self.path if not self.is_own else None, self.state)
 
     def _trainer_changed(self) -> None:
         run = self._trainer.run
@@ -156,7 +121,5 @@ class ShownRun(QObject):
             if known != self.keys:
                 self.show(*(known or (DRAFT,)))
                 return
-            if self.state != ELSEWHERE:
-                self._kept.status.stand(self.state)
             self._look()
         self.changed.emit()
