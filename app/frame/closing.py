@@ -48,7 +48,13 @@ class Closing(QObject):
     def _leave(self) -> bool:
         """The run goes on by itself; the window goes once its engine has heard of that."""
         self.is_waiting = self._trainer.leave()
-        return not self._trainer.is_running
+        told = (
+            "The run goes on by itself; the window closes."
+            if self.is_waiting
+            else "This run cannot go on by itself."
+        )
+        self._banner.say(told, "", "accent", ("Close at once", self._close_now), ("Stay open", self._stay))
+        return False
 
     def _save_first(self) -> None:
         self.is_waiting = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,40 @@ class Exchange:
     done: set[str] = field(default_factory=set)
 
 
+@dataclass(frozen=True)
+class Voices:
+    """Who speaks at each side, as the engine told; empty until it has."""
+
+    told: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def can_scale(self) -> bool:
+        """True when the strength of some adapter can be turned."""
+        return not self.told or any(voice.get("can_scale") for voice in self.told.values())
+
+    def title(self, side: str) -> str:
+        """`Base model`, or the run that speaks."""
+        if side == BASE:
+            return "Base model"
+        run_id = (self.told.get(side) or {}).get("run_id")
+        return str(run_id or (side if side != TUNED else "Tuned"))
+
+    def detail(self, side: str) -> str:
+        """What is loaded there: `rsLoRA, step 60`."""
+        voice = self.told.get(side) or {}
+        step = voice.get("adapter_step")
+        words = [voice.get("variant"), None if step is None else f"checkpoint of step {step}"]
+        return ", ".join(str(word) for word in words if word)
+
+    def side_of(self, run_dir: str) -> str | None:
+        """The side that speaks for a run."""
+        return next((side for side, voice in self.told.items() if voice.get("run_dir") == run_dir), None)
+
+    def scales(self, side: str) -> bool:
+        voice = self.told.get(side)
+        return side != BASE and (voice is None or bool(voice.get("can_scale")))
+
+
 class Conversation:
     """`state`: closed, loading, ready, answering, failed. Each side has its own history; `hidden` ones are not asked."""
 
@@ -35,7 +70,7 @@ class Conversation:
         self.sides: tuple[str, ...] = SIDES
         self.hidden: frozenset[str] = frozenset()
         self.exchanges: list[Exchange] = []
-        self.facts: dict[str, Any] = {}
+        self.voices = Voices()
         self.version = 0
         self._has_problem = False
 
@@ -57,37 +92,9 @@ class Conversation:
         """Everything that was asked, each once."""
         return tuple(dict.fromkeys(exchange.prompt for exchange in self.exchanges))
 
-    @property
-    def can_scale(self) -> bool:
-        """True when the strength of some adapter can be turned."""
-        voices = self._voices()
-        return not voices or any(voice.get("can_scale") for voice in voices.values())
-
-    def title(self, side: str) -> str:
-        """`Base model`, or the run that speaks."""
-        if side == BASE:
-            return "Base model"
-        run_id = (self._voices().get(side) or {}).get("run_id")
-        return str(run_id or (side if side != TUNED else "Tuned"))
-
-    def detail(self, side: str) -> str:
-        """What is loaded there: `rsLoRA, step 60`."""
-        voice = self._voices().get(side) or {}
-        step = voice.get("adapter_step")
-        words = [voice.get("variant"), None if step is None else f"checkpoint of step {step}"]
-        return ", ".join(str(word) for word in words if word)
-
-    def side_of(self, run_dir: str) -> str | None:
-        """The side that speaks for a run."""
-        return next((s for s, v in self._voices().items() if v.get("run_dir") == run_dir), None)
-
-    def scales(self, side: str) -> bool:
-        voice = self._voices().get(side)
-        return side != BASE and (voice is None or bool(voice.get("can_scale")))
-
     def begin(self) -> None:
         self.state, self.status_text, self.error_text = "loading", "Loading the model", ""
-        self.exchanges, self.facts, self.hidden = [], {}, frozenset()
+        self.exchanges, self.voices, self.hidden = [], Voices(), frozenset()
         self.version += 1
 
     def clear(self) -> None:
@@ -150,11 +157,8 @@ class Conversation:
                 pass
 
     def _take_facts(self, facts: Any) -> None:
-        self.facts = dict(facts)
-        self.sides = tuple(self.facts.get("sides") or SIDES)
-
-    def _voices(self) -> dict[str, dict[str, Any]]:
-        return dict(self.facts.get("voices") or {})
+        self.voices = Voices(dict(facts.get("voices") or {}))
+        self.sides = tuple(facts.get("sides") or SIDES)
 
     def _finish(self, event: ev.AnswerFinished) -> None:
         exchange = self._exchange(event.request)

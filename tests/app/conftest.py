@@ -17,7 +17,7 @@ from app.services.settings import SettingsFile
 from app.studio import Studio
 from app.window import MainWindow
 from qlora_engine.control import STOP_SAVE
-from qlora_engine.events import TERMINAL, Event, RunStopped
+from qlora_engine.events import TERMINAL, Event, RunLeft, RunStopped
 from qlora_engine.jobs import Job
 
 
@@ -47,6 +47,10 @@ class ScriptedEngine:
     def request_stop(self, mode: str = STOP_SAVE) -> None:
         self.stops.append(mode)
         self.tell(RunStopped("stopped by the user", mode == STOP_SAVE, {"step": 7}))
+
+    def leave(self) -> None:
+        self.stops.append("leave")
+        self.tell(RunLeft("/runs/demo"))
 
     def tell(self, *events: Event) -> None:
         for event in events:

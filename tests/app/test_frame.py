@@ -63,6 +63,17 @@ def test_a_window_that_saves_before_it_closes_still_answers(
     assert not window.isVisible()
 
 
+def test_a_run_goes_on_without_the_window_when_that_is_wanted(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    engine = training(qtbot, window)
+    timer = answer_with("Let it go on")
+    assert not window.close()
+    assert not timer.isActive()
+    qtbot.waitUntil(lambda: not window.isVisible(), timeout=10_000)
+    assert engine.stops == ["leave"], "neither stopped nor saved by the window"
+    assert window.studio.settings.value.unfinished == "/runs/demo", "the next window shows it"
+
+
 def test_one_can_change_ones_mind_while_the_run_is_saved(
     qtbot: QtBot, make_window: MakeWindow, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from app.widgets.notes_dialog import NotesDialog
 from app.window import MainWindow
 from qlora_engine import events as ev
 from qlora_engine.jobs import ResumeJob, TrainJob
-from qlora_engine.runs import notes, plans
+from qlora_engine.runs import notes, plans, queue
 from qlora_engine.runs.record import RunFolder
 from tests.app import events_of_a_run as told
 from tests.app import try_states
@@ -137,6 +137,32 @@ def test_drafts_are_planned_runs_that_are_edited_and_started_in_their_folder(
     assert engine.job.config["lora"]["alpha"] == 7
     engine.tell(told.started(str(kept.path)), told.finished())
     qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
+
+
+def test_a_draft_waits_in_the_queue_and_is_taken_out_again(
+    qtbot: QtBot, make_window: MakeWindow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    monkeypatch.setattr("qlora_engine.runs.queue_runner.ensure_running", lambda: started.append(1) or [])
+    window = opened(qtbot, make_window, 0)
+    qtbot.waitUntil(window.card.queue.isEnabled, timeout=10_000)
+    for count in (1, 2):
+        window.studio.shown.show(DRAFT)
+        window.go_to("model")
+        qtbot.mouseClick(window.card.queue, LEFT)
+        qtbot.waitUntil(lambda n=count: len(queue.read().entries) == n, timeout=10_000)
+    qtbot.waitUntil(lambda: [r.state_text for r in window.runs.model.rows][1:] == ["Queued, place 1", "Queued, place 2"], timeout=10_000)  # fmt: skip
+    qtbot.waitUntil(lambda: bool(started), timeout=10_000)
+    assert "Queued, place 2" in window.head.sentence.text()
+    second = window.studio.shown.path
+    window.head.menu_asked.emit("first")
+    qtbot.waitUntil(lambda: queue.read().entries[0].run_dir == second, timeout=10_000)
+    window.head.menu_asked.emit("hold")
+    qtbot.waitUntil(lambda: queue.read().is_paused, timeout=10_000)
+    window.head.menu_asked.emit("unqueue")
+    qtbot.waitUntil(lambda: len(queue.read().entries) == 1, timeout=10_000)
+    assert second is not None
+    assert second.exists(), "it stays a draft"
 
 
 def test_a_run_is_named_tagged_and_duplicated(

@@ -96,7 +96,7 @@ class ChatController(QObject):
         self.paint()
 
     def _change(self, run_dir: str, is_wanted: bool) -> None:
-        side = self.chat.side_of(run_dir)
+        side = self.chat.voices.side_of(run_dir)
         if is_wanted and side is None:
             self.chat.status_text = f"Adding {Path(run_dir).name}"
             self._changes.append(run_dir)
@@ -112,7 +112,9 @@ class ChatController(QObject):
         system, strength = drawing.system_prompt(), drawing.strength_value()
         # Each side remembers what it said itself, so each is asked with its own history.
         for side in sides:
-            scaled = {"adapter_strength": strength} if strength != 1.0 and self.chat.scales(side) else {}
+            scaled = (
+                {"adapter_strength": strength} if strength != 1.0 and self.chat.voices.scales(side) else {}
+            )
             self._studio.tryout.send(
                 OWNER,
                 {
@@ -137,7 +139,9 @@ class ChatController(QObject):
                 self._change(run_dir, True)
         elif isinstance(event, SidesChanged) and self._changes:
             run_dir = self._changes.popleft()
-            if self.chat.side_of(run_dir) is None:  # taken off, or refused with the reason in the status
+            if (
+                self.chat.voices.side_of(run_dir) is None
+            ):  # taken off, or refused with the reason in the status
                 self._wanted -= {run_dir}
         if isinstance(event, TERMINAL):
             self._timer.stop()

@@ -114,10 +114,10 @@ class ChatPanel(QWidget):
         self.interrupt.setEnabled(chat.state == "answering")
         self.clear.setEnabled(bool(chat.exchanges) and chat.state != "answering")
         self.keep.setEnabled(bool(chat.exchanges))
-        self.drawing.set_scalable(chat.can_scale)
+        self.drawing.set_scalable(chat.voices.can_scale)
         self.status.setText(chat.status_text)
         self._say(chat, has_sources, blocked_text)
-        sides = [Side(side, chat.title(side), chat.detail(side)) for side in chat.shown]
+        sides = [Side(side, chat.voices.title(side), chat.voices.detail(side)) for side in chat.shown]
         self.columns.show_rounds(sides, _rounds(chat))
 
     def _say(self, chat: Conversation, has_sources: bool, blocked_text: str) -> None:
