@@ -2,6 +2,7 @@
 
 python -m tests.e2e.drive_window whole     choose, start, look, stop, resume, finish, export; prints what was seen
 python -m tests.e2e.drive_window train     start and train until killed; prints each step
+python -m tests.e2e.drive_window picture   a picture of a run under way, for README and help, into resources/help/window.png
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from app.main import make_application, make_window
 from app.presenters.run_numbers import numbers_of
 from app.services.collector import Collector
 from app.window import MainWindow
+from qlora_engine.paths import resources_dir
 
 SHORT = {
     "training.max_steps": "14",
@@ -173,6 +175,21 @@ def train(person: Person) -> None:
         print(json.dumps({"points": told, "run_dir": person.window.studio.trainer.run.run_dir}), flush=True)
 
 
+def picture(person: Person) -> None:
+    """As a person sees it in the middle of a run."""
+    person.choose()
+    person.start()
+    live = person.window.tabs.screens["live"]
+    person.wait("the charts", lambda: live.charts is not None)
+    person.wait("ten points of loss", lambda: person.points() >= 10)
+    person.window.resize(1366, 820)
+    person.wait("them to be drawn", lambda: len(live.charts.loss._data["loss"][0]) >= 10)
+    person.window.grab().save(str(resources_dir() / "help" / "window.png"))
+    person.answer("Stop without saving")
+    person.click(person.window.head.stop)
+    person.wait("the run to stop", person.is_over)
+
+
 def offered(person: Person) -> None:
     """The next start after something was killed."""
     person.wait("an offer to resume", lambda: "was interrupted" in person.window.banner.text)
@@ -192,7 +209,7 @@ def main() -> int:
     window.show()
     window.load()
     person = Person(window)
-    {"whole": whole, "train": train, "offered": offered}[sys.argv[1]](person)
+    {"whole": whole, "train": train, "offered": offered, "picture": picture}[sys.argv[1]](person)
     print(json.dumps(person.seen), flush=True)
     window.close()
     app.processEvents()
