@@ -7,7 +7,7 @@ from collections.abc import Callable
 from PySide6.QtCore import QObject
 
 from app.controllers.capacity import own_capacity, own_state
-from app.presenters.problems import marks, problems_of
+from app.presenters.problems import problems_of
 from app.presenters.run_header import RunHeader, draft_header, kept_header, own_header, several_header
 from app.presenters.runcard import RunCardState, run_card
 from app.studio import Studio
@@ -64,12 +64,12 @@ class HeaderController(QObject):
             self._studio.trainer.is_running,
         )  # fmt: skip
         self._card.show_state(self._card_state)
-        is_wrong = bool(marks(problems)) and self._studio.shown.is_draft
-        self._bar.set_mark("Setup", "needs attention" if is_wrong else "")
         self.paint_head()
 
     def paint_head(self) -> None:
         shown, trainer = self._studio.shown, self._studio.trainer
+        is_wrong = shown.is_draft and self._card_state is not None and bool(self._card_state.problems)
+        self._bar.set_mark("Setup", "needs attention" if is_wrong else "")
         entry = shown.entry
         if len(shown.keys) > 1:
             self._state = several_header(len(shown.keys))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.presenters.data_doctor import FINDINGS
@@ -53,8 +52,3 @@ def page_of(path: str) -> str:
     """The page on which an option is edited."""
     table = path.split(".", 1)[0]
     return {"model": "model", "data": "data"}.get(table, "settings")
-
-
-def marks(problems: Sequence[Problem]) -> frozenset[str]:
-    """Pages that need attention."""
-    return frozenset(problem.page for problem in problems)

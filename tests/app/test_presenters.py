@@ -18,7 +18,7 @@ from app.presenters.memory import memory_state
 from app.presenters.memory_words import Capacity
 from app.presenters.model import model_state
 from app.presenters.outcome import Ending, outcome_of
-from app.presenters.problems import marks, problems_of
+from app.presenters.problems import problems_of
 from app.presenters.run_fold import RunFold
 from app.presenters.run_header import kept_header, own_header
 from app.presenters.run_numbers import numbers_of
@@ -153,7 +153,6 @@ def test_a_wrong_value_is_a_problem_on_the_page_where_it_is_mended() -> None:
     problems = problems_of(draft, None, None)
     assert [(p.page, p.path) for p in problems] == [("data", "data.seq_len"), ("settings", "lora.rank")]
     assert problems[1].text == "Rank must be at least 1, not 0"
-    assert marks(problems) == {"data", "settings"}
 
 
 def test_a_kept_job_comes_back_as_it_was() -> None:

@@ -111,7 +111,7 @@ def test_nothing_is_cut_off_covered_or_outside(
     window.announcer.clear()
     for state, (prepare, tabs) in RUN_STATES.items():
         prepare(window)
-        for work in ("shown", "compare", "picture"):
+        for work in ("shown", "compare", "picture", "setup", "files", "ending"):
             qtbot.waitUntil(lambda w=work: not window.studio.background.is_busy(w), timeout=10_000)
         tour.through_tabs(state, lambda _: None, tabs)
     window.studio.shown.show("draft")

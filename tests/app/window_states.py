@@ -159,6 +159,7 @@ def foreign(window: MainWindow) -> None:
     """One that a terminal trains."""
     history = window.studio.history
     found = next(e for e in history.entries if e.state == "crashed")
+    RunFolder(found.path).claim()
     live = replace(found, summary=replace(found.summary, state="running"))
     history._take(tuple(live if e is found else e for e in history.entries))
     window.studio.shown.show(str(found.path))

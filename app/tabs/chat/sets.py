@@ -11,6 +11,7 @@ from app.controllers.blocked import blocked_text
 from app.presenters.replayed import ReplayFold
 from app.presenters.runs import usable_runs
 from app.presenters.tried import settings_text
+from app.presenters.words import capital
 from app.studio import Studio
 from app.tabs.chat.library import PromptLibrary
 from app.tabs.chat.sets_panel import SetsPanel
@@ -120,7 +121,7 @@ class SetsController(QObject):
 
     def _refused(self, error: EngineError) -> None:
         self.fold.show_plan(None, self.library.prompts)
-        self.fold.error_text, self.fold.error_hint = error.message, error.hint
+        self.fold.error_text, self.fold.error_hint = capital(error.message), capital(error.hint)
         self.paint()
 
     def _take(self, owner: str, event: Event) -> None:

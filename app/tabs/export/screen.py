@@ -47,6 +47,8 @@ class ExportScreen(Page):
         self._details: dict[str, QLabel] = {}
         self.dtype = QuietCombo()
         self.dtype.setAccessibleName("Stored as")
+        self.dtype.setSizeAdjustPolicy(QuietCombo.SizeAdjustPolicy.AdjustToContents)
+        self.dtype.setMinimumWidth(150)
         self.into = QuietCombo()
         self.into.setAccessibleName("Merged into")
         set_tip(self.into, "The adapter was trained against the 4-bit weights; merged into the original ones it usually does as well or better")  # fmt: skip

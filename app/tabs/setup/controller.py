@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from app.presenters.run_setup import setup_tables
+from app.presenters.words import capital
 from app.studio import Studio
 from app.tab import TabController, Ways
 from app.tabs.setup.screen import SetupScreen
@@ -28,6 +29,9 @@ class SetupController(TabController):
         if path == self._read or not (self._screen.isVisible() or self._read is None):
             return
         self._read = path
+        self._config = None
+        self._screen.notice.say("")
+        self._screen.show_tables(())
         if path is not None:
             self._studio.background.submit("setup", RunFolder(path).job, self._take, self._refuse)
 
@@ -39,7 +43,7 @@ class SetupController(TabController):
     def _refuse(self, error: EngineError) -> None:
         self._config = None
         self._screen.show_tables(())
-        self._screen.notice.say(error.message, error.hint, "bad")
+        self._screen.notice.say(f"{capital(error.message)}.", capital(error.hint), "bad")
 
     def _reuse(self) -> None:
         if self._config is not None:
