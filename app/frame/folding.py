@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QObject
+from PySide6.QtCore import QObject, Qt
 from PySide6.QtWidgets import QWidget
 
 from app.frame.header import HeaderController
@@ -54,3 +54,12 @@ class Folding(QObject):
         is_one_draft = self._studio.shown.is_draft and len(self._studio.shown.keys) == 1
         self._card.setVisible(is_one_draft and (is_setup if has_room else self._is_card_open))
         self._header.fit(has_room=has_room)
+        self._go_last()
+
+    def _go_last(self) -> None:
+        """Tab comes to the card after the tab in sight, which may have been made later than the card."""
+        last = self._runs.new.previousInFocusChain()
+        for found in self._card.findChildren(QWidget):
+            if found.focusPolicy() & Qt.FocusPolicy.TabFocus and found is not last:
+                QWidget.setTabOrder(last, found)
+                last = found

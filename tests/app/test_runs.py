@@ -246,7 +246,8 @@ def test_a_comparison_shows_the_numbers_of_the_files_and_only_what_differs(
     for kind in ("png", "svg", "csv"):
         controller.save_as(kind, tmp_path / f"c.{kind}")
         assert (tmp_path / f"c.{kind}").stat().st_size > 500
-    rows = list(csv.DictReader((tmp_path / "c.csv").open()))
+    with (tmp_path / "c.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["fast: loss"]]
     assert len(rows) == 60
     mean = statistics.fmean(float(row["fast: loss"]) for row in rows)
     assert mean == pytest.approx(statistics.fmean(3.0 * math.exp(-2 * n / 40) for n in range(1, 61)))
