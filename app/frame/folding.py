@@ -58,7 +58,7 @@ class Folding(QObject):
 
     def _go_last(self) -> None:
         """Tab comes to the card after the tab in sight, which may have been made later than the card."""
-        last = self._runs.new.previousInFocusChain()
+        last: QWidget = self._runs.new.previousInFocusChain() or self._runs
         for found in self._card.findChildren(QWidget):
             if found.focusPolicy() & Qt.FocusPolicy.TabFocus and found is not last:
                 QWidget.setTabOrder(last, found)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import math
 import statistics
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,13 @@ from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
+from app.presenters.run_rows import RunRow, shown_rows
 from app.services.shown_run import DRAFT
 from app.tab import DRAFT as OF_DRAFT
 from app.tab import RUN, SEVERAL
 from app.tabs import all_tabs
 from app.widgets.notes_dialog import NotesDialog
+from app.widgets.run_list import RunList
 from app.window import MainWindow
 from qlora_engine import events as ev
 from qlora_engine.jobs import ResumeJob, TrainJob
@@ -76,6 +80,22 @@ def test_the_list_is_searched_filtered_and_sorted(qtbot: QtBot, make_window: Mak
     window.runs.sort.setCurrentIndex(window.runs.sort.findData("loss"))
     window.runs.sort.activated.emit(0)
     assert names(window)[1:3] == ["first-look", "halfway"]
+
+
+def test_two_thousand_runs_are_listed_searched_and_repainted_quickly(qtbot: QtBot) -> None:
+    """Every 100 ms of a live run the list is painted again."""
+    view = RunList()
+    qtbot.addWidget(view)
+    view.show()
+    rows = [RunRow(f"/runs/{n}", "finished", f"run {n}", "starter", "0.5", 1.0, f"run {n} starter", float(n), 0.5) for n in range(2000)]  # fmt: skip
+    view.show_rows(rows, ("/runs/7",))
+    began = time.thread_time()
+    for loss in range(10):
+        rows[3] = replace(rows[3], loss_text=f"{loss}")
+        view.show_rows(shown_rows(rows, "run 1", "all", "loss"), ("/runs/7",))
+        view.show_rows(shown_rows(rows, "", "all"), ("/runs/7",))
+        QApplication.processEvents()
+    assert (time.thread_time() - began) / 20 < 0.1
 
 
 def test_a_run_of_the_past_opens_on_what_it_learned_a_failed_one_on_its_error(
