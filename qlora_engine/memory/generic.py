@@ -21,7 +21,7 @@ from qlora_engine.memory import static
 from qlora_engine.memory.passes import FP32, Shape
 from qlora_engine.models.spec import ModelFacts
 
-SCHEMA = 5
+SCHEMA = 6
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 SIDES = ("double_quant", "single_quant")
 

@@ -42,8 +42,9 @@ SIDES = {"double_quant": True, "single_quant": False}
 MOVING = ("activations", "step_temporary", "gradients")
 LINE_LENGTHS = (256, 512, 1024)
 """Where the curve of a class is measured that has no formula of its own."""
-SLOW_SECONDS = 4
-"""A class that goes through its tokens one by one takes so long at the first length; then it is measured at shorter ones."""
+SLOW_SECONDS = 8
+"""A class that goes through its tokens one by one takes so long at the first length; what it holds is a straight line, so half
+of that is the other point."""
 Report = Callable[[int, int], None]
 
 
@@ -150,7 +151,7 @@ def _measure_line(question: Question, check: Callable[[], None]) -> None:
             kept = min(outcome.activations, moved)
             points[side].append(generic.Point(counted, kept, moved - kept))
         if time.process_time() - began > SLOW_SECONDS:
-            waiting = [seq_len * n // 4 for n in range(1, len(waiting) + 1)]
+            waiting = [seq_len // 2] if len(points["double_quant"]) == 1 else []
     generic.keep(facts, config, question.device, points)
 
 
