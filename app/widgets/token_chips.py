@@ -236,7 +236,8 @@ class _Sample(QWidget):
 
 def legend(states: str = "tmsc") -> QWidget:
     """What the marks mean."""
-    from app.widgets.kit import Flow, boxed
+    from app.widgets.figures import Flow
+    from app.widgets.kit import boxed
 
     return Flow(
         *(boxed(row(_Sample(state), label(STATES[state][0], "small"), None, gap=6)) for state in states)

@@ -12,7 +12,8 @@ from app.presenters.run_fold import RunFold
 from app.presenters.run_numbers import numbers_of
 from app.presenters.run_words import LogLine
 from app.theme import GAP
-from app.widgets.kit import BigNumber, Card, Flow, Notice, boxed, button, column, label, row, scrolled
+from app.widgets.figures import BigNumber, Flow
+from app.widgets.kit import Card, Notice, boxed, button, column, label, row, scrolled
 from app.widgets.page import Page
 
 if TYPE_CHECKING:
