@@ -11,7 +11,9 @@ from PySide6.QtWidgets import QWidget
 
 from app.dialogs import KEEP, SAVE, ask_stop
 from app.frame.announcer import Announcer
+from app.presenters.run_fold import RunFold
 from app.presenters.run_header import RESUME, START, TRY
+from app.services.trainer import history_of
 from app.studio import Studio
 from qlora_engine.control import STOP_DISCARD, STOP_SAVE
 from qlora_engine.runs import commands
@@ -59,8 +61,14 @@ class Steering(QObject):
         """Go on with a run that was stopped or broke off."""
         self._announcer.clear()
         self._make_room()
+        self._studio.background.submit(
+            "history", lambda: history_of(run_dir), lambda run: self._go_on(run_dir, accept, run)
+        )
+
+    def _go_on(self, run_dir: Path, accept: Sequence[str], run: RunFold) -> None:
+        """Its curves so far were read, which takes a second for a long run."""
         found = self._studio.history.find_in(str(run_dir))
-        self._studio.trainer.resume(run_dir, accept, found.model if found is not None else "")
+        self._studio.trainer.resume(run_dir, run, accept, found.model if found is not None else "")
         self._began()
 
     def pause(self) -> None:

@@ -52,12 +52,11 @@ class Trainer(QObject):
         run.run_dir = str(folder) if folder is not None else None
         self._begin(TrainJob(config_io.to_dict(config), str(folder or "")), run)
 
-    def resume(self, run_dir: Path, accept: Sequence[str] = (), model: str = "") -> None:
-        """Go on with a stopped or broken-off run; its curves so far are shown at once. `accept` names differences from its
+    def resume(self, run_dir: Path, run: RunFold, accept: Sequence[str] = (), model: str = "") -> None:
+        """Go on with a stopped or broken-off run; `run` has its curves so far. `accept` names differences from its
         checkpoint that are wanted."""
         if not self._runner.is_running:
             self.model = model
-            run = history_of(run_dir)
             run.run_id, run.run_dir = run_dir.name, str(run_dir)
             self._begin(ResumeJob(str(run_dir), tuple(accept)), run)
 
