@@ -167,8 +167,9 @@ def _taken(
     """The rows in which a marker was made of characters of the row."""
     import numpy as np
 
-    is_marker = np.isin(flat, np.fromiter(marker_ids, np.int64, len(marker_ids)))
-    places = np.flatnonzero(is_marker)
+    is_marker = np.zeros(max(int(flat.max(initial=0)), *marker_ids, 0) + 1, bool)
+    is_marker[list(marker_ids)] = True
+    places = np.flatnonzero(is_marker[flat])
     slots = [(row, a, b) for row, filled in enumerate(rows) for a, b in filled.slots]
     if not slots or not len(places):
         return places[:0]

@@ -245,24 +245,24 @@ def _ends_trained(plan: Plan, ids: Any, trained: Any, offsets: Any) -> Any:
 def _flags(kept: Sequence[Kept], pieces: Sequence[str], ends: Any) -> Any:
     import numpy as np
 
-    found = np.zeros(len(kept), np.uint16)
     patterns = secrets.hinted(pieces)
-    for place, ((row, conversation, _), piece, has_end) in enumerate(
-        zip(kept, pieces, ends.tolist(), strict=True)
-    ):
-        answers = [m for m in conversation.messages if m.is_answer]
-        found[place] = (
-            HAS_SECRET * secrets.has_secret(piece, patterns)
-            | HAS_EMAIL * secrets.has_email(piece)
-            | HAS_REASONING * any(m.reasoning for m in answers)
-            | HAS_CALLS * any(m.calls for m in answers)
-            | HAS_TOOLS * bool(conversation.tools)
-            | HAS_END * has_end
-            | IS_TEXT * (conversation.text is not None)
-            | HAS_UNTRAINED_ANSWER * any(m.is_trained is False for m in answers)
-            | LOST_REASONING * any("reasoning" in note for note in row.notes)
-        )
-    return found
+    found = [
+        HAS_SECRET * secrets.has_secret(piece, patterns)
+        | HAS_EMAIL * secrets.has_email(piece)
+        | HAS_END * has_end
+        | _flags_of(row, conversation)
+        for (row, conversation, _), piece, has_end in zip(kept, pieces, ends.tolist(), strict=True)
+    ]
+    return np.array(found, np.uint16)
+
+
+def _flags_of(row: Encoded, conversation: Conversation) -> int:
+    found = HAS_TOOLS * bool(conversation.tools) | IS_TEXT * (conversation.text is not None)
+    for message in conversation.messages:
+        if message.role == "assistant":
+            found |= HAS_REASONING * bool(message.reasoning) | HAS_CALLS * bool(message.calls)
+            found |= HAS_UNTRAINED_ANSWER * (message.is_trained is False)
+    return found | LOST_REASONING * (bool(row.notes) and any("reasoning" in note for note in row.notes))
 
 
 def as_processed(plan: Plan, conversation: Conversation) -> list[TokenRow]:

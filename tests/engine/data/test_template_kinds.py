@@ -196,3 +196,19 @@ def test_the_exported_template_asks_as_training_did(name: str, reasoning: str) -
     assert text == render(tokenizer, template, asked, is_prompt=True)
     assert tokenizer.apply_chat_template(told, tokenize=False) == whole
     assert whole.startswith(text) or reasoning != "remove"
+
+
+def test_a_developer_turn_is_the_templates_own_or_the_systems() -> None:
+    own = (
+        "{% for m in messages %}{% if m.role == 'developer' %}<|dev|>{{ m.content }}<|close|>{% else %}"
+        "<|open|>{{ m.role }}\n{{ m.content }}<|close|>\n{% endif %}{% endfor %}"
+    )
+    told = [Message("developer", "d"), Message("user", "u"), Message("assistant", "a")]
+    for jinja, wanted in (
+        (own, "<|dev|>d<|close|>"),
+        (MECHANISMS["one marker closes every turn"], "<|open|>system\nd"),
+    ):
+        tokenizer = tokenizer_for(jinja)
+        text = render(tokenizer, choose(tokenizer, "auto"), told)
+        assert text.startswith(wanted)
+        assert "developer" not in text
