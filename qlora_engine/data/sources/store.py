@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from qlora_engine import paths
 from qlora_engine.config import DataSettings
-from qlora_engine.data import cache, oasst
-from qlora_engine.data.sources import columnar, documents, encodings, hub, lines, places, tables, texts
-from qlora_engine.data.sources.opening import as_text, opened, unreadable
+from qlora_engine.data import oasst
+from qlora_engine.data.sources import files, hub, places
+from qlora_engine.data.sources.files import FileRows
+from qlora_engine.data.sources.opening import unreadable
 from qlora_engine.data.sources.places import Place
 from qlora_engine.data.sources.reading import (
     MAX_ROW_BYTES,
@@ -30,33 +29,11 @@ from qlora_engine.data.sources.reading import (
     Row,
     UnreadableRow,
     parse_line,
-    to_line,
 )
 from qlora_engine.errors import EngineError
-from qlora_engine.parsing import object_from_json
 
 STARTER = "starter"
-SETTLED_SECONDS = 2.0
-"""A file changed so recently may change again within the same tick of its clock, so that it is read anew next time."""
 Check = Callable[[], None]
-
-
-@dataclass(frozen=True, eq=False)
-class FileRows:
-    """The rows of one file: `spans` (rows, 2) int64 are their first and last+1 bytes in `lines_path`; `bad` maps the
-    place of a row in the file (from 0) to why it could not be read."""
-
-    name: str
-    lines_path: Path
-    spans: Any
-    bad: Mapping[int, str]
-    sha256: str
-    encoding: str
-    notes: tuple[str, ...]
-    stamp: tuple[int, int]
-
-    def __len__(self) -> int:
-        return len(self.spans)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +179,7 @@ class RowStore:
         EngineError: a file has changed since its rows were found.
         """
         for _, file in self._files():
-            if file.stamp != _stamp(file.lines_path):
+            if file.stamp != files.stamp_of(file.lines_path):
                 raise EngineError(
                     "data.changed", f"{file.name} changed while it was read", "try again when it is whole"
                 )
@@ -272,7 +249,7 @@ def _source(path: str, settings: DataSettings, is_offline: bool, check: Check) -
     dataset = hub.load(path, settings.split, is_offline=is_offline)
     reading = Reading(path, check)
     key = ["hub", path, settings.split, dataset._fingerprint, settings.max_rows]
-    file_rows = _converted(path, key, lambda: hub.read(dataset, reading), reading, None, "")
+    file_rows = files.converted(path, key, lambda: hub.read(dataset, reading), reading, None, "")
     return SourceRows(path, (_first_rows([file_rows], settings.max_rows)[0],))
 
 
@@ -284,7 +261,7 @@ def _without_trees(source: SourceRows, settings: DataSettings, check: Check) -> 
     reading = Reading(source.name, check)
     rows = (row for block in store.blocks(1000) for _, row in block.rows() if not isinstance(row, BadRow))
     key = ["trees", store.sha256, len(source), settings.tree_paths]
-    file = _converted(
+    file = files.converted(
         source.name, key, lambda: oasst.conversations(rows, settings.tree_paths), reading, None, ""
     )
     return replace(source, files=(replace(file, sha256=store.sha256),))
@@ -292,15 +269,15 @@ def _without_trees(source: SourceRows, settings: DataSettings, check: Check) -> 
 
 def _of_path(path: Path, settings: DataSettings, check: Check) -> SourceRows:
     found, notes = places.find(path, settings.split)
-    files, left = [], settings.max_rows
+    read, left = [], settings.max_rows
     for place in found:
         check()
-        files.append(_of_place(place, settings, check))
+        read.append(files.of_place(place, settings, check))
         if left is not None:
-            left -= len(files[-1])
+            left -= len(read[-1])
             if left <= 0:
                 break
-    return SourceRows(str(path), tuple(_first_rows(files, settings.max_rows)), notes=tuple(notes))
+    return SourceRows(str(path), tuple(_first_rows(read, settings.max_rows)), notes=tuple(notes))
 
 
 def head(place: Place, settings: DataSettings, check: Check = lambda: None) -> Iterator[Row | BadRow]:
@@ -311,7 +288,7 @@ def head(place: Place, settings: DataSettings, check: Check = lambda: None) -> I
     """
     reading = Reading(place.name, check)
     try:
-        for row in _rows_of(place, _kind(place, settings.encoding), reading):
+        for row in files.rows_of(place, files.kind_of(place, settings.encoding), reading):
             if not isinstance(row, bytes):
                 yield row
             elif row.strip():
@@ -331,187 +308,6 @@ def _first_rows(files: Sequence[FileRows], count: int | None) -> list[FileRows]:
         kept.append(replace(file, spans=file.spans[:count]))
         count -= len(kept[-1])
     return [file for file in kept if len(file)]
-
-
-def _of_place(place: Place, settings: DataSettings, check: Check) -> FileRows:
-    import numpy as np
-
-    reading = Reading(place.name, check)
-    try:
-        stamp = _stamp(place.path)
-        key = cache.key_of(["file", str(place.path.resolve()), place.member, stamp, settings.encoding])
-        kept = cache.find("rows", key)
-        if kept is not None and (found := _loaded(kept, place.path)) is not None:
-            return found
-        kind = _kind(place, settings.encoding)
-        if kind.is_in_place:
-            spans, sha256 = lines.index(place.path, check)
-            meta = {"sha256": sha256, "encoding": kind.encoding_words, "notes": [], "bad": {}}
-            return _kept(
-                place.name, key, place.path, lambda folder: np.save(folder / "spans.npy", spans), meta, stamp
-            )
-        return _converted(
-            place.name, key, lambda: _rows_of(place, kind, reading), reading, place.path, kind.encoding_words
-        )
-    except OSError as error:
-        raise unreadable(place.path, error) from error
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """How a file is read: as lines where it lies, or through a reader."""
-
-    encoding: encodings.Encoding | None
-    is_lines: bool
-    is_in_place: bool
-
-    @property
-    def encoding_words(self) -> str:
-        return self.encoding.words if self.encoding else ""
-
-
-def _kind(place: Place, wanted: str) -> _Kind:
-    if place.kind in places.COLUMNAR:
-        return _Kind(None, False, False)
-    with opened(place) as stream:
-        head = stream.read(encodings.SAMPLE_BYTES)
-    encoding = encodings.find(head, place.name, wanted)
-    is_lines = place.kind in (*places.LINES, ".json") and lines.is_lines(head, place.kind, encoding)
-    is_packed = bool(place.compression or place.member)
-    return _Kind(encoding, is_lines, is_lines and encoding.is_utf8 and not is_packed)
-
-
-def _rows_of(place: Place, kind: _Kind, reading: Reading) -> Iterator[Row | BadRow | bytes]:
-    with opened(place) as stream:
-        yield from _read(stream, place, kind, reading)
-        if getattr(getattr(stream, "raw", None), "is_cut", False):
-            reading.notes.append(f"{place.name} ends early: the packed file is damaged or cut short")
-
-
-def _read(stream: IO[bytes], place: Place, kind: _Kind, reading: Reading) -> Iterator[Row | BadRow | bytes]:
-    if kind.encoding is None:
-        yield from columnar.read(stream, reading, place.kind)
-        return
-    if kind.is_lines:
-        yield from lines.copied(stream, reading, kind.encoding)
-        return
-    newline = "" if place.kind in places.TABLES else None
-    codec = "utf-8-sig" if kind.encoding.codec == "utf-8" else kind.encoding.codec
-    try:
-        with as_text(stream, codec, kind.encoding.errors, newline) as text:
-            if place.kind in places.TABLES:
-                yield from tables.read(text, reading, place.kind)
-            elif place.kind in places.TEXTS:
-                yield from texts.read(text, reading)
-            else:
-                yield from documents.read(text, reading)
-    except UnicodeDecodeError:
-        yield BadRow(f"it is not {kind.encoding.words} text, and the file cannot be read further")
-
-
-def _converted(
-    name: str,
-    key: Any,
-    rows: Callable[[], Iterator[Row | BadRow | bytes]],
-    reading: Reading,
-    path: Path | None,
-    encoding: str,
-) -> FileRows:
-    """The rows written once as JSON lines into the cache."""
-    key = key if isinstance(key, str) else cache.key_of(key)
-    kept = cache.find("rows", key) if path is None else None
-    if kept is not None and (found := _loaded(kept, path)) is not None:
-        return found
-    meta: dict[str, Any] = {"encoding": encoding}
-
-    def fill(folder: Path) -> None:
-        import numpy as np
-
-        spans, bad, sha256 = _write_lines(folder / "rows.jsonl", rows())
-        np.save(folder / "spans.npy", spans)
-        meta.update(bad=bad, sha256=_sha256(path, reading.check) if path else sha256, notes=reading.notes)
-
-    return _kept(name, key, path, fill, meta, _stamp(path) if path else None)
-
-
-def _write_lines(target: Path, rows: Iterator[Row | BadRow | bytes]) -> tuple[Any, dict[int, str], str]:
-    import numpy as np
-
-    bad: dict[int, str] = {}
-    ends, at, count, digest = [], 0, 0, hashlib.sha256()
-    with target.open("wb") as out:
-        for row in rows:
-            line = to_line(row) if isinstance(row, dict) else row
-            if isinstance(line, bytes) and len(line) <= 2 and not line.strip():
-                continue
-            if isinstance(line, BadRow):
-                bad[count] = line.reason
-                line = b""
-            line = line.rstrip(b"\r\n") + b"\n"
-            out.write(line)
-            digest.update(line)
-            at += len(line)
-            ends.append(at)
-            count += 1
-    found = np.array(ends, np.int64)
-    starts = np.concatenate([np.zeros(min(1, count), np.int64), found[:-1]])
-    return np.stack([starts, found], axis=1), bad, digest.hexdigest()
-
-
-def _kept(
-    name: str,
-    key: str,
-    path: Path | None,
-    fill: Callable[[Path], None],
-    meta: dict[str, Any],
-    stamp: tuple[int, int] | None,
-) -> FileRows:
-    def whole(folder: Path) -> None:
-        fill(folder)
-        is_settled = stamp is None or time.time() - stamp[1] / 1e9 > SETTLED_SECONDS
-        described = {**meta, "name": name, "is_settled": is_settled}
-        (folder / "meta.json").write_text(json.dumps(described), encoding="utf-8")
-
-    entry = cache.keep("rows", key, whole)
-    found = _loaded(entry, path, is_new=True)
-    assert found is not None
-    return found
-
-
-def _loaded(entry: Path, path: Path | None, *, is_new: bool = False) -> FileRows | None:
-    """A kept entry; None when it is damaged or was made while its file may still have been changing."""
-    import numpy as np
-
-    try:
-        meta = object_from_json((entry / "meta.json").read_text(encoding="utf-8"))
-        if not (meta["is_settled"] or is_new):
-            return None
-        spans = np.load(entry / "spans.npy", mmap_mode="r")
-        own = entry / "rows.jsonl"
-        lines_path = own if own.exists() or path is None else path
-        bad = {int(place): str(reason) for place, reason in meta["bad"].items()}
-        return FileRows(
-            meta["name"], lines_path, spans, bad, meta["sha256"], meta["encoding"], tuple(meta["notes"]), _stamp(lines_path)
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise unreadable(path, error) from error
-    return found.st_size, found.st_mtime_ns
-
-
-def _sha256(path: Path, check: Check) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(lines.BLOCK_BYTES):
-            check()
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager
