@@ -103,10 +103,7 @@ class RunFolder:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             folder.path.mkdir(mode=sealed.PRIVATE_FOLDER)
-            folder.checkpoints_dir.mkdir(mode=sealed.PRIVATE_FOLDER)
-            config_io.save(config, folder.job_path)
-            job = config_io.to_dict(config)
-            folder.write_record({"run_id": folder.run_id, "state": state, "created": time.time(), "job": job})
+            folder._begin(config, state)
         except OSError as error:
             if not folder.path.exists() or not isinstance(error, FileExistsError):
                 raise EngineError(
@@ -118,6 +115,17 @@ class RunFolder:
                 "output.exists", f"a run named {folder.run_id!r} exists already", "choose another output.name"
             ) from error
         return folder
+
+    def _begin(self, config: TrainingConfig, state: str) -> None:
+        """Fill a new folder; one that cannot be filled is no run, and its name stays free."""
+        try:
+            self.checkpoints_dir.mkdir(mode=sealed.PRIVATE_FOLDER)
+            config_io.save(config, self.job_path)
+            job = config_io.to_dict(config)
+            self.write_record({"run_id": self.run_id, "state": state, "created": time.time(), "job": job})
+        except OSError:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     @classmethod
     def open(cls, where: Path | str) -> RunFolder:

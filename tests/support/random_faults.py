@@ -24,7 +24,7 @@ from typing import Any
 from qlora_engine import config_io, events, jobs, worker
 from qlora_engine.config import TrainingConfig, with_value
 from qlora_engine.runs import stored
-from qlora_engine.runs.record import LIVE_STATES, RunFolder
+from qlora_engine.runs.record import LIVE_STATES, RunFolder, is_run
 
 PATIENCE_SECONDS = 120.0
 WATCHED = ("open", "os.mkdir", "os.rename", "os.remove", "os.chmod")
@@ -35,7 +35,7 @@ KINDS = (*BY_PROCESSOR_TIME, *BY_FILE, *BY_LIMIT)
 REFUSALS = {"full": errno.ENOSPC, "read-only": errno.EROFS, "permission": errno.EACCES}
 CLOCK_SECONDS = {"clock ahead": 400 * 86_400.0, "clock back": -400 * 86_400.0}
 FILE_BYTES = (200, 40_000)
-MEMORY_MIB = (0, 400)
+MEMORY_MIB = (0, 1200)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def outcome(case: Case, config: TrainingConfig, place: Path, wanted: Undisturbed
     if isinstance(ended.last, events.RunFinished):
         assert _adapter(run) == wanted.adapter, "the result is another"
         return "finished"
-    if not run.is_dir():
+    if not is_run(run):
         return "sentence"
     folder = RunFolder(run)
     assert folder.state() not in LIVE_STATES, f"it is called {folder.state()} and nobody runs it"

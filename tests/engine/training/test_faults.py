@@ -684,6 +684,17 @@ def test_a_disk_that_is_full_or_read_only_at_resume_is_a_sentence(
     assert isinstance(tiny_runs.resume(run)[-1], RunFinished)
 
 
+def test_a_run_that_cannot_even_begin_leaves_its_name_free(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(output__name="mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_record", no_space)
+        with pytest.raises(EngineError, match="No space left on device"):
+            RunFolder.create(config)
+    assert RunFolder.create(config).run_id == "mine"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="SIGHUP is POSIX")
 def test_a_terminal_that_goes_away_loses_nothing(make_config: MakeConfig) -> None:
