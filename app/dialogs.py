@@ -8,14 +8,17 @@ from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QCheckBox, QDialog, QMessageBox, QTabWidget, QTextBrowser, QVBoxLayout, QWidget
 
 from app.presenters.run_fold import RunFold
+from app.presenters.words import duration_text
 from app.services.settings import Settings
 from app.theme import GAP, GAP_PAGE, GAP_WIDE
 from app.widgets.kit import Segments, as_written, button, column, label, row
 from app.widgets.settings_parts import TokenForm
 from qlora_engine import paths
+from qlora_engine.runs.outlook import Busy
 
 SAVE, DISCARD, KEEP, CLOSE_ANYWAY, DELETE, GO_ON = "save", "discard", "keep", "close", "delete", "go on"
-DESTRUCTIVE = (DISCARD, CLOSE_ANYWAY, DELETE)
+QUEUE, START_ANYWAY = "queue", "start"
+DESTRUCTIVE = (DISCARD, CLOSE_ANYWAY, DELETE, START_ANYWAY)
 """Answers that lose something: never the default, and never what Escape gives."""
 HELP_PAGES = (
     ("start", "First steps"),
@@ -44,6 +47,20 @@ def ask_stop(parent: QWidget, run: RunFold) -> str:
         "Saving takes a moment and lets you resume at exactly this step. Without saving, the work since the last "
         "checkpoint is lost.",
         (("Stop and save", SAVE), ("Stop without saving", DISCARD), ("Keep training", KEEP)),
+    )
+
+
+def ask_busy(parent: QWidget, busy: Busy) -> str:
+    """Wait in the queue, start beside the other run, or neither."""
+    left = (
+        f" It says it needs {duration_text(busy.left_seconds)} more." if busy.left_seconds is not None else ""
+    )
+    return ask(
+        parent,
+        "Another run is training",
+        f"{busy.message}.",
+        f"In the queue it begins by itself as soon as the other has ended.{left}",
+        (("Put into the queue", QUEUE), ("Start beside it", START_ANYWAY), ("Do not start", KEEP)),
     )
 
 
@@ -76,6 +93,7 @@ def ask(parent: QWidget, title: str, text: str, details: str, answers: tuple[tup
     roles = {
         SAVE: QMessageBox.ButtonRole.AcceptRole,
         GO_ON: QMessageBox.ButtonRole.AcceptRole,
+        QUEUE: QMessageBox.ButtonRole.AcceptRole,
         KEEP: QMessageBox.ButtonRole.RejectRole,
     }
     buttons = {

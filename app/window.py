@@ -61,8 +61,9 @@ class MainWindow(QMainWindow):
         self._lay_out()
         self.announcer = Announcer(studio, self.banner, self)
         self.steering = Steering(
-            self, studio, self.announcer, self._show_own, partial(self.go_to, "chat", "load")
-        )
+            self, studio, self.announcer, began=self._show_own, tried=partial(self.go_to, "chat", "load"),
+            queued=lambda run_dir: self.waiting.add(run_dir),
+        )  # fmt: skip
         self.drafts = Drafts(studio, self.banner)
         self.waiting = Queueing(studio, self.drafts, self.banner)
         self.run_menu = RunMenu(studio, self.head, self.banner, self.waiting)

@@ -30,11 +30,11 @@ class Queueing(QObject):
         """At the start of the window: what waits goes on."""
         self._do(queue.read)
 
-    def add(self) -> None:
-        """What is shown: a draft without a folder becomes a planned run first."""
-        job, shown = self._studio.workspace.job, self._studio.shown
+    def add(self, run_dir: Path | None = None) -> None:
+        """A run, or what is shown: a draft without a folder becomes a planned run first."""
+        job = self._studio.workspace.job
         job.save_now()
-        path = shown.path
+        path = run_dir or self._studio.shown.path
         if path is None:
             folder = self._drafts.keep(job.config)
             path = folder.path if folder is not None else None

@@ -9,18 +9,24 @@ from pathlib import Path
 from PySide6.QtCore import QObject
 from PySide6.QtWidgets import QWidget
 
-from app.dialogs import KEEP, SAVE, ask_stop
+from app.dialogs import KEEP, QUEUE, SAVE, START_ANYWAY, ask_busy, ask_stop
 from app.frame.announcer import Announcer
 from app.presenters.run_fold import RunFold
 from app.presenters.run_header import RESUME, START, TRY
 from app.services.trainer import history_of
 from app.studio import Studio
+from qlora_engine.config import TrainingConfig
 from qlora_engine.control import STOP_DISCARD, STOP_SAVE
+from qlora_engine.errors import EngineError
 from qlora_engine.runs import commands
+from qlora_engine.runs.index import RunEntry
+from qlora_engine.runs.outlook import Busy, busy_with
+from qlora_engine.runs.record import RunFolder
 
 
 class Steering(QObject):
-    """`began` is told when this window's run has just been begun; `tried` when the chosen one is to be tried."""
+    """`began` is told when this window's run has just been begun; `tried` when the chosen one is to be tried; `queued` takes
+    a run, or None for the draft, that is to wait."""
 
     def __init__(
         self,
@@ -29,15 +35,11 @@ class Steering(QObject):
         announcer: Announcer,
         began: Callable[[], object],
         tried: Callable[[], object],
+        queued: Callable[[Path | None], object],
     ) -> None:
         super().__init__(window)
-        self._window, self._studio, self._announcer, self._began, self._tried = (
-            window,
-            studio,
-            announcer,
-            began,
-            tried,
-        )
+        self._window, self._studio, self._announcer = window, studio, announcer
+        self._began, self._tried, self._queued = began, tried, queued
 
     def act(self, action: str) -> None:
         """What the head's primary button says."""
@@ -53,12 +55,19 @@ class Steering(QObject):
         """Start the draft that the run card describes."""
         job = self._studio.workspace.job
         job.save_now()
+        self._unless_busy(lambda: job.config, None, self._start)
+
+    def resume(self, run_dir: Path, accept: Sequence[str] = ()) -> None:
+        """Go on with a run that was stopped or broke off."""
+        self._unless_busy(lambda: RunFolder(run_dir).job(), run_dir, lambda: self._resume(run_dir, accept))
+
+    def _start(self) -> None:
+        job = self._studio.workspace.job
         self._make_room()
         self._studio.trainer.start(job.config, job.folder)
         self._began()
 
-    def resume(self, run_dir: Path, accept: Sequence[str] = ()) -> None:
-        """Go on with a run that was stopped or broke off."""
+    def _resume(self, run_dir: Path, accept: Sequence[str]) -> None:
         self._announcer.clear()
         self._make_room()
         self._studio.background.submit(
@@ -100,7 +109,34 @@ class Steering(QObject):
             tell = partial(commands.send, path, {"command": command, **more})
             self._studio.background.submit("command", tell, lambda _: None, self._announcer.tell_problem)
 
+    def _unless_busy(
+        self, job: Callable[[], TrainingConfig], run_dir: Path | None, begin: Callable[[], object]
+    ) -> None:
+        """Beside a run of another program on the same device only when the person says so; it may wait instead. Which
+        device that is may have to be asked of the driver, so not in the GUI thread."""
+        entries = self._studio.history.entries
+        if not any(entry.is_live for entry in entries):
+            begin()
+            return
+        look = partial(_busy_with, job, entries)
+        self._studio.background.submit("busy", look, partial(self._ask_if_busy, run_dir, begin))
+
+    def _ask_if_busy(self, run_dir: Path | None, begin: Callable[[], object], busy: Busy | None) -> None:
+        answer = START_ANYWAY if busy is None else ask_busy(self._window, busy)
+        if answer == START_ANYWAY:
+            begin()
+        elif answer == QUEUE:
+            self._queued(run_dir)
+
     def _make_room(self) -> None:
         """A run gets the memory and the processor to itself."""
         self._studio.workspace.watch.cancel()
         self._studio.tryout.make_room()
+
+
+def _busy_with(job: Callable[[], TrainingConfig], entries: Sequence[RunEntry]) -> Busy | None:
+    """None also where the job cannot be read, which the start itself will tell."""
+    try:
+        return busy_with(job(), entries)
+    except EngineError:
+        return None

@@ -14,6 +14,7 @@ from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
+from app.dialogs import KEEP, QUEUE, START_ANYWAY
 from app.presenters.run_rows import RunRow, shown_rows
 from app.services.shown_run import DRAFT
 from app.tab import DRAFT as OF_DRAFT
@@ -297,3 +298,30 @@ def test_a_run_that_a_terminal_trains_is_watched(qtbot: QtBot, make_window: Make
         qtbot.waitUntil(lambda: window.studio.shown.fold.step == 4, timeout=10_000)
     finally:
         folder.release()
+
+
+@pytest.mark.parametrize("answer", [QUEUE, START_ANYWAY, KEEP])
+def test_a_start_beside_another_run_is_asked_about(
+    answer: str, qtbot: QtBot, make_window: MakeWindow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("app.frame.steering.ask_busy", lambda _, busy: asked.append(busy.message) or answer)
+    monkeypatch.setattr("qlora_engine.runs.queue_runner.ensure_running", list)
+    other = plans.create(try_states.make_run("first").job())
+    other.claim()
+    try:
+        window = opened(qtbot, make_window, 2)
+        qtbot.waitUntil(window.card.start.isEnabled, timeout=10_000)
+        qtbot.mouseClick(window.card.start, LEFT)
+        qtbot.waitUntil(lambda: bool(asked), timeout=10_000)
+        assert "is training run" in asked[0]
+        if answer == QUEUE:
+            qtbot.waitUntil(lambda: len(queue.read().entries) == 1, timeout=10_000)
+        if answer == START_ANYWAY:
+            engine = engine_of(qtbot, TrainJob)
+            engine.tell(told.started(), told.finished())
+            qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
+        else:
+            assert not window.studio.trainer.is_running
+    finally:
+        other.release()
