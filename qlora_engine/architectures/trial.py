@@ -144,7 +144,7 @@ def equip(
     planned = schedule.plan(settings, 1, batches.order)
     parts = SimpleNamespace(
         model=model, plan=plan, optimizer=optimizer, attached=attached, loaded=loaded, pad_token_id=0,
-        scheduler=schedule.learning_rates(settings, optimizer, planned), loss_kind="chunked",
+        scheduler=schedule.learning_rates(settings, optimizer, planned), loss_kind="chunked", router=None,
         scaler=torch.amp.GradScaler("cpu", enabled=False), config=SimpleNamespace(training=settings), folder=folder,
         fast=FastPaths(),
     )  # fmt: skip
