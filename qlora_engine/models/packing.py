@@ -112,7 +112,15 @@ def headers_of_folder(folder: Path) -> dict[str, StoredTensor]:
     Raises:
         EngineError: no weights, only pickles, a missing shard, a truncated file, or a packed tensor without its scale.
     """
-    raw = stored_headers(folder)
+    return plain_view(stored_headers(folder), folder)
+
+
+def plain_view(raw: dict[str, StoredTensor], folder: Path) -> dict[str, StoredTensor]:
+    """The plain view of a folder whose tensors are stored as `raw` says.
+
+    Raises:
+        EngineError: a packed tensor without its scale.
+    """
     if not any(_is_packed(name, tensor) for name, tensor in raw.items()):
         return raw
     found = _settings(read_config(folder)) or {}

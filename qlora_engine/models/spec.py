@@ -126,7 +126,8 @@ def facts_of_folder(path: Path, name: str | None = None, *, origin: str = "folde
     """
     config = read_config(path)
     packing.packing_of(config, name or path.name)
-    stored, tensors = stored_headers(path), headers_of_folder(path)
+    stored = stored_headers(path)
+    tensors = packing.plain_view(stored, path)
     if brings_code(config):
         facts = facts_from_headers(config, tensors, name or path.name, origin=origin)
     else:

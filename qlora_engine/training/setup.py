@@ -88,7 +88,7 @@ def prepare_parts(
         yield from _know_context(plan, control)
     base_path = yield from _ready_model(config, control)
     facts = catalog.facts(config.model.name, config.model.revision, config.model.offline)
-    config = yield from _as_the_base_is(config, base_path)
+    asked, config = config, (yield from _as_the_base_is(config, base_path))
     tokenizer = loading.load_tokenizer(base_path, trust_remote_code=config.model.trust_remote_code)
     prepared = yield from _ready_data(config, tokenizer, facts, control)
     every_row = (row.input_ids for row in (*prepared.train, *prepared.held_out))
@@ -107,7 +107,7 @@ def prepare_parts(
     yield from said
     yield from _choose_fast_paths(parts)
     fingerprint = loading.fingerprint(base_path)
-    parts.made = identity.made_with(config, _contents(parts, fingerprint))
+    parts.made = identity.made_with(asked, _contents(parts, fingerprint))
     planned = _plan_event(parts, estimate)
     _record(parts, loaded, planned, attached, fingerprint)
     yield planned

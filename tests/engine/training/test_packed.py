@@ -7,9 +7,15 @@ from typing import Any
 
 import pytest
 
-from qlora_engine.events import DatasetPrepared, Event, Noticed, PlanMade
+from qlora_engine import config_io
+from qlora_engine.control import Control
+from qlora_engine.events import DatasetPrepared, Event, Noticed, PlanMade, RunFinished, StepFinished
+from qlora_engine.jobs import TrainJob
+from qlora_engine.runs.record import RunFolder
+from qlora_engine.training import recipe
 from tests.support import tiny_runs
 from tests.support.tiny import make_tiny
+from tests.support.tiny_packed import to_bitsandbytes
 
 
 def events_of(kind: str, tmp_path: Path, **changes: Any) -> list[Event]:
@@ -46,3 +52,25 @@ def test_the_estimate_is_of_the_longest_row_and_the_tokens_that_are_trained(
     said = plan.estimate["settings"]
     assert said["seq_len"] == report["longest_row_tokens"] <= 200
     assert f"at most {report['most_trained_tokens']:,} tokens are trained" in said["seq_len_source"]
+
+
+def test_a_run_on_a_base_with_4_bits_of_its_own_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job asks for double quantization, the base has none: that is said, recorded, and no other setting at a resume."""
+    monkeypatch.setenv("QLORA_HOME", str(tmp_path / "home"))
+    base = make_tiny("llama", tmp_path / "base", hidden_size=128)
+    to_bitsandbytes(base, double_quant=False)
+    config = tiny_runs.tiny_config(base, tiny_runs.data_file(tmp_path), tmp_path / "runs")
+    control = Control()
+    events = []
+    for event in recipe.train(TrainJob(config_io.to_dict(config)), control):
+        events.append(event)
+        if isinstance(event, StepFinished) and event.step == 2:
+            control.request_stop()
+    said = next(one.message for one in events if isinstance(one, Noticed) and one.code == "model.converted")
+    assert "NF4 without double quantization, used as they are" in said
+    run = tiny_runs.run_dir(events)
+    assert not RunFolder(run).job().quantization.double_quant
+    end = tiny_runs.resume(run)[-1]
+    assert isinstance(end, RunFinished), end
