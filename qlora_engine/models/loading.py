@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,10 +142,11 @@ def text_model_arguments(path: Path, facts: spec.ModelFacts | None = None) -> di
         return {}
     config = AutoConfig.from_pretrained(str(path), local_files_only=True).get_text_config(decoder=True)
     config.tie_word_embeddings = facts.is_tied
-    return {
-        "config": config,
-        "key_mapping": {r"^language_model\.": "", r"^model\.language_model\.": "model."},
-    }
+    mapping = {r"^language_model\.": "", r"^model\.language_model\.": "model."}
+    place = names.language_prefix(names.skeleton(path))
+    if "language_model" not in place:  # what others call it (SmolVLM: model.text_model)
+        mapping[f"^{re.escape(place)}"] = "model."
+    return {"config": config, "key_mapping": mapping}
 
 
 def unreached_of(facts: spec.ModelFacts) -> frozenset[str]:

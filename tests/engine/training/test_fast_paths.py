@@ -253,7 +253,7 @@ def parts_of(model: Any, fast: install.FastPaths) -> Any:
     """What an optimizer step works with."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, fused=True)
     return SimpleNamespace(
-        config=TrainingConfig(), fast=fast, pad_token_id=0, model=model, loss_kind="chunked", optimizer=optimizer,
+        config=TrainingConfig(), fast=fast, pad_token_id=0, model=model, loss_kind="chunked", router=None, optimizer=optimizer,
         scaler=torch.amp.GradScaler("cpu", enabled=False), plan=SimpleNamespace(name="cpu", kind="cpu"),
         scheduler=SimpleNamespace(step=lambda: None),
     )  # fmt: skip
