@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.presenters.words import capital, count_text, plural
+from qlora_engine import parsing
 
 KINDS = (
     ("all", "All rows"), ("train", "Trained"), ("held_out", "Held out"), ("left_out", "Left out"),
@@ -113,12 +114,8 @@ def visible(text: str) -> str:
 def pretty(raw: str) -> str:
     """A stored row with its keys under one another; any other text as it is."""
     try:
-        found = json.loads(raw)
-    except (ValueError, RecursionError):
-        return raw
-    try:
-        return json.dumps(found, ensure_ascii=False, indent=2)
-    except (ValueError, RecursionError):
+        return json.dumps(parsing.from_json(raw), ensure_ascii=False, indent=2)
+    except parsing.Malformed:
         return raw
 
 
