@@ -18,7 +18,7 @@ from tests.architectures import proofs
 PROVEN = (
     "apertus", "arcee", "bamba", "bart", "biogpt", "bitnet", "bloom", "codegen", "cohere", "cohere2",
     "cohere2_moe", "ctrl", "cwm", "diffllama", "doge", "dots1", "ernie4_5", "exaone", "exaone4", "falcon",
-    "flint", "gemma3", "glm4", "gpt2", "gpt_neox", "granite", "helium", "hrm_text", "lara_mini", "lfm2",
+    "flint", "gemma3", "glm4", "gpt2", "gpt_neox", "granite", "helium", "lara_mini", "lfm2",
     "llama", "mamba", "mistral", "mistral3", "olmo2", "pegasus", "sarvam_moe", "seed_oss", "smollm3",
     "solar_open", "stablelm", "starcoder2", "vaultgemma", "xglm", "youtu",
 )  # fmt: skip
