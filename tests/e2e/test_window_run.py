@@ -94,6 +94,14 @@ def test_the_same_in_a_real_window(environment: dict[str, str], display: str) ->
     check(seen)
 
 
+def command_of(process: psutil.Process) -> str:
+    """Empty for one that has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 class Training:
     """A window with a run that goes on until somebody kills something."""
 
@@ -109,7 +117,7 @@ class Training:
             if self.points >= points:
                 break
         children = psutil.Process(self.window.pid).children(recursive=True)
-        (self.engine,) = [p for p in children if "worker" in " ".join(p.cmdline())]
+        (self.engine,) = [p for p in children if "worker" in command_of(p)]
 
     def end_of_window(self) -> int:
         """Wait for it, and read what it still says; its exit code."""
