@@ -26,7 +26,8 @@ from qlora_engine.config import TrainingConfig, with_value
 from qlora_engine.runs import stored
 from qlora_engine.runs.record import LIVE_STATES, RunFolder, is_run
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 400.0
+"""By the clock, on a machine that may be busy with other things; an undisturbed run takes three seconds of a processor."""
 WATCHED = ("open", "os.mkdir", "os.rename", "os.remove", "os.chmod")
 BY_PROCESSOR_TIME = ("kill", "stop", "hangup", "terminate")
 BY_FILE = ("full", "read-only", "permission", "clock ahead", "clock back", "reader leaves", "kill at a file")

@@ -18,7 +18,7 @@ A_DAY, ALL = 3, int(os.environ.get("QLORA_FAULTS_COUNT", "330"))
 IS_CAMPAIGN = os.environ.get("QLORA_FAULTS") == "all"
 
 
-@pytest.mark.timeout(0 if IS_CAMPAIGN else 600)
+@pytest.mark.timeout(0 if IS_CAMPAIGN else 1500)
 def test_a_run_disturbed_anywhere_is_finished_exactly_or_says_why_not(
     model_dir: Path, rows: Path, tmp_path: Path
 ) -> None:
