@@ -58,8 +58,17 @@ class Folding(QObject):
 
     def _go_last(self) -> None:
         """Tab comes to the card after the tab in sight, which may have been made later than the card."""
-        last: QWidget = self._runs.new.previousInFocusChain() or self._runs
+        last = self._before(self._runs.new)
         for found in self._card.findChildren(QWidget):
-            if found.focusPolicy() & Qt.FocusPolicy.TabFocus and found is not last:
+            if found.focusPolicy() & Qt.FocusPolicy.TabFocus:
                 QWidget.setTabOrder(last, found)
                 last = found
+
+    def _before(self, first: QWidget) -> QWidget:
+        """What had the keyboard before `first`, outside the card: Qt orders nothing after what takes no keys."""
+        found = first.previousInFocusChain()
+        while found is not None and found is not first:
+            if found.focusPolicy() & Qt.FocusPolicy.TabFocus and not self._card.isAncestorOf(found):
+                return found
+            found = found.previousInFocusChain()
+        return first
