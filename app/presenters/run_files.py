@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.presenters.words import bytes_text
+from app.presenters.words import bytes_text, plural
 from qlora_engine.runs.record import RunFolder
 
 LOG_LINES = 400
@@ -32,7 +32,7 @@ def files_of(path: Path) -> RunFiles:
     ):
         size = _size(found)
         total += size
-        count = f", {sum(1 for _ in found.iterdir())} entries" if found.is_dir() else ""
+        count = f", {plural(sum(1 for _ in found.iterdir()), 'entry', 'entries')}" if found.is_dir() else ""
         rows.append((TITLES.get(found.name, found.name), f"{bytes_text(size)} \u00b7 {found.name}{count}"))
     return RunFiles((*rows, ("Together", bytes_text(total))), RunFolder(path).log_tail(LOG_LINES), total)
 
