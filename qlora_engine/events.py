@@ -151,6 +151,19 @@ class SampleAnswered(Event):
 
 
 @dataclass(frozen=True)
+class EndingsCounted(Event):
+    """Held-out questions answered greedily by the adapter of `step`, up to `limit` tokens each: `ended` of the `asked`
+    ended by themselves. `taught`: rows among them whose own answer ends with a token that ends a turn, and trains it."""
+
+    step: int
+    asked: int
+    ended: int
+    taught: int
+    limit: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class MemorySampled(Event):
     """One reading of monitor.sampler, as JSON."""
 

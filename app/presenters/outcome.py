@@ -10,6 +10,7 @@ from app.presenters.run_fold import RunFold
 from app.presenters.words import capital, duration_text, number_text
 from qlora_engine import events as ev
 from qlora_engine.errors import EngineError
+from qlora_engine.runs import endings
 from qlora_engine.runs.record import RunFolder, RunSummary
 
 EARLY = "training.early_stop"
@@ -35,6 +36,7 @@ class Ending:
     hint: str = ""
     best_step: int | None = None
     seconds: float | None = None
+    ends: ev.EndingsCounted | None = None
 
 
 def ending_of(path: Path) -> Ending:
@@ -46,7 +48,7 @@ def ending_of(path: Path) -> Ending:
     error = record.get("error") or {}
     return Ending(
         str(error.get("code", "")), str(error.get("message", "")), str(error.get("hint", "")),
-        record.get("best_step"), record.get("train_seconds"),
+        record.get("best_step"), record.get("train_seconds"), endings.of_record(record),
     )  # fmt: skip
 
 
@@ -90,8 +92,12 @@ def _finished(run: RunFold, ending: Ending, summary: RunSummary | None) -> Outco
         learned = "Finished. No held-out loss was measured."
     else:
         learned = f"Learned: held-out loss {number_text(before)} before, {number_text(after)} after ({100 * (after / before - 1):+.0f} %)."
-    parts = [_kept_words(run, ending), _why_ended(run), _took(ending)]
+    parts = [_ends(ending), _kept_words(run, ending), _why_ended(run), _took(ending)]
     return Outcome(learned, " ".join(part for part in parts if part), "good")
+
+
+def _ends(ending: Ending) -> str:
+    return f"{endings.sentence(ending.ends)}." if ending.ends is not None else ""
 
 
 def _kept_words(run: RunFold, ending: Ending) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from app.presenters.words import bytes_text, number_text
 from qlora_engine import events as ev
+from qlora_engine.runs import endings
 
 SHOWN_ANSWER = 120
 TOLD_PHASES = ("loading", "downloading", "tokenizing", "preparing")
@@ -24,6 +25,8 @@ def words_of(event: ev.Event) -> tuple[str, str]:
         case ev.Noticed():
             text = f"{event.message}. {event.hint}" if event.hint else event.message
             return text, "warning" if event.level == "warning" else ""
+        case ev.EndingsCounted():
+            return endings.sentence(event), "" if endings.is_most(event) else "warning"
         case ev.RunFinished():
             return "Finished", "good"
         case ev.RunFailed():

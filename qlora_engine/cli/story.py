@@ -10,6 +10,7 @@ from qlora_engine.events import (
     CheckFinished,
     CheckpointSaved,
     Continued,
+    EndingsCounted,
     EvaluationFinished,
     Event,
     ModelLoaded,
@@ -23,6 +24,7 @@ from qlora_engine.events import (
     SampleAnswered,
     StepFinished,
 )
+from qlora_engine.runs import endings
 
 BAR_CELLS = 20
 ROUTINE = ("training", "evaluating", "generating")
@@ -180,6 +182,7 @@ _SENTENCES: dict[type[Event], Callable[[Any], str | None]] = {
     PlanMade: _plan,
     EvaluationFinished: _held_out,
     SampleAnswered: _answered,
+    EndingsCounted: endings.sentence,
     CheckpointSaved: _checkpoint,
     CheckFinished: _proved,
     Noticed: _noticed,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,17 @@ from qlora_engine.errors import EngineError
 from qlora_engine.models import spec
 
 Report = Callable[[str, int, int | None, str], None]
+TEXT_PROMPT_TOKENS = 32
+"""How much of a row that is all answer (plain text) is given as its prompt, at most half of it."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A row as a question: the tokens before its last answer, and those of the answer."""
+
+    prompt: Sequence[int]
+    expected: Sequence[int]
+    start: int
 
 
 def rows_of_run(
@@ -86,3 +98,27 @@ def questions_of(config: TrainingConfig, numbers: Collection[int]) -> dict[int, 
         if asked:
             found[number] = asked[-1]
     return found
+
+
+def asked_of(row: TokenRow) -> Asked:
+    """The row's last answer as a question. Of a row that is all answer, the beginning is the question."""
+    end = max(i for i, is_trained in enumerate(row.trained) if is_trained) + 1
+    start = end - 1
+    while start > 1 and row.trained[start - 1]:
+        start -= 1
+    if start <= 1:
+        start = max(1, min(TEXT_PROMPT_TOKENS, end // 2))
+    return Asked(row.input_ids[:start], row.input_ids[start:end], start)
+
+
+def short_questions(
+    rows: Iterable[TokenRow], longest_answer: int, longest_prompt: int | None
+) -> Iterator[Asked]:
+    """Rows as questions, in order, whose whole answer has at most `longest_answer` tokens, its end among them. Rows that
+    are all answer, or lost part of one, ask nothing."""
+    for row in rows:
+        asked = asked_of(row)
+        is_question = not all(row.trained[1 : asked.start])
+        fits = longest_prompt is None or len(asked.prompt) <= longest_prompt
+        if is_question and fits and not row.is_answer_cut and len(asked.expected) <= longest_answer:
+            yield asked

@@ -19,6 +19,7 @@ from qlora_engine.errors import EngineError
 from qlora_engine.evaluate import generate, held_out, prediction_file
 from qlora_engine.evaluate.answers import adapter_sha256
 from qlora_engine.evaluate.generate import GenerationSettings
+from qlora_engine.evaluate.held_out import Asked, asked_of
 from qlora_engine.evaluate.origin import TUNED, Origin, origin_of_run
 from qlora_engine.evaluate.session import ChatModel, load_chat_model, memory_told
 from qlora_engine.events import Event, PhaseChanged, Progressed, RunFinished
@@ -32,8 +33,6 @@ CHUNK_TOKENS = 256
 """Tokens whose logits are in memory at once."""
 LONGEST_ANSWER = 256
 SHORTEST_LIMIT = 16
-TEXT_PROMPT_TOKENS = 32
-"""How much of a row that is all answer (plain text) is given as its prompt, at most half of it."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +47,6 @@ class RowScore:
     answer_tokens: int
     wrong_at: int | None
     likeliest: int | None
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A row as a question: the tokens before its last answer, and those of the answer."""
-
-    prompt: Sequence[int]
-    expected: Sequence[int]
-    start: int
 
 
 def predictions_job(job: PredictionsJob, control: Control) -> Iterator[Event]:
@@ -170,17 +160,6 @@ def _scored(row: TokenRow, total: float, wanted: torch.Tensor, likeliest: torch.
         wrong_at=at,
         likeliest=None if at is None else int(last_likeliest[at]),
     )
-
-
-def asked_of(row: TokenRow) -> Asked:
-    """The row's last answer as a question. Of a row that is all answer, the beginning is the question."""
-    end = max(i for i, is_trained in enumerate(row.trained) if is_trained) + 1
-    start = end - 1
-    while start > 1 and row.trained[start - 1]:
-        start -= 1
-    if start <= 1:
-        start = max(1, min(TEXT_PROMPT_TOKENS, end // 2))
-    return Asked(row.input_ids[:start], row.input_ids[start:end], start)
 
 
 def _shown(ranked: Sequence[RowScore], count: int) -> list[int]:

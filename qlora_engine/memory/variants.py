@@ -209,7 +209,10 @@ def variant(
         parts["gradients"] = found.gradients
     numbers["activations"] = dict(activations.numbers(facts, config, shape))
     whole = with_totals(parts, device, numbers, context, peak_operation=found.operation)
-    moments = peaks(facts, config, shape, whole.parts, config.training.sample_tokens)
+    longest = max(
+        config.training.sample_tokens, config.training.end_tokens if config.training.end_rows else 0
+    )
+    moments = peaks(facts, config, shape, whole.parts, longest)
     return replace(whole, moments=moments)
 
 

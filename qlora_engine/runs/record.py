@@ -18,7 +18,7 @@ from typing import Any
 from qlora_engine import config_io, events, parsing, paths
 from qlora_engine.config import TrainingConfig, tables
 from qlora_engine.errors import EngineError
-from qlora_engine.runs import claims, ownership, sealed, stored
+from qlora_engine.runs import claims, endings, ownership, sealed, stored
 from qlora_engine.runs.naming import free_path
 from qlora_engine.runs.sealed import append_line, write_aside
 from qlora_engine.runs.stored import (
@@ -72,6 +72,10 @@ class RunSummary:
     train_seconds: float | None = None
     error: str = ""
     """What a failed run failed of, with the next step."""
+    answers_asked: int | None = None
+    """Held-out questions that were answered after training."""
+    answers_ended: int | None = None
+    """Of these, the answers that ended by themselves."""
 
 
 class RunFolder:
@@ -278,7 +282,7 @@ class RunFolder:
         if state in LIVE_STATES and ownership.is_elsewhere(self.path, record):
             notices.append(f"begun on {record.get('host')}; whether it still runs cannot be told from here")
         plan = record.get("plan") or {}
-        checkpoints = self.checkpoints()
+        checkpoints, ends = self.checkpoints(), endings.of_record(record)
         problem = (record.get("error") or {}) if state in RESUMABLE_STATES else {}
         if record.get("last_checkpoint") and not checkpoints and state != "finished":
             notices.append("its checkpoints are missing")
@@ -303,6 +307,8 @@ class RunFolder:
             best_step=record.get("best_step"),
             train_seconds=record.get("train_seconds"),
             error="; ".join(str(problem[key]) for key in ("message", "hint") if problem.get(key)),
+            answers_asked=ends.asked if ends else None,
+            answers_ended=ends.ended if ends else None,
         )
 
     def _asked_for(self, record: Mapping[str, Any], table: str, name: str) -> str:

@@ -267,6 +267,28 @@ class TrainingSettings:
         is_expert=True,
         resume="safe",
     )
+    end_rows: int = knob(
+        8,
+        label="Endings tried",
+        help="After training, so many held-out questions are answered to count the answers that end by themselves; takes at "
+        "most a twentieth of the training time. 0: none.",
+        unit="rows",
+        lo=0,
+        hi=1000,
+        is_expert=True,
+        resume="safe",
+    )
+    end_tokens: int = knob(
+        128,
+        label="Endings: longest answer",
+        help="An answer still without an end there counts as one that does not end. Only rows whose own answer is at most "
+        "half as long are asked.",
+        unit="tokens",
+        lo=2,
+        hi=4096,
+        is_expert=True,
+        resume="safe",
+    )
     count_page_moves: bool = knob(
         False,
         label="Count page moves",

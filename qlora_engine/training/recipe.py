@@ -33,7 +33,7 @@ from qlora_engine.runs import plans
 from qlora_engine.runs.claims import ACCEPT_OWNER
 from qlora_engine.runs.record import RunFolder
 from qlora_engine.runs.stored import is_complete, is_intact
-from qlora_engine.training import checkpoint, finish, recovery, resuming, watchdog
+from qlora_engine.training import checkpoint, endings, finish, recovery, resuming, watchdog
 from qlora_engine.training.checkpoint import TrainState
 from qlora_engine.training.guard import AdapterGuard
 from qlora_engine.training.memory_trace import MemoryTrace
@@ -246,6 +246,7 @@ def _finish(parts: Parts, state: TrainState, control: Control, trace: MemoryTrac
     yield from trace.new_samples()
     record = finish.closing_record(parts, state, trace.peak_bytes())
     finish.save_adapter(parts, record)
+    record["endings"] = yield from endings.counted(parts, state, control)
     parts.folder.update(state="finished", finished=time.time(), **record)
     yield RunFinished(
         {

@@ -14,6 +14,7 @@ from qlora_engine.errors import Cancelled, EngineError
 from qlora_engine.events import (
     CheckpointSaved,
     Continued,
+    EndingsCounted,
     EvaluationFinished,
     Event,
     Noticed,
@@ -35,7 +36,8 @@ from qlora_engine.training.trackers import tracked
 log = logging.getLogger(__name__)
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 RECORDED = (
-    RunStarted, PlanMade, OptimizerBuilt, StepFinished, EvaluationFinished, SampleAnswered, CheckpointSaved, Noticed, Paused, Continued,
+    RunStarted, PlanMade, OptimizerBuilt, StepFinished, EvaluationFinished, SampleAnswered, EndingsCounted, CheckpointSaved,
+    Noticed, Paused, Continued,
 )  # fmt: skip
 
 

@@ -281,6 +281,9 @@ def test_a_run_says_first_how_it_ended() -> None:
     assert learned.hint == (
         "Step 20 of 40 was kept: its held-out loss was the lowest. Stopped early at step 40: no gain. It trained for 14 min."
     )
+    counted = ev.EndingsCounted(20, 8, 8, 8, 128, 2.0)
+    ending = outcome_of("finished", run, Ending(ends=counted), summary("a", "finished"))
+    assert ending.hint.startswith("8 of 8 answers to held-out questions ended by themselves. ")
     hint = "put it back, or go on all the same: `qlora resume a --accept data --accept lora.alpha`"
     refused = outcome_of(
         "failed",

@@ -39,6 +39,7 @@ QUICK: dict[str, Any] = {
     "training.learning_rate": 0.01,
     "training.optimizer": "adamw_torch_fused",
     "training.eval_every_steps": 2,
+    "training.end_rows": 0,
 }
 
 

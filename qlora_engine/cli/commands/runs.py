@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +68,10 @@ def list_(run: str | None, runs_dir: Path | None, wants_answers: bool, as_json: 
         print_answers(found(run), as_json)
         return
     if run is not None:
-        _print([entry_of(found(run))], as_json)
+        folder = found(run)
+        _print([entry_of(folder)], as_json)
+        if not as_json:
+            print_endings(folder)
         return
     if runs_dir is not None and not runs_dir.is_dir():
         raise EngineError(
@@ -204,6 +208,16 @@ def _noted(folder: RunFolder, write: Callable[[Path], Any], as_json: bool) -> No
         return
     rows = [("run", folder.run_id), ("name", kept.name or folder.run_id), ("tags", ", ".join(kept.tags)), ("note", kept.note)]  # fmt: skip
     output.fields(row for row in rows if row[1])
+
+
+def print_endings(folder: RunFolder) -> None:
+    """How many answers ended by themselves after training, where that was tried."""
+    from qlora_engine.runs import endings
+
+    with contextlib.suppress(EngineError):
+        ends = endings.of_record(folder.record())
+        if ends is not None:
+            output.say(endings.sentence(ends))
 
 
 def print_answers(folder: RunFolder, as_json: bool) -> None:

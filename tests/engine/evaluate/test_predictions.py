@@ -14,7 +14,7 @@ from qlora_engine.control import Control
 from qlora_engine.data.batches import collate
 from qlora_engine.data.tokenize import TokenRow
 from qlora_engine.errors import Cancelled, EngineError
-from qlora_engine.evaluate import generate, prediction_file, predictions
+from qlora_engine.evaluate import generate, held_out, prediction_file, predictions
 from qlora_engine.evaluate.predictions import asked_of, predictions_job, score_row
 from qlora_engine.events import Event, Progressed, RunFinished
 from qlora_engine.jobs import PredictionsJob
@@ -99,8 +99,6 @@ def test_the_first_wrong_token_is_where_the_greedy_answer_leaves_the_expected_on
 
 
 def held_out_rows(run: Path, chat: Any) -> list[TokenRow]:
-    from qlora_engine.evaluate import held_out
-
     folder = RunFolder(run)
     base = Path(folder.record()["model"]["path"])
     return held_out.rows_of_run(folder.job(), folder.record(), base, chat.tokenizer, Control())
@@ -127,7 +125,7 @@ def test_the_question_is_what_stands_before_the_last_answer() -> None:
     text = asked_of(row("xxxxxxxx"))
     assert (list(text.prompt), list(text.expected)) == ([0, 1, 2, 3], [4, 5, 6, 7])
     long = asked_of(row("x" * 100))
-    assert len(long.prompt) == predictions.TEXT_PROMPT_TOKENS
+    assert len(long.prompt) == held_out.TEXT_PROMPT_TOKENS
 
 
 def test_changed_data_is_refused_with_both_hashes_before_anything_is_loaded(

@@ -30,6 +30,7 @@ from qlora_engine.events import (
     AdaptersAttached,
     CheckpointSaved,
     DatasetPrepared,
+    EndingsCounted,
     EvaluationFinished,
     Event,
     ModelLoaded,
@@ -100,6 +101,10 @@ class Outcome:
     @property
     def samples(self) -> list[tuple[int, str, int]]:
         return [(e.step, e.prompt, e.tokens) for e in tiny_runs.of(self.events, SampleAnswered)]
+
+    @property
+    def endings(self) -> list[tuple[int, int]]:
+        return [(e.asked, e.limit) for e in tiny_runs.of(self.events, EndingsCounted)]
 
     def notices(self, code: str) -> list[Noticed]:
         return [e for e in tiny_runs.of(self.events, Noticed) if e.code == code]
@@ -188,6 +193,8 @@ CASES = [
     Case("training.eval_rows", 2, lambda o: o.evaluations[0].trained_tokens),
     Case("training.sample_prompts", ("Hello",), lambda o: o.samples),
     Case("training.sample_tokens", 2, lambda o: o.samples, {"training.sample_prompts": ("Hello",)}),
+    Case("training.end_rows", 2, lambda o: o.endings, {"training.end_tokens": 16}),
+    Case("training.end_tokens", 32, lambda o: o.endings, {"training.end_tokens": 16, "training.end_rows": 1}),
     Case("training.count_page_moves", True, lambda o: [e.message for e in o.notices("monitor.page_moves")]),
     Case("checkpoint.every_steps", 1, lambda o: [c for c in o.checkpoints if c[1] == "steps"]),
     Case("checkpoint.every_minutes", 1e-6, lambda o: [c for c in o.checkpoints if c[1] == "time"]),

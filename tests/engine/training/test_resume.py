@@ -44,6 +44,8 @@ def half(make_config: MakeConfig, name: str, **changes: Any) -> TrainingConfig:
         "training__max_steps": STEPS,
         "training__sample_prompts": ("Say water",),
         "training__sample_tokens": 6,
+        "training__end_rows": 1,
+        "training__end_tokens": 16,
         "training__early_stopping": None,
     }
     return make_config(output__name=name, **{**values, **changes})
