@@ -93,7 +93,8 @@ def _finished(run: RunFold, ending: Ending, summary: RunSummary | None) -> Outco
     else:
         learned = f"Learned: held-out loss {number_text(before)} before, {number_text(after)} after ({100 * (after / before - 1):+.0f} %)."
     parts = [_ends(ending), _kept_words(run, ending), _why_ended(run), _took(ending)]
-    return Outcome(learned, " ".join(part for part in parts if part), "good")
+    is_well = ending.ends is None or endings.is_most(ending.ends)
+    return Outcome(learned, " ".join(part for part in parts if part), "good" if is_well else "warning")
 
 
 def _ends(ending: Ending) -> str:

@@ -284,6 +284,9 @@ def test_a_run_says_first_how_it_ended() -> None:
     counted = ev.EndingsCounted(20, 8, 8, 8, 128, 2.0)
     ending = outcome_of("finished", run, Ending(ends=counted), summary("a", "finished"))
     assert ending.hint.startswith("8 of 8 answers to held-out questions ended by themselves. ")
+    assert ending.tone == "good"
+    endless = Ending(ends=ev.EndingsCounted(20, 8, 0, 8, 128, 2.0))
+    assert outcome_of("finished", run, endless, summary("a", "finished")).tone == "warning"
     hint = "put it back, or go on all the same: `qlora resume a --accept data --accept lora.alpha`"
     refused = outcome_of(
         "failed",
