@@ -85,16 +85,19 @@ def _candidates(facts: ModelFacts, config: TrainingConfig, shape: Shape) -> Iter
         one = (
             stream if block.has_rotary else 2 * stream
         )  # learned positions are added to the embeddings, which stay
-        again = max(run_again(block, shape, is_masked=m) for m in _kinds(masked, layers))
+        both = [run_again(block, shape, is_masked=m) for m in _kinds(masked, layers)]
+        again, back = max(again for again, _ in both), max(back for _, back in both)
         total = (layers - 1) * stream + one
+        yield Moving(tables + total, stream + again, carried, "backward pass of the last layer")
+        yield Moving(tables + one, stream + again, grads - fresh, "backward pass of the first layer")
     else:
         kept = [layer_kept(block, shape, is_masked=m) for m in (True, False)]
         total = masked * kept[0] + (layers - masked) * kept[1] - first_layer_spares(block, shape)
         one = max(kept[0 if m else 1] for m in _kinds(masked, layers))
-        again = max(backward(block, shape, is_masked=m) for m in _kinds(masked, layers))
+        back = max(backward(block, shape, is_masked=m) for m in _kinds(masked, layers))
     yield Moving(tables + total, loss, carried, "loss")
-    yield Moving(tables + total, stream + again, carried + fresh, "backward pass of the last layer")
-    yield Moving(tables + one, stream + again, grads, "backward pass of the first layer")
+    yield Moving(tables + total, stream + back, carried + fresh, "backward pass of the last layer")
+    yield Moving(tables + one, stream + back, grads, "backward pass of the first layer")
     yield Moving(0, _optimizer_temporary(facts, config, shape), grads, "optimizer")
 
 

@@ -53,7 +53,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Block:
-    """A decoder block by its widths. `mlp_out` is None for experts, which are neither quantized nor adapted."""
+    """A decoder block by its widths. `mlp_out` is None for experts."""
 
     hidden: int
     query: int
@@ -82,6 +82,11 @@ class Block:
     window: int | None
     expert_inner: int
     experts_per_token: int
+    experts: int
+    """Of a block; 0 without any."""
+    computes_one_by_one: bool
+    """Experts in 4 bits are multiplied one after the other; others all in one product."""
+    expert_rank: int
 
 
 def block_of(facts: ModelFacts, config: TrainingConfig) -> Block:
@@ -125,6 +130,9 @@ def block_of(facts: ModelFacts, config: TrainingConfig) -> Block:
         window=facts.sliding_window,
         expert_inner=int(text.get("moe_intermediate_size") or facts.intermediate_size),
         experts_per_token=facts.experts_per_token or 0,
+        experts=facts.experts or 0,
+        computes_one_by_one=config.quantization.experts == "4bit",
+        expert_rank=config.lora.rank if config.lora.experts else 0,
     )
 
 

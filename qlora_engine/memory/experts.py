@@ -18,6 +18,9 @@ NESTED_BLOCK = 256
 CODE_BYTES = 16 * 4
 NESTED_CODE_BYTES = 256 * 4
 FP32 = 4
+TRACED_EXPERTS = 32
+"""A step is counted as if it reached at most so many experts of a block, which share all tokens: what is kept is the same, and
+a rehearsal stays quick."""
 BLOCKS_ON_DEVICE = 2
 """Of experts on the host, so many blocks are on the GPU: one that computes and one that is coming (models.experts.host)."""
 

@@ -18,10 +18,10 @@ from bitsandbytes.backends.cpu import ops as cpu_ops
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from qlora_engine.memory.experts import TRACED_EXPERTS
+
 ATEN = torch.ops.aten
 BNB = torch.ops.bitsandbytes
-TRACED_EXPERTS = 32
-"""Of more experts so many are run through, with all tokens shared among them: what is kept is the same, and it stays quick."""
 NESTED = "nested"
 """Tag of what only double quantization allocates: the constants, dequantized."""
 

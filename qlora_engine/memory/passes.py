@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from qlora_engine.memory import static
 from qlora_engine.memory.blocks import Block, Linear
+from qlora_engine.memory.experts import TRACED_EXPERTS
 
 FP32 = 4
+INT64 = 8
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,13 @@ def first_layer_spares(block: Block, shape: Shape) -> int:
     return spared
 
 
-def run_again(block: Block, shape: Shape, *, is_masked: bool) -> int:
-    """With checkpointing: the block runs once more, keeping all, then backward. Its input is kept already."""
+def run_again(block: Block, shape: Shape, *, is_masked: bool) -> tuple[int, int]:
+    """With checkpointing the block runs once more, keeping all, then backward: the most of either, the former before any of its
+    adapters has a gradient. Its input is kept already."""
     meter = Meter()
     _forward(block, shape, meter, is_masked=is_masked)
-    again = max(meter.peak, backward(block, shape, is_masked=is_masked) + meter.live)
-    return again - _input_kept(block, shape)
+    kept = _input_kept(block, shape)
+    return meter.peak - kept, backward(block, shape, is_masked=is_masked) + meter.live - kept
 
 
 def _input_kept(block: Block, shape: Shape) -> int:
@@ -116,7 +119,9 @@ def _forward(block: Block, shape: Shape, meter: Meter, *, is_masked: bool) -> No
     mask = _dropout_mask(block, shape) if block.residual_dropout else 0
     meter.hold(mask)
     residual = meter.hold(h * s * t)
-    if block.mlp_out is None:
+    if block.mlp_out is None and block.computes_one_by_one:
+        _one_by_one_forward(block, shape, meter)
+    elif block.mlp_out is None:
         meter.touch(_experts_forward(block, shape))
         meter.hold(_experts_kept(block, shape))
     else:
@@ -126,11 +131,42 @@ def _forward(block: Block, shape: Shape, meter: Meter, *, is_masked: bool) -> No
 
 
 def _experts_forward(block: Block, shape: Shape) -> int:
-    """The rows copied for each expert, sorted, through the experts, and weighted: all held by one function. And one expert,
-    dequantized, gate and up together."""
+    """The rows copied for each expert, sorted, through the experts, and weighted: all held by one function."""
     rows = shape.tokens * block.experts_per_token
-    weight = 2 * block.expert_inner * block.hidden * shape.element_bytes
-    return rows * shape.element_bytes * (4 * block.hidden + 3 * block.expert_inner) + weight
+    return rows * shape.element_bytes * (4 * block.hidden + 3 * block.expert_inner)
+
+
+def _one_by_one_forward(block: Block, shape: Shape, meter: Meter) -> None:
+    """Which token goes where, of all experts; then each: its rows taken out, through its weights, added to the sum. The last
+    one is the highest: what those before it keep is there."""
+    t, c, n = shape.tokens, shape.element_bytes, _rows_of_one(block, shape)
+    inner, out = block.expert_inner * c * n, block.hidden * c * n
+    kept = _one_by_one_kept(block, shape)
+    masks = INT64 * t * block.experts_per_token * (block.experts + 1)
+    meter.hold(kept + masks + block.hidden * c * t)
+    last = 3 * inner + 2 * out
+    meter.touch(_expert_weight(block, shape, 2) + 2 * inner + out - last)
+    meter.touch(_expert_weight(block, shape, 1) + 4 * inner + 2 * out - last)
+    meter.drop(masks + block.hidden * c * t)
+
+
+def _rows_of_one(block: Block, shape: Shape) -> int:
+    """Rows of one expert, each of which receives its share."""
+    return -(-shape.tokens * block.experts_per_token // max(1, min(block.experts, TRACED_EXPERTS)))
+
+
+def _expert_weight(block: Block, shape: Shape, matrices: int) -> int:
+    """Of one expert, dequantized: gate and up are two matrices in one."""
+    return _dequantized(Linear(block.hidden, matrices * block.expert_inner, 0), shape)
+
+
+def _one_by_one_kept(block: Block, shape: Shape) -> int:
+    """As in one product, the rows that were added, and where; adapters keep their input and its product with A."""
+    rows = shape.tokens * block.experts_per_token
+    kept = _experts_kept(block, shape) + rows * (2 * INT64 + (block.hidden + 1) * shape.element_bytes)
+    if block.expert_rank:
+        kept += rows * shape.adapter_bytes * (block.hidden + block.expert_inner + 2 * block.expert_rank)
+    return kept
 
 
 def _mlp_forward(block: Block, out: Linear, shape: Shape, meter: Meter) -> None:
@@ -217,6 +253,8 @@ def backward(block: Block, shape: Shape, *, is_masked: bool) -> int:
         meter.touch(5 * block.hidden * FP32 * t)  # a norm after the MLP
     if block.mlp_out is not None:
         _mlp_backward(block, block.mlp_out, shape, meter)
+    elif block.computes_one_by_one:
+        _one_by_one_backward(block, shape, meter)
     else:
         _experts_backward(block, shape, meter)
     meter.touch(4 * block.hidden * FP32 * t)
@@ -290,6 +328,29 @@ def _experts_backward(block: Block, shape: Shape, meter: Meter) -> None:
     meter.drop(2 * inner)
     meter.hold(block.hidden * c * t)
     meter.drop(out)
+
+
+def _one_by_one_backward(block: Block, shape: Shape, meter: Meter) -> None:
+    """Leaves the gradient of its input, to which each expert adds one as large: the second is the highest."""
+    c, n = shape.element_bytes, _rows_of_one(block, shape)
+    inner, out, into = block.expert_inner * c * n, block.hidden * c * n, block.hidden * c * shape.tokens
+    kept = _one_by_one_kept(block, shape)
+    before = meter.live
+    for number in range(2):
+        meter.touch(2 * out)
+        meter.drop(out)
+        meter.hold(inner)
+        meter.touch(_expert_weight(block, shape, 1) + out)
+        meter.drop(out)
+        meter.hold(2 * inner)
+        meter.drop(2 * inner)
+        _fused_backward(inner, meter)
+        meter.touch(out + _expert_weight(block, shape, 2))
+        meter.drop(2 * inner)
+        meter.touch(out + into)
+        if not number:
+            meter.hold(into)
+    meter.drop(meter.live - before + kept - into)
 
 
 def _inputs_backward(

@@ -37,7 +37,7 @@ from qlora_engine.models.spec import ModelFacts
 from qlora_engine.training import loss as losses
 from qlora_engine.training import optim
 
-SCHEMA = 7
+SCHEMA = 8
 SIDES = {"double_quant": True, "single_quant": False}
 MOVING = ("activations", "step_temporary", "gradients")
 LINE_LENGTHS = (256, 512, 1024)
@@ -67,9 +67,8 @@ class Question:
 
     @property
     def experts_one_by_one(self) -> bool:
-        """As a run computes them in 4 bits. Classes with a formula are rehearsed with all in one product, which the formula
-        describes and which takes a little more."""
-        return self.facts.source == "class" and self.config.quantization.experts == "4bit"
+        """As a run computes them in 4 bits."""
+        return self.config.quantization.experts == "4bit"
 
     @property
     def accumulates(self) -> bool:

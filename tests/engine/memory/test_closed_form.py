@@ -61,6 +61,8 @@ def test_the_grid() -> None:
         ("glm-4-9b", 2048, 1, "cpu", {"lora__targets": "attention", "training__gradient_checkpointing": False}),
         ("gemma-2-2b", 2048, 2, "cpu", {"lora__dtype": "bf16"}),
         ("olmoe-1b-7b", 2048, 2, "cuda", {"lora__dtype": "bf16"}),
+        ("mixtral-8x7b", 1024, 1, "cuda", {"lora__experts": True}),
+        ("mixtral-8x7b", 1024, 1, "cuda", {"quantization__experts": "16bit"}),
         ("olmo-2-7b", 2048, 2, "cuda", {"lora__dtype": "bf16"}),
         ("phi-1.5", 2048, 2, "cuda", {"lora__targets": "attention", "training__gradient_checkpointing": False}),
     ],
