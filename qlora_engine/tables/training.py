@@ -271,7 +271,7 @@ class TrainingSettings:
         8,
         label="Endings tried",
         help="After training, so many held-out questions are answered to count the answers that end by themselves; takes at "
-        "most a twentieth of the training time. 0: none.",
+        "most a twentieth of the training time, or 5 seconds. 0: none.",
         unit="rows",
         lo=0,
         hi=1000,

@@ -26,8 +26,8 @@ from qlora_engine.training.checkpoint import TrainState
 
 log = logging.getLogger(__name__)
 SHARE_OF_TRAINING = 0.05
-SHORTEST_SECONDS = 1.0
-"""What it may take, as a share of the training time, and what it may always take."""
+SHORTEST_SECONDS = 5.0
+"""What it may take, as a share of the training time, and what it may always take: an answer or two of a small model."""
 
 
 def counted(parts: Any, state: TrainState, control: Control) -> Generator[Event, None, dict[str, Any] | None]:
@@ -64,11 +64,11 @@ def _tried(parts: Any, state: TrainState, control: Control) -> EndingsCounted | 
     began = time.perf_counter()
     allowed = max(SHORTEST_SECONDS, SHARE_OF_TRAINING * state.elapsed_seconds)
     ends = _ends(parts)
-    answers = _answers(
+    answers, unfinished = _answers(
         parts, questions, ends, lambda: control.is_stop_requested or time.perf_counter() - began > allowed
     )
     if not answers:
-        words = f"no answer was done in {allowed:.1f} s, a twentieth of the training time"
+        words = f"the first answer was at token {unfinished} without an end when {allowed:.0f} s were up"
         told = Noticed("info", "endings.no_time", f"Whether answers end by themselves is not known: {words}")
         return None if control.is_stop_requested else told
     return EndingsCounted(
@@ -97,10 +97,10 @@ def _ends(parts: Any) -> tuple[int, ...]:
 
 def _answers(
     parts: Any, questions: list[Asked], ends: tuple[int, ...], should_stop: Callable[[], bool]
-) -> list[generate.Answer]:
-    """Whole answers alone, in order: ended, or as long as the limit."""
+) -> tuple[list[generate.Answer], int]:
+    """Whole answers alone, in order: ended, or as long as the limit; and the tokens of the one that was broken off."""
     limit = parts.config.training.end_tokens
-    found = []
+    found: list[generate.Answer] = []
     for asked in questions:
         answer = generate.continued(
             parts.model,
@@ -111,6 +111,6 @@ def _answers(
             should_stop=should_stop,
         )
         if not answer.is_complete and answer.tokens < limit:
-            break
+            return found, answer.tokens
         found.append(answer)
-    return found
+    return found, 0

@@ -26,6 +26,7 @@ from qlora_engine.paths import resources_dir
 SHORT = {
     "training.max_steps": "14",
     "training.eval_every_steps": "7",
+    "training.end_rows": "1",
     "training.eval_rows": "8",
     "training.sample_tokens": "8",
     "checkpoint.every_steps": "2",

@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.starter]
 SHORT = (
     "training.max_steps=12",
     "training.eval_every_steps=12",
+    "training.end_rows=1",
     "training.eval_rows=8",
     "training.sample_tokens=8",
 )

@@ -39,6 +39,8 @@ def write_job(tmp_path: Path, tiny_model: Path, good_rows: Path) -> WriteJob:
             "learning_rate": 0.01,
             "optimizer": "adamw_torch_fused",
             "eval_every_steps": 2,
+            "end_rows": 2,
+            "end_tokens": 24,
             **training,
         }
         lines = [
