@@ -58,7 +58,7 @@ def test_a_rehearsed_step_is_a_real_step(kind: str, tmp_path: Path) -> None:
         ).double_quant
         measured = measured_step(folder, settings, seq_len, rows)
         assert predicted.source == "rehearsal"
-        assert predicted.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.02), (seq_len, rows, changes)
+        assert predicted.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.003), (seq_len, rows, changes)
 
 
 def test_experts_in_4_bits_are_rehearsed_and_counted_one_by_one(tmp_path: Path) -> None:

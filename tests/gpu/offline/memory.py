@@ -15,8 +15,10 @@ from tests.gpu.offline import engine_calls, environment, report
 from tests.gpu.offline.rig import ONLY_A_CARD, Rig
 from tests.gpu.offline.settings import DOUBLE, Group, Setting, groups
 
-REHEARSAL_MAY_BE_OFF, DEVICE_MAY_BE_OFF = 0.05, 0.15
-FORMULA_MAY_BE_OFF = 0.08
+REHEARSAL_MAY_BE_OFF = {"cuda": 0.05, "cpu": 0.03}
+FORMULA_MAY_BE_OFF = {"cuda": 0.08, "cpu": 0.05}
+"""On the CPU, where both can be tried at any time: 1.8 % and 4 %, of shapes so tiny that single tensors show."""
+DEVICE_MAY_BE_OFF = 0.15
 SETTING_SECONDS = 12
 
 
@@ -167,8 +169,8 @@ def tell_setting(
     rig: Rig, id_: str, what: str, measured: Measured, found: engine_calls.Predicted, setting: Setting
 ) -> None:
     rig.tell(
-        report.compared(f"{id_}.rehearsal", f"{what}: peak, by rehearsal", measured.peak, found.rehearsal.peak_bytes, "bytes", REHEARSAL_MAY_BE_OFF),
-        report.compared(f"{id_}.formula", f"{what}: peak, by formula", measured.peak, found.formula.peak_bytes, "bytes", FORMULA_MAY_BE_OFF),
+        report.compared(f"{id_}.rehearsal", f"{what}: peak, by rehearsal", measured.peak, found.rehearsal.peak_bytes, "bytes", REHEARSAL_MAY_BE_OFF[rig.device]),
+        report.compared(f"{id_}.formula", f"{what}: peak, by formula", measured.peak, found.formula.peak_bytes, "bytes", FORMULA_MAY_BE_OFF[rig.device]),
     )  # fmt: skip
     if measured.reserved is None:
         return
