@@ -121,9 +121,18 @@ def run() -> int:
 
 
 def test() -> int:
-    # Two at a time: much of the suite waits for processes and clocks. A file stays with one worker.
+    # Two at a time: much of the suite waits for processes and clocks. A file stays with one worker, in the order collected.
     return lint() or pytest(
-        "-n", "2", "--dist", "loadfile", "-p", "no:benchmark", "-m", "not gpu", "--ignore=tests/bench"
+        "-n",
+        "2",
+        "--dist",
+        "loadfile",
+        "--no-loadscope-reorder",
+        "-p",
+        "no:benchmark",
+        "-m",
+        "not gpu",
+        "--ignore=tests/bench",
     )
 
 

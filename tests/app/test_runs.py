@@ -206,10 +206,10 @@ def test_a_run_is_named_tagged_and_duplicated(
     window.head.menu_asked.emit("notes")
     assert notes.read(run.path).tags == ("poems", "best")
     qtbot.waitUntil(lambda: "Poems, second try" in names(window), timeout=10_000)
-    assert window.head.name.text() == "Poems, second try"
+    qtbot.waitUntil(lambda: window.head.name.text() == "Poems, second try", timeout=10_000)
     window.head.menu_asked.emit("duplicate")
     qtbot.waitUntil(lambda: "Poems, second try (copy)" in names(window), timeout=10_000)
-    assert window.studio.shown.is_draft
+    qtbot.waitUntil(lambda: window.studio.shown.is_draft, timeout=10_000)
 
 
 def test_several_are_deleted_into_the_trash_and_the_room_is_told(

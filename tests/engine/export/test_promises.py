@@ -163,12 +163,13 @@ def test_a_killed_export_is_no_export_and_its_leftovers_go_with_the_next(
     out = tmp_path / "place" / "out"
     child = os.fork()
     if child == 0:
-        for event in InlineEngine().run(job(folder, format_, out)):
-            if isinstance(event, Progressed) and event.phase == "exporting" and event.done >= at:
-                os.kill(os.getpid(), signal.SIGKILL)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
+        try:
+            for event in InlineEngine().run(job(folder, format_, out)):
+                if isinstance(event, Progressed) and event.phase == "exporting" and event.done >= at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)  # never on into the other tests
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert not out.exists()
     left = list(out.parent.iterdir())
     assert [p.name.startswith(".out.") for p in left] == [True]

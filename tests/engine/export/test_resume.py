@@ -105,11 +105,13 @@ def test_a_killed_export_goes_on(run_of: RunOf, tmp_path: Path, format_: str) ->
     out = tmp_path / "place" / "out"
     child = os.fork()
     if child == 0:
-        for event in InlineEngine().run(job(run, format_, out)):
-            if isinstance(event, Progressed) and event.phase == "exporting" and event.done >= 12:
-                os.kill(os.getpid(), signal.SIGKILL)
-        os._exit(0)
-    os.waitpid(child, 0)
+        try:
+            for event in InlineEngine().run(job(run, format_, out)):
+                if isinstance(event, Progressed) and event.phase == "exporting" and event.done >= 12:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)  # never on into the other tests
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert not out.exists()
     assert kept_at(out) is not None
     events = finished(run, format_, out)
