@@ -194,6 +194,48 @@ def test_the_first_failing_check_ends_the_tests(
     assert called == ["ruff", "ruff", "mypy"]
 
 
+@pytest.mark.parametrize(
+    ("first", "failed", "second", "code"),
+    [
+        (0, [], None, 0),  # green
+        (1, ["tests/a.py::one[x-y]", "tests/b.py::two"], 0, 0),  # passed alone
+        (1, ["tests/a.py::one[x-y]"], 1, 1),  # fails alone too
+        (1, [], None, 1),  # nothing is known of what failed
+        (
+            1,
+            [f"tests/a.py::many[{n}]" for n in range(7)],
+            None,
+            1,
+        ),  # too many for a busy machine to be the reason
+        (2, ["tests/a.py::one[x-y]"], None, 2),  # interrupted
+        (5, [], None, 5),  # none was run
+    ],
+)
+def test_what_failed_beside_others_is_tried_alone_once(
+    first: int, failed: list[str], second: int | None, code: int, bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    asked: list[tuple[str, ...]] = []
+
+    def pytest_(*arguments: str) -> int:
+        asked.append(arguments)
+        if len(asked) > 1:
+            assert second is not None
+            return second
+        kept = bootstrap.ROOT / ".pytest_cache" / "v" / "cache"
+        kept.mkdir(parents=True)
+        (kept / "lastfailed").write_text(json.dumps(dict.fromkeys(failed, True)), encoding="utf-8")
+        return first
+
+    monkeypatch.setattr(bootstrap, "lint", lambda: 0)
+    monkeypatch.setattr(bootstrap, "pytest", pytest_)
+    assert bootstrap.test() == code
+    assert len(asked) == 1 + (second is not None)
+    if second is not None:
+        assert asked[1][-len(failed) :] == tuple(failed)
+        assert all(name in capsys.readouterr().out for name in failed[:1])
+
+
 def test_the_makefile_names_only_known_tasks() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     known = (ROOT / "packaging" / "bootstrap.py").read_text(encoding="utf-8")
