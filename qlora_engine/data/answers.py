@@ -22,7 +22,7 @@ from qlora_engine.data.layout import (
     marker_places,
 )
 from qlora_engine.data.policy import Policy
-from qlora_engine.data.skeleton import Shapes
+from qlora_engine.data.skeleton import TRIMMED, Shapes
 from qlora_engine.data.traced import Traced, joined
 from qlora_engine.data.wording import NO_CALLS
 
@@ -117,7 +117,7 @@ def _require_whole(work: _Work, number: int) -> None:
             if not said.strip():
                 raise MaskProblem("the chat template leaves the text of an answer out")
             raise MaskProblem("the chat template changes an answer's text, so that it cannot be found")
-        work.notes["the chat template trims white space around answers"] = None
+        work.notes[TRIMMED] = None
     if message.calls:
         _require_calls(work, number)
     if message.reasoning and found.text_of(number, "reasoning").strip() != message.reasoning.strip():

@@ -30,6 +30,8 @@ TRIMS: tuple[Callable[[str], str], ...] = (
     lambda text: text.rstrip("\n"),
 )
 """What templates do to a whole text, the most likely first."""
+TRIMMED = "the chat template trims white space around answers"
+"""The one note that is of a row's own texts; every other one is of its shape."""
 MOST_SHAPES = 4096
 MOST_VARIANTS = 4
 TRIES = 16
@@ -99,7 +101,16 @@ class Skeleton:
         sizes = map(len, texts) if whole.isascii() else (len(_utf8(t)) for t in texts)
         edges = [0, *accumulate(sizes)]
         slots = [(edges[i], edges[i + 1]) for i, p in enumerate(self.pieces) if not isinstance(p, str)]
-        return Filled(whole, edges[-1], [(edges[a], edges[b]) for a, b in self.spans], slots, self.notes)
+        notes = (TRIMMED, *self.notes) if self._trims(messages, texts) else self.notes
+        return Filled(whole, edges[-1], [(edges[a], edges[b]) for a, b in self.spans], slots, notes)
+
+    def _trims(self, messages: Sequence[Message], texts: Sequence[str]) -> bool:
+        """Whether an answer of this very row lost white space."""
+        return any(
+            isinstance(piece, Slot) and piece.trim > 0 and piece.name == "text"
+            and messages[piece.message].is_answer and messages[piece.message].text != text
+            for piece, text in zip(self.pieces, texts, strict=True)
+        )  # fmt: skip
 
 
 @dataclass
@@ -184,7 +195,8 @@ def _skeleton(found: Found, messages: Sequence[Message]) -> Skeleton | None:
     if any(cut not in at for cut in cuts):
         return None
     inserted = frozenset(i for a, b in found.inserted for i in range(at[a], at[b]))
-    return Skeleton(tuple(pieces), inserted, tuple((at[a], at[b]) for a, b in found.spans), found.notes)
+    notes = tuple(note for note in found.notes if note != TRIMMED)
+    return Skeleton(tuple(pieces), inserted, tuple((at[a], at[b]) for a, b in found.spans), notes)
 
 
 def _slot(text: str, part: tuple[int, str], messages: Sequence[Message]) -> Slot | None:

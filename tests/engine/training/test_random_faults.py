@@ -43,4 +43,4 @@ def test_a_run_disturbed_anywhere_is_finished_exactly_or_says_why_not(
         shutil.rmtree(tmp_path / f"case-{number}", ignore_errors=True)
     print(f"{sum(ended.values())} cases: {dict(sorted(ended.items()))}")
     assert findings == []
-    assert len(ended) > 1
+    assert sum(ended.values()) == len(chosen) > 0
