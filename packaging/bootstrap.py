@@ -27,6 +27,8 @@ SUITE = (
     "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "-p", "no:benchmark", "-m", "not gpu", "--ignore=tests/bench",
     "--cache-clear",
 )  # fmt: skip
+# As in the program, the window and the ML stack are never in one process.
+HALVES = (("tests/app",), ("tests", "--ignore=tests/app"))
 TESTS_FAILED = 1
 MOST_TRIED_ALONE = 6
 HEARTBEAT_SECONDS = 15
@@ -128,14 +130,21 @@ def run() -> int:
 
 
 def test() -> int:
-    """Style, types, contracts and the suite. What failed is tried once more alone: the suite keeps both processors busy, and
-    a test that waits for a clock or a process can fail for that alone. It is named, so that it can be mended."""
-    failed = lint() or pytest(*SUITE)
-    if failed != TESTS_FAILED:
+    """Style, types, contracts and both halves of the suite, the second whatever came of the first."""
+    failed = lint()
+    if failed:
         return failed
-    names = last_failed()
+    codes = [tested(half) for half in HALVES]
+    return next((code for code in codes if code), 0)
+
+
+def tested(half: tuple[str, ...]) -> int:
+    """What failed is tried once more alone: the suite keeps both processors busy, and a test that waits for a clock or a
+    process can fail for that alone. It is named, so that it can be mended."""
+    code = pytest(*half, *SUITE)
+    names = last_failed() if code == TESTS_FAILED else []
     if not 0 < len(names) <= MOST_TRIED_ALONE:
-        return failed
+        return code
     say("Failed beside others, and tried alone now:\n  " + "\n  ".join(names))
     return pytest("-p", "no:benchmark", "-p", "no:randomly", *names)
 

@@ -229,11 +229,23 @@ def test_what_failed_beside_others_is_tried_alone_once(
 
     monkeypatch.setattr(bootstrap, "lint", lambda: 0)
     monkeypatch.setattr(bootstrap, "pytest", pytest_)
+    monkeypatch.setattr(bootstrap, "HALVES", ((),))
     assert bootstrap.test() == code
     assert len(asked) == 1 + (second is not None)
     if second is not None:
         assert asked[1][-len(failed) :] == tuple(failed)
         assert all(name in capsys.readouterr().out for name in failed[:1])
+
+
+@pytest.mark.parametrize(("codes", "code"), [((0, 0), 0), ((5, 0), 5), ((0, 2), 2), ((2, 5), 2)])
+def test_both_halves_are_tested_and_either_can_fail(
+    codes: tuple[int, int], code: int, bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = list(codes)
+    monkeypatch.setattr(bootstrap, "lint", lambda: 0)
+    monkeypatch.setattr(bootstrap, "pytest", lambda *_: left.pop(0))
+    assert bootstrap.test() == code
+    assert left == []
 
 
 def test_the_makefile_names_only_known_tasks() -> None:

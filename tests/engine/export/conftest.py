@@ -61,6 +61,7 @@ def run_of(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RunOf:
                 made[name] = tiny_runs.finished_run(config)
         return made[name]
 
+    make("lora")  # before any test has patched what training needs: the disk, files, the clock
     return make
 
 

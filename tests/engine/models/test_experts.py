@@ -145,11 +145,13 @@ def test_one_expert_is_dequantized_at_a_time(
         return weight
 
     monkeypatch.setattr(Stacked4bit, "expert", watched)
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         trained(loaded(folders[kind]), steps=1)
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()
     assert most == 1
     assert len(alive) > 8
 
