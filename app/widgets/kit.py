@@ -177,12 +177,20 @@ class Card(QFrame):
         return self
 
 
+def widest_of(parent: QWidget) -> int:
+    """What its widest child needs; 0 for one without children, as it is while Qt takes it apart. An exception in a function
+    that Qt calls ends the program (Shiboken 6.11, storePythonOverrideErrorOrPrint)."""
+    return max(
+        (child.minimumSizeHint().width() for child in parent.findChildren(QWidget, options=DIRECT)), default=0
+    )
+
+
 class SideBySide(QWidget):
     """Columns side by side where there is room for them, else one below the other."""
 
     def __init__(self, *columns: QWidget, stretch: Sequence[int] = (), needs: int = 840) -> None:
         super().__init__()
-        self._needs = needs
+        self._needs, self._parts = needs, columns
         self._columns = QBoxLayout(QBoxLayout.Direction.LeftToRight, self)
         self._columns.setContentsMargins(0, 0, 0, 0)
         self._columns.setSpacing(GAP_WIDE)
@@ -190,8 +198,7 @@ class SideBySide(QWidget):
             self._columns.addWidget(found, stretch[index] if stretch else 1)
 
     def minimumSizeHint(self) -> QSize:
-        widest = max(item.minimumSizeHint().width() for item in self.findChildren(QWidget, options=DIRECT))
-        return QSize(widest, super().minimumSizeHint().height())
+        return QSize(widest_of(self), super().minimumSizeHint().height())
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)

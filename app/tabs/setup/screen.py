@@ -23,7 +23,8 @@ class SetupScreen(Page):
         self.buttons.addWidget(self.reuse)
         self._tables: list[tuple[Card, Facts]] = []
         self._sides = (column(None, gap=GAP_WIDE), column(None, gap=GAP_WIDE))
-        self.content.addWidget(SideBySide(*(boxed(side) for side in self._sides)))
+        self._pair = SideBySide(*(boxed(side) for side in self._sides))
+        self.content.addWidget(self._pair)
         self.content.addStretch(1)
 
     def show_tables(self, tables: Sequence[SetupTable]) -> None:

@@ -229,7 +229,7 @@ def test_what_failed_beside_others_is_tried_alone_once(
 
     monkeypatch.setattr(bootstrap, "lint", lambda: 0)
     monkeypatch.setattr(bootstrap, "pytest", pytest_)
-    monkeypatch.setattr(bootstrap, "HALVES", ((),))
+    monkeypatch.setattr(bootstrap, "window_tests", lambda: 0)
     assert bootstrap.test() == code
     assert len(asked) == 1 + (second is not None)
     if second is not None:
@@ -237,15 +237,28 @@ def test_what_failed_beside_others_is_tried_alone_once(
         assert all(name in capsys.readouterr().out for name in failed[:1])
 
 
-@pytest.mark.parametrize(("codes", "code"), [((0, 0), 0), ((5, 0), 5), ((0, 2), 2), ((2, 5), 2)])
-def test_both_halves_are_tested_and_either_can_fail(
-    codes: tuple[int, int], code: int, bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left = list(codes)
+@pytest.mark.parametrize(
+    ("codes", "code"), [((0,), 0), ((-11, 0), 0), ((1, 1), 1), ((-11, -11), -11), ((5,), 0)]
+)
+def test_a_file_of_the_window_has_a_process_of_its_own_and_two_tries(
+    codes: tuple[int, ...], code: int, bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (bootstrap.ROOT / "tests" / "app").mkdir(parents=True)
+    (bootstrap.ROOT / "tests" / "app" / "test_one.py").write_text("", encoding="utf-8")
+    left, asked = list(codes), []
+
+    def run(*arguments: str) -> Any:
+        asked.append(arguments[-1])
+        return subprocess.CompletedProcess([], left.pop(0), "what it printed\nits last line\n")
+
     monkeypatch.setattr(bootstrap, "lint", lambda: 0)
-    monkeypatch.setattr(bootstrap, "pytest", lambda *_: left.pop(0))
+    monkeypatch.setattr(bootstrap, "other_tests", lambda: 0)
+    monkeypatch.setattr(bootstrap, "pytest_process", run)
     assert bootstrap.test() == code
     assert left == []
+    assert set(asked) == {"tests/app/test_one.py"}
+    assert ("what it printed" in capsys.readouterr().out) == any(codes)
 
 
 def test_the_makefile_names_only_known_tasks() -> None:
