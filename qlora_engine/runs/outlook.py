@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qlora_engine.config import TrainingConfig
 from qlora_engine.errors import EngineError
 from qlora_engine.runs import live, queue_runner
 from qlora_engine.runs.index import RunEntry, RunIndex
-from qlora_engine.runs.queue import CPU, Entry, Queue
+from qlora_engine.runs.pace import Paces
+from qlora_engine.runs.queue import CPU, Entry, Queue, may_run
 from qlora_engine.runs.record import RunFolder
 
-LOOKED_AT = 20
-"""The newest finished runs that are asked how long a step takes."""
+CLOCK = re.compile(r"([01]?\d|2[0-3])(?::([0-5]\d))?")
+TONIGHT = "22:00"
 
 
 @dataclass(frozen=True)
@@ -68,72 +70,84 @@ def left_seconds(entry: RunEntry) -> float | None:
     return newest.eta_seconds if newest else None
 
 
-def seconds_of(config: TrainingConfig, entries: Iterable[RunEntry]) -> float | None:
-    """How long a run with this job takes: rows to be trained, at the pace of the newest finished run of the same model,
-    length and device. None where there is none, or where the number of rows is not known."""
-    for entry in _finished(entries, config):
-        try:
-            folder = RunFolder(entry.path)
-            record, job = folder.record(), folder.job()
-        except EngineError:
-            continue
-        plan, seconds = record.get("plan") or {}, record.get("train_seconds")
-        is_alike = job.model == config.model and job.data.seq_len == config.data.seq_len
-        if not is_alike or not seconds or not record.get("last_step"):
-            continue
-        pace = seconds / (record["last_step"] * job.training.effective_batch)
-        rows = plan.get("train_rows") if job.data == config.data else None
-        steps = _steps(config, rows)
-        return None if steps is None else steps * config.training.effective_batch * pace
-    return None
-
-
-def forecast(queue: Queue, entries: Sequence[RunEntry], now: float | None = None) -> list[Forecast]:
-    """Begin and end of everything in the queue, if one run follows another on one GPU."""
-    by_path = {entry.path: entry for entry in entries}
+def forecast(
+    queue: Queue, entries: Sequence[RunEntry], now: float | None = None, places: Sequence[str] | None = None
+) -> list[Forecast]:
+    """Begin and end of everything in the queue: in its order, each as soon as a GPU (`places`: those of this computer) is
+    free. What waits in a queue that pauses has no begin."""
+    if not queue.entries:
+        return []
+    by_path, paces = {entry.path: entry for entry in entries}, Paces(entries)
     now = time.time() if now is None else now
-    clock: float | None = max(0.0, (queue.not_before_unix or now) - now)
+    held = math.inf if queue.is_paused else max(0.0, (queue.not_before_unix or now) - now)
+    free = {place: _free_in(place, queue, entries) for place in places or queue_runner.places_here()}
     found = []
-    for waiting in queue.entries:
-        needed = _needed(waiting, by_path.get(waiting.run_dir), entries)
-        begins = 0.0 if waiting.runner else clock
-        ends = None if begins is None or needed is None else begins + needed
-        found.append(Forecast(waiting, begins, ends))
-        clock = ends
+    for entry in sorted(queue.entries, key=lambda one: one.runner is None):
+        place = _place_of(entry, free)
+        begins = 0.0 if entry.runner else max(held, free.get(place, math.inf))
+        needed = _needed(entry, by_path.get(entry.run_dir), paces)
+        free[place] = ends = begins + (math.inf if needed is None else needed)
+        found.append(Forecast(entry, _known(begins), _known(ends)))
     return found
 
 
-def tonight(hour: int = 22, now: float | None = None) -> float:
-    """The next moment at which the local clock shows this hour, as a Unix time."""
+def whole_seconds(forecasts: Sequence[Forecast]) -> float | None:
+    """When everything in the queue is over, in seconds from now; None where that of one run is not known."""
+    ends = [one.ends_seconds for one in forecasts]
+    known = [end for end in ends if end is not None]
+    return max(known) if known and len(known) == len(ends) else None
+
+
+def next_time(text: str, now: float | None = None) -> float:
+    """The next moment at which the local clock shows `HH:MM` (or `HH`), as a Unix time.
+
+    Raises:
+        EngineError: it is no time of the day.
+    """
+    found = CLOCK.fullmatch(text.strip())
+    if found is None:
+        raise EngineError(
+            "queue.time", f"{text!r} is no time of the day", "write it as hours and minutes: 22:00"
+        )
+    hour, minute = int(found[1]), int(found[2] or 0)
+    now = time.time() if now is None else now
     local = time.localtime(now)
-    today = time.mktime((local.tm_year, local.tm_mon, local.tm_mday, hour, 0, 0, 0, 0, -1))
-    if today > (time.time() if now is None else now):
-        return today
-    return time.mktime((local.tm_year, local.tm_mon, local.tm_mday + 1, hour, 0, 0, 0, 0, -1))
+    moments = (
+        time.mktime((local.tm_year, local.tm_mon, local.tm_mday + day, hour, minute, 0, 0, 0, -1))
+        for day in range(2)
+    )
+    return next(moment for moment in moments if moment > now)
 
 
-def _needed(waiting: Entry, entry: RunEntry | None, entries: Sequence[RunEntry]) -> float | None:
+def _free_in(place: str, queue: Queue, entries: Sequence[RunEntry]) -> float:
+    """Seconds until a run that a person started by hand leaves the GPU, which it has first; infinite while that is unknown."""
+    by_hand = [entry for entry in entries if entry.is_live and queue.find(entry.path) is None]
+    busy = busy_at(place, by_hand) if by_hand else None
+    left = 0.0 if busy is None else busy.left_seconds
+    return math.inf if left is None else left
+
+
+def _place_of(entry: Entry, free: Mapping[str, float]) -> str:
+    """Where it is run, or will be: the GPU that is free first; empty for one that none here may run."""
+    if entry.runner:
+        return str(entry.runner.get("place"))
+    return min((place for place in free if may_run(entry, place)), key=lambda place: free[place], default="")
+
+
+def _needed(waiting: Entry, entry: RunEntry | None, paces: Paces) -> float | None:
     if entry is None:
         return None
     if entry.is_live:
         return left_seconds(entry)
     try:
-        whole = seconds_of(RunFolder(waiting.run_dir).asked()[0], entries)
+        whole = paces.seconds_of(RunFolder(waiting.run_dir).asked()[0])
     except EngineError:
         return None
     return None if whole is None else whole * (1 - (entry.progress or 0.0))
 
 
-def _finished(entries: Iterable[RunEntry], config: TrainingConfig) -> list[RunEntry]:
-    alike = [e for e in entries if e.state == "finished" and e.summary.model == config.model.name]
-    return sorted(alike, key=lambda e: e.summary.data != config.data.path)[:LOOKED_AT]
-
-
-def _steps(config: TrainingConfig, rows: int | None) -> int | None:
-    training = config.training
-    by_epochs = None if rows is None else math.ceil(rows / training.effective_batch) * training.epochs
-    known = [steps for steps in (training.max_steps, by_epochs) if steps is not None]
-    return math.ceil(min(known)) if known else None
+def _known(seconds: float) -> float | None:
+    return seconds if math.isfinite(seconds) else None
 
 
 def _device(entry: RunEntry) -> str:

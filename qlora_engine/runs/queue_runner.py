@@ -71,9 +71,7 @@ class Runner:
                     "see `qlora queue list`",
                 )
             try:
-                # Who lines runs up for the night means a computer that is awake then.
-                with kept_awake((queue.read().not_before_unix or 0.0) > time.time(), "queue"):
-                    self._work(stay)
+                self._work(stay)
             finally:
                 lock.release()
             # Whoever added a run while the lock was held has started no runner: look once more.
@@ -97,7 +95,16 @@ class Runner:
             elif not stay and not self._waits():
                 return
             else:
-                self._is_stopping.wait(POLL_SECONDS)
+                self._rest()
+
+    def _rest(self) -> None:
+        """A moment, or up to the time that is set: who lines runs up for the night means a computer that is awake then."""
+        with kept_awake(self._is_held(), "queue"):
+            while not self._is_stopping.wait(POLL_SECONDS) and self._is_held():
+                pass
+
+    def _is_held(self) -> bool:
+        return self._waits() and (queue.read().not_before_unix or 0.0) > time.time()
 
     def _waits(self) -> bool:
         """Something is left to do here, if not at this moment."""

@@ -15,9 +15,10 @@ from typing import Any
 from qlora_engine import config_io, parsing, paths
 from qlora_engine.config import TrainingConfig, all_knobs, get_value, tables
 from qlora_engine.errors import EngineError, did_you_mean
-from qlora_engine.runs import naming, notes, outlook, plans, sealed
+from qlora_engine.runs import naming, notes, plans, sealed
 from qlora_engine.runs.index import RunEntry
 from qlora_engine.runs.margin import Margin, margin
+from qlora_engine.runs.pace import Paces
 from qlora_engine.runs.record import RunFolder, RunSummary
 
 MOST_SETTINGS, MOST_RUNS, MOST_SEEDS = 2, 200, 20
@@ -43,6 +44,17 @@ class Sweep:
     settings: tuple[str, ...]
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class LookedAt:
+    """What a look at the job's data and device has found: the length of the rows where the job leaves it to the data, rows and
+    tokens to train on, and what the GPU has free. None: not looked at."""
+
+    seq_len: int | None = None
+    rows: int | None = None
+    tokens: int | None = None
+    usable_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,9 +136,12 @@ def make(base: TrainingConfig, vary: Any, *, seeds: Any = 1, name: Any = "experi
     return Sweep(str(name), tuple(vary), numbers, cells)
 
 
-def preview(sweep: Sweep, entries: Sequence[RunEntry], device: str) -> list[Preview]:
+def preview(
+    sweep: Sweep, entries: Sequence[RunEntry], device: str, data: LookedAt | None = None
+) -> list[Preview]:
     """Memory and time of every cell on `cuda` or `cpu`, nothing loaded."""
-    return [_previewed(cell, entries, device) for cell in sweep.cells]
+    paces = Paces(entries)
+    return [_previewed(cell, paces, device, data or LookedAt()) for cell in sweep.cells]
 
 
 def plan(sweep: Sweep) -> Planned:
@@ -220,17 +235,18 @@ def _cell(
     return Cell(tuple(get_value(configs[0], path) for path in settings), tuple(configs))
 
 
-def _previewed(cell: Cell, entries: Sequence[RunEntry], device: str) -> Preview:
+def _previewed(cell: Cell, paces: Paces, device: str, data: LookedAt) -> Preview:
     from qlora_engine.memory import estimate
     from qlora_engine.models import catalog
 
     config = cell.configs[0]
-    one = outlook.seconds_of(config, entries)
+    one = paces.seconds_of(config, data.rows, data.tokens)
     seconds = None if one is None else one * len(cell.configs)
     try:
         facts = catalog.facts(config.model.name, config.model.revision, config.model.offline)
-        seq_len = config.data.seq_len or ASSUMED_LENGTH
-        rows = estimate.rows_at_once(facts, config, seq_len=seq_len, device=device, usable_bytes=None)
+        seq_len = config.data.seq_len or data.seq_len or ASSUMED_LENGTH
+        usable = data.usable_bytes if device == "cuda" else None
+        rows = estimate.rows_at_once(facts, config, seq_len=seq_len, device=device, usable_bytes=usable)
         found = estimate.estimate(
             facts, config, seq_len=seq_len, micro_batch=rows, device=device, wants_advice=False
         )

@@ -104,15 +104,20 @@ def pause(off: bool, as_json: bool) -> None:
 @click.option("--gpu", type=click.IntRange(0), help="On this GPU. [default: the first; without one, the CPU]")
 @click.option("--stay", is_flag=True, help="Wait for more when nothing is left.")
 @click.option("--tonight", is_flag=True, help="Begin at ten in the evening.")
+@click.option("--not-before", metavar="HH:MM", help="Begin no run before this time of the day.")
 @click.option("--background", is_flag=True, help="In a process of its own, which outlives this terminal.")
 @output.json_option
-def run_(gpu: int | None, stay: bool, tonight: bool, background: bool, as_json: bool) -> None:
+def run_(
+    gpu: int | None, stay: bool, tonight: bool, not_before: str | None, background: bool, as_json: bool
+) -> None:
     """Carry out the queue. Ctrl+C stops and saves the run at work, which waits again."""
     from qlora_engine.runs import outlook, queue_runner
     from qlora_engine.runs import queue as engine
 
+    when = not_before or (outlook.TONIGHT if tonight else None)
+    begins = outlook.next_time(when) if when else None
     engine.pause(False)
-    engine.start_at(outlook.tonight() if tonight else None)
+    engine.start_at(begins)
     if background:
         queue_runner.ensure_running()
         _print(as_json)
@@ -160,8 +165,9 @@ def _print(as_json: bool) -> None:
     from qlora_engine.runs.index import RunIndex
 
     state, entries = engine.read(), RunIndex().entries()
-    times = outlook.forecast(state, entries)
-    at_work = [place for place in queue_runner.places_here() if queue_runner.is_at_work(place)]
+    places = queue_runner.places_here()
+    times = outlook.forecast(state, entries, places=places)
+    at_work = [place for place in places if queue_runner.is_at_work(place)]
     if as_json:
         waiting = [
             {**_plain(one.entry), "begins_seconds": one.begins_seconds, "ends_seconds": one.ends_seconds}
@@ -172,6 +178,7 @@ def _print(as_json: bool) -> None:
             "is_paused": state.is_paused,
             "not_before_unix": state.not_before_unix,
             "problem": state.problem,
+            "ends_seconds": outlook.whole_seconds(times),
         }
         output.print_json({**document, "runners": at_work, "entries": waiting, "done": done})
         return
@@ -184,8 +191,8 @@ def _plain(one: Any) -> dict[str, Any]:
 
 
 def _print_words(state: Any, times: Any, titles: Any, at_work: list[str]) -> None:
+    from qlora_engine.runs import outlook, queue_runner
     from qlora_engine.runs import queue as engine
-    from qlora_engine.runs import queue_runner
 
     if state.problem:
         output.note(state.problem)
@@ -204,11 +211,13 @@ def _print_words(state: Any, times: Any, titles: Any, at_work: list[str]) -> Non
             titles.get(one.entry.run_dir, one.entry.run_dir.name),
             "running" if one.entry.runner else "waits",
             one.entry.gpu or one.entry.device,
-            "n/a" if one.ends_seconds is None else f"in {output.duration(one.ends_seconds)}",
+            _in(one.begins_seconds),
+            _in(one.ends_seconds),
         )
         for one in times
     ]
-    output.table(("", "run", "state", "where", "ends"), rows)
+    output.table(("", "run", "state", "where", "begins", "ends"), rows)
+    output.say(f"Everything is done: {_in(outlook.whole_seconds(times))}")
     if state.is_paused:
         output.say(f"Paused. Go on with: {output.program()} queue pause --off")
     elif state.not_before_unix:
@@ -217,3 +226,9 @@ def _print_words(state: Any, times: Any, titles: Any, at_work: list[str]) -> Non
         output.say(f"At work on {', '.join(map(queue_runner.title, at_work))}")
     else:
         output.say(f"Nobody is at work. Start with: {output.program()} queue run")
+
+
+def _in(seconds: float | None) -> str:
+    if seconds is None:
+        return output.NOT_AVAILABLE
+    return f"in {output.duration(seconds)}" if seconds else "now"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -141,19 +142,34 @@ def test_a_start_beside_a_run_is_warned_of(
     assert followed[1].detached
 
 
-def test_how_long_it_takes_is_told_from_the_past() -> None:
+def test_the_end_of_the_queue_is_told_and_a_time_to_begin_is_kept(qlora: Any) -> None:
     done = write_run("done", [1.0] * 10, model__name="tiny", training__effective_batch=4)
-    done.update(train_seconds=20.0, plan={"total_steps": 10, "train_rows": 40})
-    entries = RunIndex().entries()
-    alike = config_of(model__name="tiny", training__effective_batch=8, training__epochs=2.0)
-    assert outlook.seconds_of(alike, entries) == pytest.approx(40.0)  # 80 rows at half a second each
-    assert outlook.seconds_of(config_of(model__name="other"), entries) is None
+    done.update(train_seconds=20.0)
     for name in ("a", "b"):
-        queue.add(plans.create(config_of(output__name=name, model__name="tiny", training__max_steps=1)))
-    found = outlook.forecast(queue.read(), RunIndex().entries(), now=0.0)
-    assert [(one.begins_seconds, one.ends_seconds) for one in found] == [(0.0, 8.0), (8.0, 16.0)]
-    now = 1_700_000_000.0
-    assert 0 < outlook.tonight(22, now) - now <= 86_400
+        made = plans.create(config_of(output__name=name, model__name="tiny", training__max_steps=1))
+        assert qlora("queue", "add", made.run_id).code == 0
+    text = qlora("queue", "list").out
+    assert "in 16 s" in text
+    assert "Everything is done: in 16 s" in text
+    assert qlora("queue", "list", "--json").document["ends_seconds"] == pytest.approx(16.0)
+    refused = qlora("queue", "run", "--not-before", "25:00")
+    assert (refused.code, "no time of the day" in refused.error) == (2, True)
+    assert queue.read().not_before_unix is None
+
+
+def test_a_time_of_the_day_is_the_next_moment_at_which_the_clock_shows_it(
+    qlora: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    for text in ("22:00", "9", "09:05"):
+        found = outlook.next_time(text, now)
+        assert now < found <= now + 90_000
+        assert time.strftime("%H:%M", time.localtime(found)) == {"9": "09:00"}.get(text, text)
+    monkeypatch.setattr(queue_runner, "ensure_running", list)
+    queue.add(planned("a"))
+    assert "Begins at" in qlora("queue", "run", "--not-before", "03:30", "--background").out
+    assert queue.read().not_before_unix == outlook.next_time("03:30")
+    assert "Begins at" not in qlora("queue", "run", "--background").out
 
 
 def test_an_experiment_from_its_preview_to_its_comparison(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,6 +98,33 @@ def test_a_pause_and_a_time_hold_back_what_waits() -> None:
     queue.start_at(1000.0)
     assert queue.take("cpu", now=999.0) is None
     assert queue.take("cpu", now=1000.0) is not None
+
+
+def test_the_computer_is_awake_up_to_a_time_that_is_set_while_a_run_is_at_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever says "tonight" in a window finds the runner started already."""
+    monkeypatch.setattr(queue_runner, "POLL_SECONDS", 0.02)
+    wished: list[bool] = []
+
+    @contextlib.contextmanager
+    def wish(wanted: bool, why: str) -> Iterator[None]:
+        wished.append(wanted)
+        yield
+
+    monkeypatch.setattr(queue_runner, "kept_awake", wish)
+    for name in ("a", "b"):
+        queue.add(planned(name))
+    soon = time.time() + 0.3
+
+    def hold(event: Event) -> None:
+        if isinstance(event, RunStarted) and event.run_id == "a":
+            queue.start_at(soon)
+
+    seen: list[str] = []
+    Runner("cpu", hold, lambda: Engine({}, seen)).run()  # type: ignore[arg-type, return-value]
+    assert (seen, wished[0]) == (["a", "b"], True)
+    assert time.time() >= soon
 
 
 def test_each_runner_takes_the_first_that_may_run_on_its_gpu() -> None:
