@@ -7,6 +7,7 @@ from app.services.engine_thread import EngineFactory, JobRunner, engine_factory
 from app.services.history import History
 from app.services.machine import Machine
 from app.services.quality import QualityCheck
+from app.services.queue_outlook import QueueOutlook
 from app.services.rehearser import Rehearser
 from app.services.settings import SettingsFile
 from app.services.shown_run import ShownRun
@@ -41,6 +42,7 @@ class Studio:
         self.quality = QualityCheck(self.workspace, self.background, self.jobs["quality"], self.jobs["train"])
         self.machine = Machine()
         self.history = History(self.background)
+        self.outlook = QueueOutlook(self.history, self.background)
         self.shown = ShownRun(self.trainer, self.history, self.background)
 
     def load(self) -> None:
@@ -51,6 +53,7 @@ class Studio:
         self.history.also_look_in(self.workspace.job.config.output.runs_dir)
         self.history.refresh()
         self.history.watch()
+        self.outlook.watch()
         self.machine.start()
 
     def set_engine(self, mode: str) -> None:
@@ -63,7 +66,15 @@ class Studio:
         """End everything; a job that does not listen is killed."""
         self.workspace.close()
         self.machine.stop()
-        for service in (self.trainer, self.history, self.shown, self.machine, self.rehearser, self.quality):
+        for service in (
+            self.trainer,
+            self.history,
+            self.outlook,
+            self.shown,
+            self.machine,
+            self.rehearser,
+            self.quality,
+        ):
             service.blockSignals(True)
         self.rehearser.close()
         for job in self.jobs.values():

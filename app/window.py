@@ -17,6 +17,7 @@ from app.frame.commands import Commands
 from app.frame.drafts import Drafts
 from app.frame.folding import FOLD_BELOW, Folding
 from app.frame.header import HeaderController
+from app.frame.queue_window import QueueWindow
 from app.frame.queueing import Queueing
 from app.frame.run_list import RunListController
 from app.frame.run_menu import RunMenu
@@ -66,7 +67,8 @@ class MainWindow(QMainWindow):
         )  # fmt: skip
         self.drafts = Drafts(studio, self.banner)
         self.waiting = Queueing(studio, self.drafts, self.banner)
-        self.run_menu = RunMenu(studio, self.head, self.banner, self.waiting)
+        self.queue = QueueWindow(self, studio, self.waiting)
+        self.run_menu = RunMenu(studio, self.head, self.banner, self.waiting, self.queue.open)
         self.run_card = HeaderController(studio, self.head, self.card, self.bar)
         self.folding = Folding(self, studio, self.tabs, self.runs, self.card, self.run_card)
         self.run_list = RunListController(studio, self.runs, self._opened)
@@ -143,7 +145,7 @@ class MainWindow(QMainWindow):
             ("New run", "Ctrl+N", self._new), ("Start training", "Ctrl+Return", partial(self.run_card.when_startable, steering.start)),
             ("Pause or continue", "Ctrl+P", partial(self.run_card.when_live, steering.pause)),
             ("Stop the run", "", partial(self.run_card.when_live, steering.stop)),
-            ("Show what is training", "Ctrl+T", self._show_own), ("Settings", "Ctrl+,", self.beside.open_settings),
+            ("Show what is training", "Ctrl+T", self._show_own), ("Queue", "Ctrl+J", self.queue.open), ("Settings", "Ctrl+,", self.beside.open_settings),
             ("Help", "", lambda: self.beside.open_help()), ("Keyboard", "F1", partial(self.beside.open_help, "keys")),
         ))  # fmt: skip
 

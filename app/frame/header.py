@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from PySide6.QtCore import QObject
@@ -10,6 +11,7 @@ from app.controllers.capacity import own_capacity, own_state
 from app.presenters.problems import problems_of
 from app.presenters.run_header import RunHeader, draft_header, kept_header, own_header, several_header
 from app.presenters.runcard import RunCardState, run_card
+from app.presenters.waiting import ends_of
 from app.studio import Studio
 from app.widgets.run_card import RunCard
 from app.widgets.run_header import RunHead
@@ -31,7 +33,7 @@ class HeaderController(QObject):
             trainer.state_changed,
         ):  # fmt: skip
             signal.connect(self.paint)
-        for signal in (studio.shown.changed, studio.shown.told):
+        for signal in (studio.shown.changed, studio.shown.told, studio.outlook.changed):
             signal.connect(self.paint_head)
         studio.machine.sampled.connect(self._measure)
         self._had_sample = False
@@ -75,8 +77,9 @@ class HeaderController(QObject):
             self._state = several_header(len(shown.keys))
         elif shown.is_draft and self._card_state is not None:
             name = entry.title if entry is not None else self._studio.workspace.job.config.output.name or ""
+            ends = ends_of(self._studio.outlook.seen, time.time()).get(shown.key, "")
             self._state = draft_header(
-                name, self._card_state, entry.queue_place if entry is not None else None
+                name, self._card_state, entry.queue_place if entry is not None else None, ends
             )
         elif shown.is_own:
             is_resumable = shown.summary is not None and shown.summary.is_resumable

@@ -54,6 +54,10 @@ class Queueing(QObject):
         """Begin no further run, or go on."""
         self._do(lambda: queue.pause(not queue.read().is_paused))
 
+    def begin_at(self, unix: float | None) -> None:
+        """Begin no run before this moment; None: at once."""
+        self._do(lambda: queue.start_at(unix))
+
     def go_on(self, *_: object) -> None:
         """Start a runner where something waits, unless this window trains: both would be on one device."""
         if not self._studio.trainer.is_running and not self.is_paused:
@@ -67,6 +71,7 @@ class Queueing(QObject):
     def _done(self, found: Queue) -> None:
         self.is_paused = found.is_paused
         self._studio.history.refresh()
+        self._studio.outlook.look()
         if any(entry.runner is None for entry in found.entries):
             self.go_on()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from PySide6.QtCore import QObject
 
 from app.presenters.run_rows import LIVE, RunRow, draft_row, kept_row, own_row, shown_rows
 from app.presenters.runcard import short_name
+from app.presenters.waiting import ends_of
 from app.services.shown_run import BEGINNING, DRAFT
 from app.studio import Studio
 from app.widgets.run_list import RunList
@@ -22,6 +24,7 @@ class RunListController(QObject):
         self._kept: tuple[RunRow, ...] = ()
         self._search, self._filter, self._sort = "", "all", "new"
         studio.history.changed.connect(self._read)
+        studio.outlook.changed.connect(self._read)
         studio.shown.changed.connect(self.paint)
         studio.trainer.changed.connect(self.paint)
         studio.trainer.state_changed.connect(self.paint)
@@ -54,7 +57,9 @@ class RunListController(QObject):
         return own_row(key, run, short_name(self._studio.trainer.model))
 
     def _read(self) -> None:
-        self._kept = tuple(kept_row(entry) for entry in self._studio.history.entries)
+        ends = ends_of(self._studio.outlook.seen, time.time())
+        entries = self._studio.history.entries
+        self._kept = tuple(kept_row(entry, ends.get(str(entry.path), "")) for entry in entries)
         self.paint()
 
     def _look(self, search: str, wanted: str, sort: str) -> None:

@@ -23,13 +23,18 @@ from qlora_engine.runs.record import RunFolder
 
 
 class RunMenu(QObject):
-    def __init__(self, studio: Studio, head: RunHead, banner: Banner, waiting: Queueing) -> None:
+    """`show_queue` opens it as a whole."""
+
+    def __init__(
+        self, studio: Studio, head: RunHead, banner: Banner, waiting: Queueing, show_queue: Callable[[], None]
+    ) -> None:
         super().__init__(head)
         self._studio, self._head, self._banner, self._waiting = studio, head, banner, waiting
         self._acts: dict[str, Callable[[], None]] = {
             "notes": self.edit_notes, "duplicate": self.duplicate, "folder": self.open_folder, "delete": self.delete,
             "queue": waiting.add, "first": partial(self._move, 0), "earlier": partial(self._move, -1),
             "later": partial(self._move, 1), "unqueue": lambda: waiting.remove(self.folders[0]), "hold": waiting.pause,
+            "line": show_queue,
         }  # fmt: skip
         head.menu_asked.connect(lambda name: self._acts[name]())
         studio.shown.changed.connect(self.offer)
@@ -53,7 +58,7 @@ class RunMenu(QObject):
             ("notes", "Name, note and tags\u2026", one), ("duplicate", "Duplicate as a draft", one),
             ("queue", "Put into the queue", can_wait), ("first", "Next in the queue", waits),
             ("earlier", "Earlier in the queue", waits), ("later", "Later in the queue", waits),
-            ("unqueue", "Take out of the queue", waits), ("hold", hold, waits),
+            ("unqueue", "Take out of the queue", waits), ("hold", hold, waits), ("line", "See the queue\u2026", waits),
             ("folder", "Open folder", one), ("delete", "Delete\u2026", many),
         )  # fmt: skip
         self._head.offer([(name, words) for name, words, can in wanted if can])

@@ -35,9 +35,12 @@ def several_header(count: int) -> RunHeader:
     return RunHeader(f"{count} runs", "Their curves, and what differs between them")
 
 
-def draft_header(name: str, card: RunCardState, queue_place: int | None = None) -> RunHeader:
+def draft_header(
+    name: str, card: RunCardState, queue_place: int | None = None, ends_text: str = ""
+) -> RunHeader:
     """Of the run that is being prepared."""
-    queued = f"Queued, place {queue_place}: it starts by itself. " if queue_place is not None else ""
+    ends = f" and ends about {ends_text}" if ends_text else ""
+    queued = f"Queued, place {queue_place}: it starts by itself{ends}. " if queue_place is not None else ""
     return RunHeader(
         name or "New run", queued + card.headline, card.tone, START, card.start_text, can_act=card.can_start
     )

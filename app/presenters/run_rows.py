@@ -53,6 +53,7 @@ class RunRow:
     loss: float | None = None
     tags: tuple[str, ...] = ()
     queue_place: int | None = None
+    ends_text: str = ""
 
     @property
     def sign(self) -> str:
@@ -70,7 +71,8 @@ class RunRow:
     def state_text(self) -> str:
         """`Training, 41 %`."""
         if self.queue_place is not None and self.state == "queued":
-            return f"{self.word}, place {self.queue_place}"
+            ends = f", ends {self.ends_text}" if self.ends_text else ""
+            return f"{self.word}, place {self.queue_place}{ends}"
         is_partial = self.share is not None and self.state not in ("finished", "draft")
         return f"{self.word}, {percent_text(self.share)}" if is_partial else self.word
 
@@ -106,7 +108,8 @@ def own_row(key: str, run: RunFold, model: str) -> RunRow:
     )
 
 
-def kept_row(entry: RunEntry) -> RunRow:
+def kept_row(entry: RunEntry, ends_text: str = "") -> RunRow:
+    """`ends_text`: when a run that waits will be over, where that is known."""
     summary, kept = entry.summary, entry.notes
     state = "elsewhere" if entry.is_live else entry.state
     share = (
@@ -130,6 +133,7 @@ def kept_row(entry: RunEntry) -> RunRow:
         loss=entry.best_loss,
         tags=kept.tags,
         queue_place=entry.queue_place,
+        ends_text=ends_text,
     )
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from PySide6.QtCore import QRect, Qt, QTimer
 from PySide6.QtGui import QFont, QFontMetrics
-from PySide6.QtWidgets import QAbstractItemView, QTableWidget, QTableWidgetItem
+from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem
 
 from app.widgets.kit import set_tip
 
+WIDEST = 220
 ACROSS, DOWN = 26, 18
 """Pixels beside and above a cell's text, from the style sheet, and some for rounding."""
 
@@ -61,6 +62,24 @@ class WrappedTable(QTableWidget):
                     self.setItem(place, across, self._item(cell))
             self.setRowHeight(place, self._height_of(row))
         self._shown = wanted
+
+    def fit_columns(self, stretched: int, widest: int = WIDEST) -> None:
+        """Each column as wide as its longest text, up to `widest`, and the column `stretched` as wide as is left."""
+        head, metrics = self.horizontalHeader(), QFontMetrics(self._strong)
+        for place, title in enumerate(self._titles):
+            is_stretched = place == stretched
+            mode = QHeaderView.ResizeMode.Stretch if is_stretched else QHeaderView.ResizeMode.Fixed
+            head.setSectionResizeMode(place, mode)
+            if not is_stretched:
+                texts = (title, *(row[place].text for row in self._shown))
+                self.setColumnWidth(
+                    place, min(widest, max(map(metrics.horizontalAdvance, texts)) + ACROSS + 2)
+                )
+
+    @property
+    def whole_height(self) -> int:
+        """Pixels that all rows take, with the head."""
+        return self.horizontalHeader().height() + sum(map(self.rowHeight, range(self.rowCount()))) + 4
 
     def _measure_rows(self) -> None:
         for place, row in enumerate(self._shown):

@@ -120,8 +120,7 @@ class CompareScreen(Page):
             table.show_cells((first, *heads), [[Cell(text) for text in cells] for cells in rows])
             table.horizontalHeader().setMinimumSectionSize(110)
             table.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
-            height = table.horizontalHeader().height() + sum(table.rowHeight(n) for n in range(len(rows))) + 4
-            table.setFixedHeight(max(60, height))
+            table.setFixedHeight(max(60, table.whole_height))
 
     def _toggle(self, place: int, is_shown: bool) -> None:
         if self.chart is not None:
