@@ -139,8 +139,15 @@ def _loss_bytes(facts: ModelFacts, config: TrainingConfig, shape: Shape) -> int:
         return final_norm + v * t * _full_per_entry(has_cap, s)
     chunk = min(CHUNK_TOKENS, shape.trained_tokens)
     gathered = 2 * h * s * shape.trained_tokens
-    per_entry = 3 * FP32 if has_cap else 2 * FP32
-    return final_norm + gathered + chunk * v * per_entry
+    return final_norm + gathered + chunk * v * logit_bytes(facts, shape)
+
+
+def logit_bytes(facts: ModelFacts, shape: Shape) -> int:
+    """Bytes per token and vocabulary entry of a chunk: the logits in fp32, worked on where they lie, beside the head's own of
+    16 bits; a soft cap keeps its slope, in fp32."""
+    if caps_logits(facts):
+        return 2 * FP32
+    return FP32 + (shape.stream_bytes if shape.stream_bytes < FP32 else 0)
 
 
 def _full_per_entry(has_cap: bool, stream: int) -> int:

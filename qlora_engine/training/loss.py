@@ -63,7 +63,7 @@ def chunked_cross_entropy(
     """Summed negative log-likelihood (0-d, fp32) of `labels` (T,) given `hidden` (T, H) and a frozen head (V, H).
 
     `scale` multiplies the logits (Cohere, Granite), `softcap` bounds them by `c * tanh(logits / c)` (Gemma 2).
-    Peak memory: about 8 bytes x chunk_tokens x V above the inputs. The gradient reaches `hidden` only.
+    Peak memory: 4 bytes x chunk_tokens x V above the inputs in fp32, 6 with a head of 16 bits, 8 with a soft cap. The gradient reaches `hidden` only.
     """
     return _ChunkedCrossEntropy.apply(hidden, head_weight, head_bias, labels, chunk_tokens, softcap, scale)
 
@@ -221,7 +221,7 @@ def _shaped_logits(
     logits = functional.linear(hidden, weight, bias).float()
     if scale != 1.0:
         logits *= scale
-    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
 
 def _chunk(
@@ -236,16 +236,22 @@ def _chunk(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Summed loss of one chunk and its gradient with respect to `hidden`, in `hidden`'s type."""
     logits = _shaped_logits(hidden, weight, bias, softcap, scale)
-    log_sum = torch.logsumexp(logits, dim=-1)
     index = labels.unsqueeze(-1)
-    loss = (log_sum - logits.gather(-1, index).squeeze(-1)).sum()
+    expected = logits.gather(-1, index)
+    slope = None
+    if wants_gradient and softcap is not None:
+        slope = logits.div(softcap).square_().neg_().add_(1.0)
+    highest = logits.amax(-1, keepdim=True)
+    powers = logits.sub_(highest).exp_()  # the logits' own memory: they are the largest tensor of a step
+    sums = powers.sum(-1, keepdim=True)
+    loss = sums.log().add_(highest).sub_(expected).sum()
     if not wants_gradient:
         return loss, None
-    slope = None if softcap is None else 1.0 - (logits / softcap).square()
-    gradient = logits.sub_(log_sum.unsqueeze(-1)).exp_()
+    gradient = powers.div_(sums)
     gradient.scatter_add_(-1, index, gradient.new_full(index.shape, -1.0))
     if slope is not None:
         gradient *= slope
+        del slope
     if scale != 1.0:
         gradient *= scale
     return loss, (gradient.to(weight.dtype) @ weight).to(hidden.dtype)

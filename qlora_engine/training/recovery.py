@@ -17,6 +17,7 @@ import torch
 from qlora_engine.errors import EngineError
 from qlora_engine.events import Event, Noticed
 from qlora_engine.training.checkpoint import TrainState
+from qlora_engine.training.fast import allocator
 
 T = TypeVar("T")
 MEMORY_WORDS = (
@@ -81,6 +82,7 @@ def with_less_memory(parts: Any, work: Callable[[int], T], state: TrainState) ->
 def release() -> None:
     """Give back what nobody holds any more."""
     gc.collect()
+    allocator.give_back_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -36,7 +36,7 @@ from qlora_engine.models import catalog, loading, prepare
 from qlora_engine.models.packing import packing_of_folder
 from qlora_engine.runs.record import RunFolder
 from qlora_engine.training import checkpoint, identity, loss, optim, packed, router_loss, schedule, vocabulary
-from qlora_engine.training.fast import install
+from qlora_engine.training.fast import allocator, install
 from qlora_engine.training.fast.install import FastPaths
 from qlora_engine.training.versions import versions
 
@@ -86,6 +86,8 @@ def prepare_parts(
     _seed(config.training.seed)
     if plan.kind == "cuda":
         yield from _know_context(plan, control)
+    else:
+        allocator.keep_freed_memory()
     base_path = yield from _ready_model(config, control)
     facts = catalog.facts(config.model.name, config.model.revision, config.model.offline)
     asked, config = config, (yield from _as_the_base_is(config, base_path))

@@ -17,6 +17,7 @@ from transformers import (
 
 from qlora_engine.data.batches import Batch
 from qlora_engine.training import loss
+from tests.support.step_counts import StepCounts
 
 SIZES = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -136,3 +137,11 @@ def test_dropout_does_not_make_the_head_look_different() -> None:
     assert loss.is_chunkable(model, make_batch())
     assert model.training
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_no_second_tensor_of_logits_is_made() -> None:
+    """They are the largest tensor of a step."""
+    hidden, head = torch.randn(64, 8, requires_grad=True), torch.randn(1024, 8)
+    with StepCounts() as counted:
+        loss.chunked_cross_entropy(hidden, head, torch.arange(64)).backward()
+    assert counted.counts().allocated_bytes < 1.5 * 64 * 1024 * 4
