@@ -15,6 +15,7 @@ from app.frame.beside import Beside
 from app.frame.closing import Closing
 from app.frame.commands import Commands
 from app.frame.drafts import Drafts
+from app.frame.experiments import Experiments
 from app.frame.folding import FOLD_BELOW, Folding
 from app.frame.header import HeaderController
 from app.frame.queue_window import QueueWindow
@@ -68,7 +69,8 @@ class MainWindow(QMainWindow):
         self.drafts = Drafts(studio, self.banner)
         self.waiting = Queueing(studio, self.drafts, self.banner)
         self.queue = QueueWindow(self, studio, self.waiting)
-        self.run_menu = RunMenu(studio, self.head, self.banner, self.waiting, self.queue.open)
+        self.trying = Experiments(self, studio, self.waiting, partial(self.go_to, "compare"))
+        self.run_menu = RunMenu(studio, self.head, self.banner, self.waiting, self.trying, self.queue.open)
         self.run_card = HeaderController(studio, self.head, self.card, self.bar)
         self.folding = Folding(self, studio, self.tabs, self.runs, self.card, self.run_card)
         self.run_list = RunListController(studio, self.runs, self._opened)
@@ -135,7 +137,7 @@ class MainWindow(QMainWindow):
             (runs.new_asked, self._new), (runs.help_asked, lambda: self.beside.open_help()),
             (runs.settings_asked, self.beside.open_settings), (runs.rename_asked, self.run_menu.edit_notes),
             (runs.delete_asked, self.run_menu.delete), (self.strip.clicked, self._show_own),
-            (card.start_asked, steering.start), (card.queue_asked, self.waiting.add),
+            (card.start_asked, steering.start), (card.queue_asked, self.waiting.add), (card.vary_asked, self.trying.open),
             (card.problem_chosen, self.go_to), (head.act_asked, steering.act),
             (head.card_asked, self.folding.toggle_card), (head.pause_asked, steering.pause),
             (head.stop_asked, steering.stop), (self.studio.trainer.ended, self._ended),

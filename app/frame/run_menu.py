@@ -10,6 +10,7 @@ from PySide6.QtCore import QObject, QUrl
 from PySide6.QtGui import QDesktopServices
 
 from app.dialogs import ask_delete
+from app.frame.experiments import Experiments
 from app.frame.queueing import Queueing
 from app.presenters.words import bytes_text, plural
 from app.services.shown_run import BEGINNING, DRAFT
@@ -18,7 +19,8 @@ from app.widgets.banner import Banner
 from app.widgets.notes_dialog import NotesDialog
 from app.widgets.run_header import RunHead
 from qlora_engine.errors import EngineError
-from qlora_engine.runs import notes, plans, trash
+from qlora_engine.runs import notes, plans, sweep, trash
+from qlora_engine.runs.index import RunEntry
 from qlora_engine.runs.record import RunFolder
 
 
@@ -26,15 +28,16 @@ class RunMenu(QObject):
     """`show_queue` opens it as a whole."""
 
     def __init__(
-        self, studio: Studio, head: RunHead, banner: Banner, waiting: Queueing, show_queue: Callable[[], None]
-    ) -> None:
+        self, studio: Studio, head: RunHead, banner: Banner, waiting: Queueing, trying: Experiments,
+        show_queue: Callable[[], None],
+    ) -> None:  # fmt: skip
         super().__init__(head)
         self._studio, self._head, self._banner, self._waiting = studio, head, banner, waiting
         self._acts: dict[str, Callable[[], None]] = {
             "notes": self.edit_notes, "duplicate": self.duplicate, "folder": self.open_folder, "delete": self.delete,
             "queue": waiting.add, "first": partial(self._move, 0), "earlier": partial(self._move, -1),
             "later": partial(self._move, 1), "unqueue": lambda: waiting.remove(self.folders[0]), "hold": waiting.pause,
-            "line": show_queue,
+            "line": show_queue, "vary": trying.open, "cells": lambda: trying.compare(self.folders[0]),
         }  # fmt: skip
         head.menu_asked.connect(lambda name: self._acts[name]())
         studio.shown.changed.connect(self.offer)
@@ -56,6 +59,8 @@ class RunMenu(QObject):
         hold = "Go on with the queue" if self._waiting.is_paused else "Pause the queue after this run"
         wanted = (
             ("notes", "Name, note and tags\u2026", one), ("duplicate", "Duplicate as a draft", one),
+            ("vary", "Try several values\u2026", self._studio.shown.is_draft),
+            ("cells", "Compare its experiment", one and entry is not None and _is_of_one(entry)),
             ("queue", "Put into the queue", can_wait), ("first", "Next in the queue", waits),
             ("earlier", "Earlier in the queue", waits), ("later", "Later in the queue", waits),
             ("unqueue", "Take out of the queue", waits), ("hold", hold, waits), ("line", "See the queue\u2026", waits),
@@ -138,3 +143,8 @@ class RunMenu(QObject):
 
     def _clear(self) -> None:
         self._banner.say("")
+
+
+def _is_of_one(entry: RunEntry) -> bool:
+    """Looked for only where there is a tag, as runs of experiments have from the first."""
+    return bool(entry.notes.tags) and bool(sweep.among([entry.path]))

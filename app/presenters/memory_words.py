@@ -108,10 +108,15 @@ def _range_text(found: Comparison, bar: Bar) -> str:
 
 
 def short_verdict(bar: Bar, capacity: Capacity | None) -> str:
+    return verdict_text(bar.device_likely, capacity)
+
+
+def verdict_text(needed: int, capacity: Capacity | None) -> str:
+    """`fits: 2.87 of 14.1 GiB`; `needed` in bytes of the whole device."""
     if capacity is None:
-        return f"about {gib_text(bar.device_likely)}"
-    fits = "fits" if bar.device_likely <= capacity.usable_bytes else "does not fit"
-    return f"{fits}: {bar.device_likely / GIB:.2f} of {capacity.usable_bytes / GIB:.1f} GiB"
+        return f"about {gib_text(needed)}"
+    fits = "fits" if needed <= capacity.usable_bytes else "does not fit"
+    return f"{fits}: {needed / GIB:.2f} of {capacity.usable_bytes / GIB:.1f} GiB"
 
 
 def saving_of(found: Comparison) -> str:

@@ -58,11 +58,11 @@ class History(QObject):
     def entry_of(self, folder: str) -> RunEntry | None:
         return self._by_folder.get(folder)
 
-    def expect(self, folder: Path) -> None:
-        """A run that was made just now is known at once; the next look tells more."""
-        entry = RunEntry(RunFolder(folder).summary(), notes.read(folder))
-        self._by_folder[str(folder)] = entry
-        self.entries = (entry, *self.entries)
+    def expect(self, *folders: Path) -> None:
+        """Runs that were made just now are known at once; the next look tells more."""
+        found = [RunEntry(RunFolder(folder).summary(), notes.read(folder)) for folder in folders]
+        self._by_folder.update({str(entry.path): entry for entry in found})
+        self.entries = (*found, *self.entries)
         self.changed.emit()
         self.refresh()
 

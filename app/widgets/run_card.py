@@ -26,10 +26,11 @@ WIDTH = 264
 
 
 class RunCard(QFrame):
-    """Signals: `start_asked`, `queue_asked`, `problem_chosen(tab, path)`."""
+    """Signals: `start_asked`, `queue_asked`, `vary_asked`, `problem_chosen(tab, path)`."""
 
     start_asked = Signal()
     queue_asked = Signal()
+    vary_asked = Signal()
     problem_chosen = Signal(str, str)
 
     def __init__(self) -> None:
@@ -48,6 +49,12 @@ class RunCard(QFrame):
             self.queue_asked.emit,
             tip="It starts by itself when the device is free, also without this window",
         )
+        self.vary = button(
+            "Try several values\u2026",
+            self.vary_asked.emit,
+            "link",
+            "Runs over lists of values of one or two settings, compared with each other",
+        )
         inner = QWidget()
         inner.setLayout(column(self.problems, self.facts, None, gap=GAP_WIDE))
         area = scrolled(inner)
@@ -64,6 +71,7 @@ class RunCard(QFrame):
         outer.addWidget(self.status)
         outer.addWidget(self.start)
         outer.addWidget(self.queue)
+        outer.addWidget(self.vary)
         self._facts: tuple[tuple[str, ...], ...] = ()
         self._cells: list[tuple[QWidget, QLabel, Elided]] = []
         self._problems: object = ()
@@ -80,6 +88,7 @@ class RunCard(QFrame):
         self.start.setEnabled(state.can_start)
         self.start.setText(state.start_text)
         self.queue.setEnabled(not state.problems)
+        self.vary.setEnabled(not state.problems)
         self.status.setText(state.note)
         self.status.setVisible(bool(state.note))
 

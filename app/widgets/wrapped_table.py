@@ -11,7 +11,7 @@ from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTab
 
 from app.widgets.kit import set_tip
 
-WIDEST = 220
+WIDEST, LEAST = 220, 60
 ACROSS, DOWN = 26, 18
 """Pixels beside and above a cell's text, from the style sheet, and some for rounding."""
 
@@ -38,6 +38,8 @@ class WrappedTable(QTableWidget):
         self.setHorizontalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
         self.horizontalHeader().setTextElideMode(Qt.TextElideMode.ElideMiddle)
         self.horizontalHeader().setDefaultAlignment(Qt.AlignmentFlag.AlignLeft)
+        self.is_whole = False
+        """As high as all its rows, whatever their width makes of them: what it stands in scrolls."""
         self._shown: tuple[tuple[Cell, ...], ...] = ()
         self._titles: tuple[str, ...] = ()
         # Every column that is resized tells so; the rows are measured once for all of them.
@@ -62,6 +64,7 @@ class WrappedTable(QTableWidget):
                     self.setItem(place, across, self._item(cell))
             self.setRowHeight(place, self._height_of(row))
         self._shown = wanted
+        self._fit_height()
 
     def fit_columns(self, stretched: int, widest: int = WIDEST) -> None:
         """Each column as wide as its longest text, up to `widest`, and the column `stretched` as wide as is left."""
@@ -84,6 +87,11 @@ class WrappedTable(QTableWidget):
     def _measure_rows(self) -> None:
         for place, row in enumerate(self._shown):
             self.setRowHeight(place, self._height_of(row))
+        self._fit_height()
+
+    def _fit_height(self) -> None:
+        if self.is_whole:
+            self.setFixedHeight(max(LEAST, self.whole_height))
 
     def _height_of(self, row: Sequence[Cell]) -> int:
         """Of the highest cell. Qt's own measure leaves the style sheet's padding out, and cuts the last line."""

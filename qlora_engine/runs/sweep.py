@@ -5,6 +5,8 @@ Torch-free. Its plan is kept in `QLORA_HOME/sweeps/ID.json`; the runs are runs l
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +17,11 @@ from typing import Any
 from qlora_engine import config_io, parsing, paths
 from qlora_engine.config import TrainingConfig, all_knobs, get_value, tables
 from qlora_engine.errors import EngineError, did_you_mean
+from qlora_engine.knobs import Knob
 from qlora_engine.runs import naming, notes, plans, sealed
 from qlora_engine.runs.index import RunEntry
 from qlora_engine.runs.margin import Margin, margin
-from qlora_engine.runs.pace import Paces
+from qlora_engine.runs.pace import Paces, has_same_rows
 from qlora_engine.runs.record import RunFolder, RunSummary
 
 MOST_SETTINGS, MOST_RUNS, MOST_SEEDS = 2, 200, 20
@@ -48,9 +51,10 @@ class Sweep:
 
 @dataclass(frozen=True)
 class LookedAt:
-    """What a look at the job's data and device has found: the length of the rows where the job leaves it to the data, rows and
-    tokens to train on, and what the GPU has free. None: not looked at."""
+    """What a look at the data of `config` and at the device has found: the length of the rows where the job leaves it to the
+    data, rows and tokens to train on, and what the GPU has free. None: not looked at."""
 
+    config: TrainingConfig | None = None
     seq_len: int | None = None
     rows: int | None = None
     tokens: int | None = None
@@ -59,13 +63,14 @@ class LookedAt:
 
 @dataclass(frozen=True)
 class Preview:
-    """What a cell will need. `peak_bytes` of tensors, and `seconds` of all its seeds; None with the reason in `problem`, or
-    where nothing comparable has run."""
+    """What a cell will need. `peak_bytes` of tensors, `device_bytes` of the device with its context, and `seconds` of all its
+    seeds; None with the reason in `problem`, or where nothing comparable has run."""
 
     values: tuple[Any, ...]
     peak_bytes: int | None
     seconds: float | None
     problem: str = ""
+    device_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,29 @@ def all_ids() -> list[str]:
     return sorted(path.stem for path in _folder().glob("*.json"))
 
 
+def among(runs: Sequence[Path]) -> list[Planned]:
+    """The experiments of which any of these runs is one, the newest last. Damaged ones are left out."""
+    wanted = {path.resolve() for path in runs}
+    return [one for one in _all() if any(path.resolve() in wanted for row in one.runs for path in row)]
+
+
+def _all() -> tuple[Planned, ...]:
+    try:
+        return _read_all(_folder(), _folder().stat().st_mtime_ns)
+    except OSError:
+        return ()
+
+
+@functools.lru_cache(2)
+def _read_all(folder: Path, changed_ns: int) -> tuple[Planned, ...]:
+    """An experiment is written once, which changes its folder."""
+    found = []
+    for sweep_id in all_ids():
+        with contextlib.suppress(EngineError):
+            found.append(find(sweep_id))
+    return tuple(found)
+
+
 def results(planned: Planned) -> list[Result]:
     """Every cell as it stands, each compared with the first under the same seeds."""
     summaries = [[_summary(path) for path in row] for row in planned.runs]
@@ -211,8 +239,15 @@ def _base(file: Path, plain: Mapping[str, Any]) -> TrainingConfig:
     return config_io.load(file.parent / Path(given).expanduser())
 
 
+def settings() -> dict[str, Knob]:
+    """What can be varied, by dotted path."""
+    return {
+        path: knob for path, knob in all_knobs().items() if not path.startswith("output.") and path != SEED
+    }
+
+
 def _require_setting(path: str, values: Any) -> None:
-    knobs = [known for known in all_knobs() if not known.startswith("output.") and known != SEED]
+    knobs = list(settings())
     if path == SEED:
         raise _wrong("the seed is not varied as a setting", "say how many with seeds = 3")
     if path not in knobs:
@@ -240,7 +275,8 @@ def _previewed(cell: Cell, paces: Paces, device: str, data: LookedAt) -> Preview
     from qlora_engine.models import catalog
 
     config = cell.configs[0]
-    one = paces.seconds_of(config, data.rows, data.tokens)
+    is_known = data.config is not None and has_same_rows(config, data.config)
+    one = paces.seconds_of(config, *((data.rows, data.tokens) if is_known else ()))
     seconds = None if one is None else one * len(cell.configs)
     try:
         facts = catalog.facts(config.model.name, config.model.revision, config.model.offline)
@@ -252,7 +288,8 @@ def _previewed(cell: Cell, paces: Paces, device: str, data: LookedAt) -> Preview
         )
     except EngineError as error:
         return Preview(cell.values, None, seconds, error.message)
-    return Preview(cell.values, found.chosen(config.quantization.double_quant).peak_bytes, seconds)
+    chosen = found.chosen(config.quantization.double_quant)
+    return Preview(cell.values, chosen.peak_bytes, seconds, device_bytes=chosen.device_likely)
 
 
 def _planned_run(sweep: Sweep, sweep_id: str, cell: int, seed: int) -> Path:

@@ -190,7 +190,7 @@ def test_a_wrong_setting_blocks_start_and_leads_to_its_field(qtbot: QtBot, make_
 
 
 def test_every_editor_gives_back_what_it_is_given() -> None:
-    from app.widgets.form import parsed, shown
+    from app.presenters.typed import parsed, shown
     from qlora_engine.config import all_knobs, get_value
 
     for path, knob in all_knobs().items():

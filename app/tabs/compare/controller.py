@@ -13,9 +13,11 @@ from app.tab import TabController
 from app.tabs.compare.presenter import (
     UNITS,
     WHAT,
+    Experiment,
     Picture,
     View,
     difference_rows,
+    experiments_of,
     figure_rows,
     picture,
     titles,
@@ -23,6 +25,7 @@ from app.tabs.compare.presenter import (
 from app.tabs.compare.screen import CompareScreen
 from qlora_engine.errors import EngineError
 from qlora_engine.runs.comparison import Comparison, compare
+from qlora_engine.runs.index import RunEntry
 from qlora_engine.runs.record import RunFolder
 
 SETTLE_MS = 40
@@ -36,12 +39,15 @@ class CompareController(TabController):
     def __init__(self, studio: Studio, screen: CompareScreen) -> None:
         self._studio, self._screen = studio, screen
         self._read: tuple[str, ...] = ()
+        self._stands: list[RunEntry | None] = []
         self.found: Comparison | None = None
         self._soon = QTimer(screen, singleShot=True, interval=SETTLE_MS)
         self._soon.timeout.connect(self._draw_soon)
         studio.shown.changed.connect(self._look)
         screen.looked.connect(lambda _: self._soon.start())
         screen.save_asked.connect(self._save)
+
+        studio.history.changed.connect(self._look_again)
 
     def entered(self, detail: str = "") -> None:
         self._look()
@@ -61,12 +67,25 @@ class CompareController(TabController):
         if len(keys) < 2 or keys == self._read:
             return
         self._read = keys
-        folders = [RunFolder(Path(key)) for key in keys]
-        self._studio.background.submit("compare", lambda: compare(folders), self._take, self._refuse)
+        self._stands = self._standing(keys)
+        paths = [Path(key) for key in keys]
+        self._studio.background.submit("compare", lambda: _read(paths), self._take, self._refuse)
 
-    def _take(self, found: Comparison) -> None:
-        self.found = found
+    def _look_again(self) -> None:
+        """When a run that is shown here has gone on."""
+        keys = self._studio.shown.keys
+        if self._screen.isVisible() and keys == self._read and self._standing(keys) != self._stands:
+            self._read = ()
+            self._look()
+
+    def _standing(self, keys: tuple[str, ...]) -> list[RunEntry | None]:
+        return [self._studio.history.entry_of(key) for key in keys]
+
+    def _take(self, read: tuple[Comparison, list[Experiment]]) -> None:
+        self.found, experiments = read
+        found = self.found
         self._screen.notice.say("")
+        self._screen.show_experiments(experiments)
         self._screen.show_tables(titles(found), difference_rows(found), figure_rows(found))
         self._draw_soon()
 
@@ -107,3 +126,12 @@ class CompareController(TabController):
             self._screen.notice.say(f"Not saved: {error.strerror or error}", "Choose another folder.", "bad")
             return
         self._screen.notice.say(f"Saved to {path}", "", "good")
+
+
+def _read(paths: list[Path]) -> tuple[Comparison, list[Experiment]]:
+    """For a pool thread: the runs beside each other, and the experiments that they are of.
+
+    Raises:
+        EngineError: as `compare`.
+    """
+    return compare([RunFolder(path) for path in paths]), experiments_of(paths)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from app.presenters.experiment import result_heads, result_rows
 from app.presenters.words import UNKNOWN, bytes_text, count_text, duration_text, number_text
+from qlora_engine.runs import sweep
 from qlora_engine.runs.comparison import Comparison, Side
 from qlora_engine.runs.curves import typical_range
 
@@ -49,6 +52,15 @@ class Picture:
     bounds: tuple[float, float] | None
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """What the cells of an experiment came to so far. `rows` have as many cells as there are `heads`."""
+
+    name: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
 def picture(found: Comparison, view: View) -> Picture:
     """For a pool thread: smoothing eight long curves takes a tenth of a second."""
     lines = tuple(_line(side, COLOURS[place % len(COLOURS)], view) for place, side in enumerate(found.sides))
@@ -64,6 +76,16 @@ def _line(side: Side, colour: str, view: View) -> Line:
         losses = [event.loss if math.isfinite(event.loss) else math.nan for event in curve.held_out]
         return Line(side.title, colour, curve.held_out_x(view.axis), losses, True)
     return Line(side.title, colour, curve.x(view.axis), curve.y(view.what, view.smoothing), False)
+
+
+def experiments_of(paths: Sequence[Path]) -> list[Experiment]:
+    """As they stand; of one experiment at least two runs are chosen."""
+    chosen = {path.resolve() for path in paths}
+    return [
+        Experiment(planned.name, result_heads(planned), tuple(result_rows(planned, sweep.results(planned))))
+        for planned in sweep.among(paths)
+        if sum(path.resolve() in chosen for row in planned.runs for path in row) > 1
+    ]
 
 
 def titles(found: Comparison) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QCheckBox, QHeaderView, QSlider, QVBoxLayout
 
-from app.tabs.compare.presenter import AXES, WHAT, Line, View
+from app.tabs.compare.presenter import AXES, WHAT, Experiment, Line, View
 from app.theme import GAP, GAP_WIDE
 from app.widgets.form import QuietCombo
 from app.widgets.kit import Card, Elided, Segments, boxed, button, column, emptied, label, row
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 LEGEND_WIDTH = 230
 SMOOTHEST = 98
 """Hundredths of the smoothing's weight."""
+MARGIN = (
+    "\u00b1 is what chance alone moves: the 95 % interval over the seeds, each compared with the same seed of the first cell. "
+    "What lies within it is no measurable difference."
+)
 
 
 class CompareScreen(Page):
@@ -71,6 +75,9 @@ class CompareScreen(Page):
         beside.setStretch(0, 1)
         card.body.addLayout(beside, 1)
         card.setMinimumHeight(380)
+        self.experiments = QVBoxLayout()
+        self.experiments.setSpacing(GAP_WIDE)
+        self.content.addLayout(self.experiments)
         self.content.addWidget(card, 1)
         self.differences, self.figures = WrappedTable("What differs"), WrappedTable("What the runs came to")
         self.same = label("Nothing differs but what chance did.", "quiet", wraps=True)
@@ -78,6 +85,7 @@ class CompareScreen(Page):
         self.content.addWidget(Card("What they came to").add(self.figures))
         self.chart: CompareChart | None = None
         self._values: list[tuple[QCheckBox, Elided]] = []
+        self._experiments: Sequence[Experiment] = ()
 
     @property
     def view(self) -> View:
@@ -117,10 +125,20 @@ class CompareScreen(Page):
             (self.differences, "Setting", differences),
             (self.figures, "Figure", figures),
         ):
-            table.show_cells((first, *heads), [[Cell(text) for text in cells] for cells in rows])
-            table.horizontalHeader().setMinimumSectionSize(110)
-            table.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
-            table.setFixedHeight(max(60, table.whole_height))
+            _show_whole(table, (first, *heads), rows)
+
+    def show_experiments(self, found: Sequence[Experiment]) -> None:
+        """A table each, with the margin of every cell to the first."""
+        if found == self._experiments:
+            return
+        self._experiments = found
+        emptied(self.experiments)
+        for one in found:
+            table = WrappedTable(f"Experiment: {one.name}")
+            self.experiments.addWidget(
+                Card(f"Experiment: {one.name}").add(label(MARGIN, "small", wraps=True), table)
+            )
+            _show_whole(table, one.heads, one.rows)
 
     def _toggle(self, place: int, is_shown: bool) -> None:
         if self.chart is not None:
@@ -132,3 +150,10 @@ class CompareScreen(Page):
 
     def _look(self, *_: object) -> None:
         self.looked.emit(self.view)
+
+
+def _show_whole(table: WrappedTable, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table.is_whole = True
+    table.show_cells(heads, [[Cell(text) for text in cells] for cells in rows])
+    table.horizontalHeader().setMinimumSectionSize(110)
+    table.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
