@@ -119,11 +119,13 @@ class ReplayJob(Job):
 
 @dataclass(frozen=True)
 class PredictionsJob(Job):
-    """Score every held-out row of a run and answer its `rows` best and worst; result: evaluate.predictions' document."""
+    """Score every held-out row of a run and answer its `rows` best and worst, and the first `same` of all, which are those of
+    any run that held out the same rows; result: evaluate.predictions' document."""
 
     run_dir: str
     rows: int = 10
     device: str | None = None
+    same: int = 0
 
 
 @dataclass(frozen=True)

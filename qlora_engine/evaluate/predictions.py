@@ -66,8 +66,9 @@ def predictions_job(job: PredictionsJob, control: Control) -> Iterator[Event]:
     scores = yield from events_while(lambda emit: _score_all(chat, rows, kind, control, emit))
     yield PhaseChanged("generating", "Answering the best and the worst rows")
     ranked = sorted(scores, key=lambda score: -score.loss)
-    shown = _shown(ranked, max(1, job.rows))
     by_number = {row.source_row: row for row in rows}
+    same = sorted(by_number)[: job.same]
+    shown = list(dict.fromkeys([*_shown(ranked, max(1, job.rows)), *same]))
     questions = held_out.questions_of(origin.config, shown)
     told = yield from events_while(
         lambda emit: _answer_all(chat, [by_number[n] for n in shown], scores, questions, control, emit)
@@ -80,6 +81,7 @@ def predictions_job(job: PredictionsJob, control: Control) -> Iterator[Event]:
     ends = {
         "worst": [told[s.row] for s in ranked[: job.rows]],
         "best": [told[s.row] for s in reversed(ranked[-job.rows :])],
+        "same": [told[number] for number in same],
     }
     prediction_file.write(run, {**summary, **ends}, [asdict(score) for score in ranked])
     yield RunFinished({**summary, **ends})

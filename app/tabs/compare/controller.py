@@ -22,6 +22,7 @@ from app.tabs.compare.presenter import (
     picture,
     titles,
 )
+from app.tabs.compare.rows import RowsController
 from app.tabs.compare.screen import CompareScreen
 from qlora_engine.errors import EngineError
 from qlora_engine.runs.comparison import Comparison, compare
@@ -41,6 +42,7 @@ class CompareController(TabController):
         self._read: tuple[str, ...] = ()
         self._stands: list[RunEntry | None] = []
         self.found: Comparison | None = None
+        self.rows = RowsController(studio, screen.rows)
         self._soon = QTimer(screen, singleShot=True, interval=SETTLE_MS)
         self._soon.timeout.connect(self._draw_soon)
         studio.shown.changed.connect(self._look)
@@ -86,6 +88,7 @@ class CompareController(TabController):
         found = self.found
         self._screen.notice.say("")
         self._screen.show_experiments(experiments)
+        self.rows.show([side.summary.path for side in found.sides], titles(found))
         self._screen.show_tables(titles(found), difference_rows(found), figure_rows(found))
         self._draw_soon()
 

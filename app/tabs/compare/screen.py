@@ -10,6 +10,7 @@ from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QCheckBox, QHeaderView, QSlider, QVBoxLayout
 
 from app.tabs.compare.presenter import AXES, WHAT, Experiment, Line, View
+from app.tabs.compare.rows_panel import RowsPanel
 from app.theme import GAP, GAP_WIDE
 from app.widgets.form import QuietCombo
 from app.widgets.kit import Card, Elided, Segments, boxed, button, column, emptied, label, row
@@ -83,6 +84,8 @@ class CompareScreen(Page):
         self.same = label("Nothing differs but what chance did.", "quiet", wraps=True)
         self.content.addWidget(Card("What differs").add(self.same, self.differences))
         self.content.addWidget(Card("What they came to").add(self.figures))
+        self.rows = RowsPanel()
+        self.content.addWidget(self.rows)
         self.chart: CompareChart | None = None
         self._values: list[tuple[QCheckBox, Elided]] = []
         self._experiments: Sequence[Experiment] = ()

@@ -13,6 +13,7 @@ from qlora_engine.cli.commands.runs import found
 from qlora_engine.errors import EngineError
 
 if TYPE_CHECKING:
+    from qlora_engine.evaluate.rows_across import RowsAcross
     from qlora_engine.runs.comparison import Comparison, Side
 
 STEPS_SHOWN = 12
@@ -22,21 +23,30 @@ STEPS_SHOWN = 12
 @click.argument("runs", nargs=-1, required=True, metavar="A B ...")
 @click.option("--smoothing", type=click.FloatRange(0, 0.999), default=0.0, show_default=True, help="Weight of the past in the shown losses.")  # fmt: skip
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path, dir_okay=False), help="Write every step of all runs there.")  # fmt: skip
+@click.option(
+    "--rows", type=click.IntRange(0), default=0, help="Show this many held-out rows under all runs."
+)
 @output.json_option
-def compare(runs: tuple[str, ...], smoothing: float, csv_file: Path | None, as_json: bool) -> None:
+def compare(runs: tuple[str, ...], smoothing: float, csv_file: Path | None, rows: int, as_json: bool) -> None:
     """Show where runs differ. Settings, figures and curves side by side."""
+    from qlora_engine.evaluate import rows_across
     from qlora_engine.runs import comparison
 
-    compared = comparison.compare([found(run) for run in runs])
+    folders = [found(run) for run in runs]
+    compared = comparison.compare(folders)
+    beside = rows_across.across(folders, rows) if rows else None
     if csv_file is not None:
         _write(csv_file, compared.csv())
     if as_json:
-        output.print_json(_document(compared, smoothing))
+        across = {"held_out_rows": dataclasses.asdict(beside)} if beside is not None else {}
+        output.print_json({**_document(compared, smoothing), **across})
         return
     print_differences(compared)
     output.say()
     print_figures(compared)
     _print_curves(compared, smoothing)
+    if beside is not None:
+        print_rows(beside, compared)
 
 
 def print_differences(compared: Comparison) -> None:
@@ -67,6 +77,26 @@ def print_figures(compared: Comparison) -> None:
         ("peak measured", *(output.size(f.measured_peak_bytes) for f in figures)),
     ]
     output.table(("", *(side.title for side in compared.sides)), rows)
+
+
+def print_rows(beside: RowsAcross, compared: Comparison) -> None:
+    """Each row under every run, those first on which they differ most."""
+    output.say()
+    for row in beside.rows:
+        output.say(f"row {row.row}")
+        output.say(f"  {'question':<10} {_line(row.question)}")
+        output.say(f"  {'expected':<10} {_line(row.expected)}")
+        for side, loss, answer in zip(compared.sides, row.losses, row.answers, strict=True):
+            output.say(f"  {side.title}  loss {output.loss(loss)}  {_line(answer or output.NOT_AVAILABLE)}")
+    if beside.problem:
+        output.note(beside.problem)
+    for place in beside.unscored:
+        run = compared.sides[place].summary.run_id
+        output.note(f"{run} was not scored yet: {output.program()} predictions {run}")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _print_curves(compared: Comparison, smoothing: float) -> None:

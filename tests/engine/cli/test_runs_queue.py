@@ -198,3 +198,18 @@ def test_an_experiment_from_its_preview_to_its_comparison(
     assert [cell["states"] for cell in result["cells"]] == [["finished"] * 2] * 2
     assert "lower" in result["cells"][1]["words"]
     assert "compared with" in qlora("sweep", queued["sweep_id"]).out
+
+
+def test_held_out_rows_of_several_runs_in_words(qlora: Any) -> None:
+    from tests.support.scored_runs import finished, score
+
+    one, two = finished("one"), finished("two")
+    score(one, {1: 0.5, 2: 0.25}, {1: "right"})
+    result = qlora("compare", "one", "two", "--rows", "5")
+    assert "one  loss 0.5000  right" in result.out
+    assert "two was not scored yet: qlora predictions two" in result.err
+    score(two, {1: 0.75, 2: 0.25}, {1: "wrong"})
+    rows = qlora("compare", "one", "two", "--rows", "5", "--json").document["held_out_rows"]
+    assert (rows["common"], rows["losses"]) == (2, [0.375, 0.5])
+    assert rows["rows"][0]["answers"] == ["right", "wrong"]
+    assert "row 1" not in qlora("compare", "one", "two").out

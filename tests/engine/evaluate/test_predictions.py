@@ -67,6 +67,14 @@ def test_the_rows_and_their_loss_are_those_the_training_measured(copy: Path) -> 
     assert [r["loss"] for r in result["best"]] == all_losses[:-3:-1]
 
 
+def test_the_same_rows_are_answered_by_every_run_that_held_them_out(copy: Path) -> None:
+    end = list(predictions_job(PredictionsJob(str(copy), 1, "cpu", same=4), Control()))[-1]
+    result = end.result  # type: ignore[attr-defined]
+    stored = [json.loads(line) for line in (copy / prediction_file.ROWS_FILE).read_text().splitlines()]
+    assert [row["row"] for row in result["same"]] == sorted(row["row"] for row in stored)[:4]
+    assert all(row["expected"] and "got" in row for row in result["same"])
+
+
 def test_each_row_says_what_was_asked_expected_and_got(copy: Path) -> None:
     result = scored(copy, rows=6)[-1].result  # type: ignore[attr-defined]
     asked = {row["instruction"]: row["output"] for row in tiny_runs.varied_rows(30)}
