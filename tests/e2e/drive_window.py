@@ -2,6 +2,8 @@
 
 python -m tests.e2e.drive_window whole     choose, start, look, stop, resume, finish, export; prints what was seen
 python -m tests.e2e.drive_window train     start and train until killed; prints each step
+python -m tests.e2e.drive_window queue     put it into the queue and watch it until killed; prints each step
+python -m tests.e2e.drive_window watch     choose the newest run and watch it to its end; prints the curve as it is drawn
 python -m tests.e2e.drive_window picture   a picture of a run under way, for README and help, into resources/help/window.png
 """
 
@@ -176,6 +178,41 @@ def train(person: Person) -> None:
         print(json.dumps({"points": told, "run_dir": person.window.studio.trainer.run.run_dir}), flush=True)
 
 
+def queue(person: Person) -> None:
+    """Until somebody ends this process; the run is another one's."""
+    person.choose()
+    person.click(person.window.card.queue)
+    told = 0
+
+    def has_news() -> bool:
+        return len(watched(person)) > told
+
+    while True:
+        person.wait("another step", has_news)
+        told = len(watched(person))
+        print(json.dumps({"points": told, "run_dir": person.window.studio.shown.key}), flush=True)
+
+
+def watch(person: Person) -> None:
+    """The run that another process trains, or trained."""
+    history = person.window.studio.history
+    person.wait("the runs to be listed", lambda: bool(history.summaries))
+    person.seen["found"] = history.summaries[0].state
+    person.window.runs.chosen.emit((str(history.summaries[0].path),))
+    person.go_to("Live", "live")
+    live = person.window.tabs.screens["live"]
+    person.wait("the charts", lambda: live.charts is not None)
+    person.wait("the end", lambda: person.window.studio.shown.state == "finished")
+    person.wait("it to be read", lambda: person.window.studio.shown.fold.last_evaluation is not None)
+    person.wait("the whole curve", lambda: len(live.charts.loss._data["loss"][0]) == len(watched(person)))
+    person.seen |= {"drawn": [int(x) for x in live.charts.loss._data["loss"][0]]}
+
+
+def watched(person: Person) -> list[int]:
+    """The steps that the window knows of the run that is shown."""
+    return [int(x) for x in person.window.studio.shown.fold.series["loss"].x]
+
+
 def picture(person: Person) -> None:
     """As a person sees it in the middle of a run."""
     person.choose()
@@ -210,7 +247,8 @@ def main() -> int:
     window.show()
     window.load()
     person = Person(window)
-    {"whole": whole, "train": train, "offered": offered, "picture": picture}[sys.argv[1]](person)
+    ways = (whole, train, queue, watch, offered, picture)
+    {way.__name__: way for way in ways}[sys.argv[1]](person)
     print(json.dumps(person.seen), flush=True)
     window.close()
     app.processEvents()

@@ -16,6 +16,7 @@ import pytest
 
 from qlora_engine.models import catalog
 from qlora_engine.monitor import trace
+from qlora_engine.runs import queue
 from qlora_engine.runs.record import RunFolder, list_runs
 from tests.support.starter import starter_folder
 
@@ -57,9 +58,9 @@ def display() -> Iterator[str]:
     server.wait(10)
 
 
-def use_it(environment: dict[str, str]) -> dict[str, Any]:
+def use_it(environment: dict[str, str], way: str = "whole") -> dict[str, Any]:
     done = subprocess.run(
-        [*DRIVER, "whole"],
+        [*DRIVER, way],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -105,10 +106,10 @@ def command_of(process: psutil.Process) -> str:
 class Training:
     """A window with a run that goes on until somebody kills something."""
 
-    def __init__(self, environment: dict[str, str], points: int) -> None:
+    def __init__(self, environment: dict[str, str], points: int, way: str = "train") -> None:
         self.environment = environment
         self.window = subprocess.Popen(
-            [*DRIVER, "train"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            [*DRIVER, way], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         assert self.window.stdout is not None
         for line in self.window.stdout:
@@ -140,11 +141,7 @@ class Training:
 
     def take_the_offer(self) -> None:
         """The next start offers to resume; the run then has every step once."""
-        done = subprocess.run(
-            [*DRIVER, "offered"], cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-        seen = json.loads(done.stdout.strip().splitlines()[-1])
+        seen = use_it(self.environment, "offered")
         assert self.folder.run_id in seen["offer"]
         assert seen["state"] == "finished"
         assert seen["steps"] == list(range(1, 15))
@@ -172,3 +169,18 @@ def test_killing_the_engine_loses_only_what_came_after_its_checkpoint(environmen
     assert training.points - 2 <= training.last_kept(), "a checkpoint is saved every two steps"
     training.no_sample_is_lost_of(seen, unreadable=1)  # the kill may come in mid-write
     training.take_the_offer()
+
+
+def test_a_window_killed_during_a_run_of_the_queue_finds_every_point_again(
+    environment: dict[str, str],
+) -> None:
+    training = Training(environment, points=2, way="queue")
+    training.window.kill()
+    training.end_of_window()
+    assert training.engine.is_running(), "the run ended with the window that had queued it"
+    seen = use_it(environment, "watch")
+    assert seen["found"] in ("running", "finished")
+    assert seen["drawn"] == list(range(1, 15)), "a step was lost or shown twice over the kill"
+    assert [(done.run_dir, done.state) for done in queue.read().done] == [(training.folder.path, "finished")]
+    assert queue.read().entries == ()
+    psutil.wait_procs([training.engine], timeout=60)
