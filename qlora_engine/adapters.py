@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from qlora_engine.config import LoraSettings
 from qlora_engine.errors import EngineError, did_you_mean
-from qlora_engine.models import names, spec, weight_reader
+from qlora_engine.models import names, new_rows, spec, weight_reader
 from qlora_engine.models.experts import lora
 from qlora_engine.models.four_bit import dequantized
 from qlora_engine.models.packing import is_used_as_it_is
@@ -58,12 +58,14 @@ class AdapterReport:
     variant: str
     target_parameters: tuple[str, ...] = ()
     """The experts' stacked weights, as PEFT names them; empty unless experts are trained."""
+    token_indices: Mapping[str, Sequence[int]] | None = None
+    """Table -> its rows that are trained whole, as PEFT is told of them; None unless the embeddings were enlarged."""
 
 
 def attach(
-    model: Any, settings: LoraSettings, *, base_path: Path | None = None, seed: int = 0
+    model: Any, settings: LoraSettings, *, base_path: Path | None = None, seed: int = 0, new: int = 0
 ) -> tuple[PeftModel, AdapterReport]:
-    """Freeze `model` and put LoRA on the chosen linear layers.
+    """Freeze `model` and put LoRA on the chosen linear layers; of the embeddings the last `new` rows are trained whole.
 
     The adapters' first values depend on `seed` alone. `base_path` is the folder of the 16-bit weights, needed by
     LoftQ, which fits the adapters to what quantization lost and leaves the 4-bit base as it is.
@@ -73,25 +75,33 @@ def attach(
     """
     targets = resolve_targets(model, settings.targets)
     stacks = resolve_experts(model) if settings.experts else ()
-    config = lora.teach(lora_config(settings, targets, stacks), model)
+    tokens = new_rows.indices(model, new)
+    config = lora.teach(lora_config(settings, targets, stacks, tokens), model)
     lora.require_plain(config, model)
     with torch.random.fork_rng(devices=_cuda_devices(model)), lora.literally():
         torch.manual_seed(seed)
         peft_model = get_peft_model(model, config, autocast_adapter_dtype=False)
         if settings.init == "loftq":
             _fit_loftq(peft_model, base_path)
+    new_rows.teach(peft_model)
     _cast(peft_model, ADAPTER_DTYPES[settings.dtype])
-    return peft_model, replace(report_on(peft_model, settings, targets), target_parameters=stacks)
+    report = report_on(peft_model, settings, targets)
+    return peft_model, replace(report, target_parameters=stacks, token_indices=tokens)
 
 
-def lora_config(settings: LoraSettings, targets: tuple[str, ...], stacks: tuple[str, ...] = ()) -> LoraConfig:
-    """PEFT's configuration of an adapter on `targets`, and on the experts' stacked weights of these names."""
+def lora_config(
+    settings: LoraSettings, targets: tuple[str, ...], stacks: tuple[str, ...] = (),
+    tokens: Mapping[str, Sequence[int]] | None = None,
+) -> LoraConfig:  # fmt: skip
+    """PEFT's configuration of an adapter on `targets`, on the experts' stacked weights of these names, and on such rows of
+    these tables."""
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(targets),
         target_parameters=list(stacks) or None,
+        trainable_token_indices={name: list(rows) for name, rows in tokens.items()} if tokens else None,
         bias="none",
         task_type="CAUSAL_LM",
         use_rslora=settings.rslora,
@@ -224,6 +234,15 @@ def save(peft_model: PeftModel, folder: Path, base_path: Path) -> None:
         fitted.save_pretrained(str(folder))
 
 
+def weights_of(peft_model: PeftModel, name: str = "default") -> dict[str, torch.Tensor]:
+    """What is saved of an adapter: its own weights and the rows it trained, never a whole table, which PEFT would add to it
+    where the embeddings were enlarged."""
+    found: dict[str, torch.Tensor] = get_peft_model_state_dict(
+        peft_model, adapter_name=name, save_embedding_layers=False
+    )
+    return found
+
+
 def reopen(model: Any, folder: Path) -> PeftModel:
     """A saved adapter on the 4-bit model that `loading` built, in the type it was trained in.
 
@@ -232,9 +251,11 @@ def reopen(model: Any, folder: Path) -> PeftModel:
     """
     config, weights = fit_names(LoraConfig.from_pretrained(str(folder)), load_file(folder / FILE), model)
     lora.teach(config, model)
+    new_rows.fit(model, config)
     with lora.literally():
         peft_model = get_peft_model(model, config, autocast_adapter_dtype=False)
-    if set(get_peft_model_state_dict(peft_model, save_embedding_layers=False)) != set(weights):
+    new_rows.teach(peft_model)
+    if set(weights_of(peft_model)) != set(weights):
         raise ValueError(f"the adapter in {folder} does not fit {type(model).__name__}")
     _cast(peft_model, next(iter(weights.values())).dtype)
     lora.put(peft_model, weights)
@@ -264,7 +285,7 @@ def fit_names(
 
 
 def _module_of(key: str) -> str:
-    return key.removeprefix(PREFIX).split(".lora_")[0].replace(".base_layer", "")
+    return key.removeprefix(PREFIX).split(".lora_")[0].split(new_rows.OWNER)[0].replace(".base_layer", "")
 
 
 def _prefix_there(path: str, here: str, known: set[str]) -> str:
@@ -288,13 +309,13 @@ def variant_name(settings: LoraSettings) -> str:
 
 
 def assert_only_adapters_train(peft_model: PeftModel) -> None:
-    """Only LoRA parameters may require gradients.
+    """Only LoRA parameters and new rows may require gradients.
 
     Raises:
         AssertionError: something of the base would be trained: a bug.
     """
     for name, parameter in peft_model.named_parameters():
-        is_adapter = "lora_" in name
+        is_adapter = "lora_" in name or new_rows.DELTA in name
         assert parameter.requires_grad == is_adapter, f"{name} requires_grad is {parameter.requires_grad}"
 
 

@@ -52,7 +52,7 @@ class BaseModel(QObject):
         model = self._job.config.model
         self._background.submit(
             "facts",
-            lambda: catalog.facts(model.name, model.revision, model.offline),
+            lambda: catalog.facts_for(model),
             self._take_facts,
             self._take_facts_error,
         )

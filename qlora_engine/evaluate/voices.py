@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import rescale_adapter_scale
 from safetensors.torch import load_file
 
 from qlora_engine import adapters
 from qlora_engine.errors import EngineError
 from qlora_engine.evaluate.origin import BASE, Origin
+from qlora_engine.models import new_rows
 from qlora_engine.models.experts import lora
 from qlora_engine.models.quiet import quiet
 from qlora_engine.training.checkpoint import ADAPTER_FILE
@@ -109,6 +110,7 @@ class Voices:
     def _put(self, voice: Voice, config: LoraConfig, weights: dict[str, torch.Tensor]) -> None:
         bare = self._model.get_base_model() if isinstance(self._model, PeftModel) else self._model
         lora.teach(config, bare)
+        new_rows.fit(bare, config)
         with quiet(), lora.literally(), torch.random.fork_rng(devices=[]):
             if isinstance(self._model, PeftModel):
                 self._model.add_adapter(voice.name, config, autocast_adapter_dtype=False)
@@ -116,7 +118,8 @@ class Voices:
                 self._model = get_peft_model(
                     self._model, config, adapter_name=voice.name, autocast_adapter_dtype=False
                 )
-        built = get_peft_model_state_dict(self._model, adapter_name=voice.name, save_embedding_layers=False)
+        new_rows.teach(self._model)
+        built = adapters.weights_of(self._model, voice.name)
         _require_same_weights(voice, built, weights)
         _cast(self._model, voice.name, next(iter(weights.values())).dtype)
         lora.put(self._model, weights, voice.name)
@@ -156,7 +159,7 @@ def _stored(origin: Origin) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
     assert origin.run is not None
     attached = origin.run.record().get("adapters") or {}
     targets, stacks = (tuple(attached.get(key) or ()) for key in ("target_modules", "target_parameters"))
-    config = adapters.lora_config(origin.config.lora, targets, stacks)
+    config = adapters.lora_config(origin.config.lora, targets, stacks, attached.get("token_indices"))
     config.inference_mode = True
     return config, load_file(origin.adapter / ADAPTER_FILE)
 

@@ -31,6 +31,7 @@ def model_card(source: Source, what: str, details: Mapping[str, Any]) -> str:
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in _facts(record, model, load, data, details).items()),
         "",
+        *(_enlarged(source.embedding_rows, what) if source.embedding_rows is not None else ()),
         "## Files of the base",
         "",
         *(f"- `{name}` sha256 `{digest}`" for name, digest in (model.get("fingerprint") or {}).items()),
@@ -43,6 +44,29 @@ def model_card(source: Source, what: str, details: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _enlarged(rows: int, what: str) -> list[str]:
+    """That the embeddings have more rows than the base's, and how the adapter is loaded then."""
+    lines = [
+        "## Embeddings",
+        "",
+        f"Enlarged to {rows:,} rows for tokens that the base has no embeddings for; the new rows were trained whole.",
+        "",
+    ]
+    if what != "adapter":
+        return lines
+    return [
+        *lines,
+        "The base gets as many before the adapter is put on it:",
+        "",
+        "```python",
+        "model = AutoModelForCausalLM.from_pretrained(BASE)",
+        f"model.resize_token_embeddings({rows})",
+        "model = PeftModel.from_pretrained(model, ADAPTER)",
+        "```",
+        "",
+    ]
 
 
 def _facts(

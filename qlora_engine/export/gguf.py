@@ -51,6 +51,7 @@ FAMILIES = {
     "phi3": "phi3",
 }
 WINDOWED = ("gemma2", "gemma3", "phi3")  # llama.cpp reads the sliding window of these
+EDGES = ("token_embd", "output")
 LARGEST_F16 = 65504.0
 TEXTS = (
     "The quick brown fox jumps over 13 lazy dogs.", "  two  spaces\tand\n\nlines \n", "Gr\u00fc\u00dfe, \u4e16\u754c! \U0001f600",
@@ -152,9 +153,10 @@ def quant_named(name: str) -> str:
 
 
 def plan_file(
-    base: Path, name: str, tokenizer: Any, template: Template, end_ids: list[int], quant: str
-) -> Plan:
-    """Everything about the file but its weights, checked by writing a header and reading it back.
+    base: Path, name: str, tokenizer: Any, template: Template, end_ids: list[int], quant: str, *, rows: int | None = None
+) -> Plan:  # fmt: skip
+    """Everything about the file but its weights, checked by writing a header and reading it back. `rows` of the embeddings,
+    where they are other than the base's.
 
     Raises:
         EngineError: a family, a setting or a tokenizer that a GGUF file cannot say.
@@ -169,6 +171,7 @@ def plan_file(
         )
     with quiet():
         config = AutoConfig.from_pretrained(str(base), local_files_only=True).to_dict()
+    config["vocab_size"] = rows or config["vocab_size"]
     architecture = FAMILIES[family]
     tensors = _plan_tensors(base, architecture, config, quant)
     size = next(t.shape[0] for t in tensors.values() if t.name == "token_embd.weight")
@@ -247,7 +250,7 @@ def stored_kind(gguf_name: str, shape: tuple[int, ...], quant: str) -> Quant:
     block, _ = gguf.GGML_QUANT_SIZES[kind]
     if shape[-1] % block:
         return Quant.F16
-    is_edge = gguf_name in ("token_embd.weight", "output.weight")
+    is_edge = gguf_name.removesuffix(".weight") in EDGES
     return Quant.Q8_0 if is_edge and quant.startswith(("q4", "q5")) else kind
 
 
@@ -267,7 +270,8 @@ def _plan_tensors(
             )
         if found == "output" and config["tie_word_embeddings"]:
             continue
-        name, shape = f"{found}.{suffix}", tuple(header.shape)
+        size = config["vocab_size"] if found in EDGES else header.shape[0]
+        name, shape = f"{found}.{suffix}", (size, *header.shape[1:])
         plans[source] = TensorPlan(
             source, name, shape, stored_kind(name, shape, quant),
             heads=heads.get(stem.rpartition(".")[2]) if architecture == "llama" else None,

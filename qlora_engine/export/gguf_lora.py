@@ -21,12 +21,18 @@ from qlora_engine.export.merge import Delta
 TYPES = {"f32": np.float32, "f16": np.float16}
 
 
-def require_sayable(adapter_config: Mapping[str, Any], init: str) -> None:
-    """Refuse what a LoRA file cannot hold.
+def require_sayable(adapter_config: Mapping[str, Any], init: str, rows: int | None) -> None:
+    """Refuse what a LoRA file cannot hold. `rows` of the embeddings where the run enlarged them.
 
     Raises:
-        EngineError: DoRA, or LoftQ, with the reason.
+        EngineError: DoRA, LoftQ, or new rows of the embeddings, with the reason.
     """
+    if rows is not None:
+        raise EngineError(
+            "export.gguf_lora",
+            f"the run enlarged the embeddings to {rows:,} rows, and a LoRA file changes weights of the base without adding any",
+            "export it as gguf: the merge has them inside",
+        )
     if adapter_config.get("use_dora"):
         raise EngineError(
             "export.gguf_lora",

@@ -20,7 +20,7 @@ from qlora_engine.control import Control
 from qlora_engine.data.batches import IGNORED, collate
 from qlora_engine.device import DevicePlan, plan_device
 from qlora_engine.errors import EngineError
-from qlora_engine.export import merge, whole_trip
+from qlora_engine.export import enlarged, merge, whole_trip
 from qlora_engine.export.quantized import quantized_paths, quantized_stacks
 from qlora_engine.export.source import Source
 from qlora_engine.models import loading, names, spec
@@ -190,6 +190,8 @@ def _merged_model(
         model = plain_class(source.base_path).from_pretrained(
             str(source.base_path), dtype="auto", local_files_only=True
         )
+    if source.embedding_rows is not None:
+        enlarged.put_into(model, enlarged.trained_rows(source.adapter_dir))
     deltas = merge.read_deltas(source.adapter_dir, source.adapter_config, source.base_path)
     in_4_bits = (
         {*quantized_paths(source.base_path), *_stacks_in_4_bits(source)} if quantizer is not None else set()

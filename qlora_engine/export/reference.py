@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from gguf import quants
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 
 from qlora_engine import parsing
+from qlora_engine.adapters import weights_of
 from qlora_engine.export import gguf, merge
 from qlora_engine.export.quantized import quantized_paths, quantized_stacks
+from qlora_engine.models import new_rows
 from qlora_engine.models.four_bit import BLOCK, dequantized
 from qlora_engine.models.names import transposed
 from qlora_engine.models.packed_loading import plain_model
@@ -41,7 +43,8 @@ class Expected:
 @dataclass(frozen=True)
 class AdapterFit:
     """How an adapter file goes onto a model that the plain libraries load: tensors of the file that no module has, tensors
-    of the model's adapter that the file has not, those whose values did not arrive, and B matrices that are all zero."""
+    of the model's adapter that the file has not, those whose values did not arrive, and B matrices and new rows of the
+    embeddings that are all zero."""
 
     tensors: int
     left_over: tuple[str, ...]
@@ -70,14 +73,14 @@ class AdapterFit:
 def adapter_fit(model: Any, folder: Path) -> AdapterFit:
     """Compare the adapter file of `folder` with what PEFT made of it in `model`."""
     stored = load_file(folder / "adapter_model.safetensors")
-    built = get_peft_model_state_dict(model, save_embedding_layers=False)
+    built = weights_of(model)
     both = sorted(stored.keys() & built.keys())
     return AdapterFit(
         len(stored),
         tuple(sorted(stored.keys() - built.keys())),
         tuple(sorted(built.keys() - stored.keys())),
         tuple(n for n in both if not torch.equal(stored[n].float(), built[n].float().cpu())),
-        tuple(n for n in both if "lora_B" in n and not bool(stored[n].any())),
+        tuple(n for n in both if ("lora_B" in n or new_rows.DELTA in n) and not bool(stored[n].any())),
     )
 
 
@@ -111,7 +114,13 @@ def _tuned(request: Mapping[str, Any], base: Path, *, is_live: bool) -> Any:
     model = plain_model(base)
     if is_live and not is_used_as_it_is(base):
         _round_trip(model, base, request["quantizer"])
-    return PeftModel.from_pretrained(model, request["adapter"]).eval()
+    return with_adapter(model, Path(request["adapter"]))
+
+
+def with_adapter(model: Any, folder: Path) -> Any:
+    """PEFT's own model of `model` and an adapter's folder; what it trained of the embeddings wants as many rows there."""
+    new_rows.fit(model, PeftConfig.from_pretrained(str(folder)))
+    return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
 def _seen(model: Any, prompts: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

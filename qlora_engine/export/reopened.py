@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from gguf import GGUFReader
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer
 
 from qlora_engine.export import gguf_tokenizer
-from qlora_engine.models import gguf_facts, gguf_header, gguf_import, loading
+from qlora_engine.models import gguf_facts, gguf_header, gguf_import, loading, new_rows
 from qlora_engine.models.names import plain_class
 from qlora_engine.models.packed_loading import plain_model
 from qlora_engine.models.quiet import quiet
@@ -45,6 +45,7 @@ def reopen(export: Path, base: Path, kind: str) -> tuple[Any, Any]:
         model = plain_model(base)
     compute_in_fp32(model)
     if kind == "adapter":
+        new_rows.fit(model, PeftConfig.from_pretrained(str(export)))
         return PeftModel.from_pretrained(model, str(export)).eval(), None
     _add_lora(model, base, gguf_of(export))
     return model.eval(), None

@@ -53,6 +53,12 @@ class Source:
     def variant(self) -> str:
         return str((self.record.get("adapters") or {}).get("variant", "LoRA"))
 
+    @property
+    def embedding_rows(self) -> int | None:
+        """Rows of the embeddings where the run enlarged them, else None."""
+        trained = (self.adapter_config.get("trainable_token_indices") or {}).values()
+        return max((max(rows) + 1 for rows in trained), default=None)
+
 
 def open_source(run_dir: str) -> Source:
     """The run's adapter and its base, checked against each other.

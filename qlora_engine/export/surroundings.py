@@ -26,6 +26,8 @@ def write(source: Source, folder: Path, dtype: str, quantization: Mapping[str, A
     config.pop("quantization_config", None)
     if isinstance(config.get("text_config"), Mapping):
         config["text_config"] = {k: v for k, v in config["text_config"].items() if k != "quantization_config"}
+    if source.embedding_rows is not None:
+        config["vocab_size"] = source.embedding_rows
     config.pop("torch_dtype", None)
     config["dtype"] = dtype
     if quantization is not None:

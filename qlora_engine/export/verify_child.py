@@ -45,6 +45,8 @@ ROUNDING = {"fp32": 1e-4, "f32": 1e-4, "fp16": 1e-2, "f16": 1e-2, "bf16": 6e-2, 
 bits, where whoever chooses them wants to lose something, the loss must be less than what training changed."""
 OUTLIVES = 0.5
 """The part of what training changed, as KL divergence, that fewer bits may cost before the export is not the trained model."""
+NEW_TOKENS = 32
+"""So many of the tokens that a run added embeddings for are read by the proof, from the first to the last."""
 ACTS = 1e-6
 """Logits must be changed by more than this, relative to the largest: less is what sums in another order make."""
 ACTS_BETWEEN = (0.5, 1.5)
@@ -75,6 +77,7 @@ def check(request: dict[str, Any], tell: Any) -> None:
     tokenizer = loading.load_tokenizer(base)
     request["ends"] = end_ids(request["quantizer"], tokenizer, _template(request, tokenizer))
     prompts = [_prompt(request, tokenizer, text) for text in request["prompts"]]
+    prompts += _new_tokens(Path(request["adapter"]))
     wanted, fit = expected(request, prompts)
     model, again = reopen(export, base, kind)
     tell(f"loads with {LIBRARIES[kind]}", True, type(model).__name__)
@@ -297,6 +300,13 @@ def _ask_llama_cpp(
 def _template(request: dict[str, Any], tokenizer: Any) -> Template:
     """As the run was trained with it."""
     return choose(tokenizer, request["chat_template"], Policy(**request["policy"]))
+
+
+def _new_tokens(adapter: Path) -> list[torch.Tensor]:
+    """A prompt of the tokens whose embeddings the run added, so that those are compared too; of most runs none."""
+    config = parsing.from_json((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    rows: list[int] = next(iter((config.get("trainable_token_indices") or {}).values()), [])
+    return [torch.tensor([rows[:: -(-len(rows) // NEW_TOKENS)]])] if rows else []
 
 
 def _prompt(request: dict[str, Any], tokenizer: Any, text: str) -> torch.Tensor:

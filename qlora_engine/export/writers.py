@@ -13,7 +13,7 @@ import torch
 
 from qlora_engine.control import Control
 from qlora_engine.errors import EngineError
-from qlora_engine.export import bnb4, card, gguf, gguf_lora, merge, ollama, surroundings, whole_trip
+from qlora_engine.export import bnb4, card, enlarged, gguf, gguf_lora, merge, ollama, surroundings, whole_trip
 from qlora_engine.export.deltas import Change, on_disk
 from qlora_engine.export.journal import Journal
 from qlora_engine.export.pieces import Piece
@@ -122,7 +122,7 @@ class GgufLoraWriter:
 
 
 def _gguf_lora(source: Source, choice: Choice) -> GgufLoraWriter:
-    gguf_lora.require_sayable(source.adapter_config, source.config.lora.init)
+    gguf_lora.require_sayable(source.adapter_config, source.config.lora.init, source.embedding_rows)
     plan = _gguf_plan(source, "f16")
     gguf_lora.tensors_of(plan, deltas := _linear_deltas(source), float(source.adapter_config["lora_alpha"]))
     elements = sum(one.elements for one in deltas.values())
@@ -158,7 +158,7 @@ class SafetensorsWriter:
 def _merged(source: Source, choice: Choice) -> SafetensorsWriter:
     found = _merge(source, choice.into)
     stored = merge.DTYPES[choice.dtype]
-    nbytes = sum(math.prod(h.shape) for h in found.base.headers.values()) * stored.itemsize
+    nbytes = sum(math.prod(found.base.shape(name)) for name in found.base.headers) * stored.itemsize
     details = _details(choice, choice.dtype)
     return SafetensorsWriter(source, merge.AsFloats(found, stored), found.base, choice.dtype, nbytes, details)
 
@@ -232,7 +232,9 @@ def _ollama(source: Source, choice: Choice) -> GgufWriter:
 
 def _gguf_plan(source: Source, quant: str) -> gguf.Plan:
     tokenizer, template, ends = surroundings.words_of(source)
-    return gguf.plan_file(source.base_path, source.folder.run_id, tokenizer, template, ends, quant)
+    return gguf.plan_file(
+        source.base_path, source.folder.run_id, tokenizer, template, ends, quant, rows=source.embedding_rows
+    )
 
 
 def _gguf_name(source: Source, choice: Choice) -> str:
@@ -246,7 +248,7 @@ def _details(choice: Choice, stored_as: str) -> dict[str, Any]:
 
 
 def _merge(source: Source, into: str) -> merge.Merge:
-    base = Weights.of(source.base_path)
+    base = enlarged.weights_of(source.base_path, source.adapter_dir)
     chosen = quantizer(source) if into == "dequantized" else None
     experts = _experts(source) if chosen is not None else {}
     whole = whole_trip.trips(source.base_path) if chosen is not None else {}

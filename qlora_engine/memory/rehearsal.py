@@ -102,7 +102,7 @@ def rehearse_job(job: RehearseJob, control: Control) -> Iterator[Event]:
         Cancelled: asked to stop.
     """
     config = config_io.from_dict(job.config)
-    facts = catalog.facts(config.model.name, config.model.revision, config.model.offline)
+    facts = catalog.facts_for(config.model)
     question = Question(facts, config, **job.options)
     yield PhaseChanged("preparing", f"Rehearsing one step of {facts.name} without its weights")
     found = yield from _with_progress(question, control)
@@ -228,6 +228,7 @@ def _profiles(
         layers=layers,
         unreached=frozenset(one.path for one in question.facts.linears if not one.is_reached),
         experts_one_by_one=question.experts_one_by_one,
+        new_rows=question.facts.new_rows,
     )
     rows, length = question.micro_batch, question.seq_len
     ledger = Ledger(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from qlora_engine.config import TrainingConfig
 from qlora_engine.memory import experts
+from qlora_engine.models import resizing
 from qlora_engine.models.spec import LinearFact, ModelFacts
 
 BLOCK = 64
@@ -78,14 +79,21 @@ def is_attention(path: str) -> bool:
 
 
 def adapter_tensors(facts: ModelFacts, config: TrainingConfig) -> list[tuple[int, int]]:
-    """(elements, count) of every adapter tensor: A is (rank, in), B is (out, rank); DoRA adds a magnitude (out)."""
+    """(elements, count) of every tensor that is trained: A is (rank, in), B is (out, rank); DoRA adds a magnitude (out); new
+    rows of the embeddings."""
     tensors = []
     for linear in target_linears(facts, config.lora.targets):
         tensors.append((config.lora.rank * linear.in_features, linear.count))
         tensors.append((config.lora.rank * linear.out_features, linear.count))
         if config.lora.dora:
             tensors.append((linear.out_features, linear.count))
-    return [*tensors, *experts.adapter_tensors(facts, config)]
+    return [*tensors, *experts.adapter_tensors(facts, config), *new_row_tensors(facts)]
+
+
+def new_row_tensors(facts: ModelFacts) -> list[tuple[int, int]]:
+    """(elements, count) of the rows that are added to the embeddings, and to a head of its own."""
+    tables = resizing.tables(facts) if facts.new_rows else []
+    return [(facts.new_rows * one.shape[1], one.count) for one in tables]
 
 
 GRANULE = 512

@@ -42,7 +42,13 @@ def full_config(facts: ModelFacts) -> Any:
             "the closed form still holds: leave out --rehearse",
         )
     try:
-        return class_child.class_config({**text_config(facts.config), "tie_word_embeddings": facts.is_tied})
+        return class_child.class_config(
+            {
+                **text_config(facts.config),
+                "tie_word_embeddings": facts.is_tied,
+                "vocab_size": facts.vocab_size,
+            }
+        )
     except EngineError as error:
         raise EngineError(
             "rehearsal.unsupported",
@@ -75,10 +81,12 @@ def build(
     layers: Sequence[int] | None = None,
     unreached: frozenset[str] = frozenset(),
     experts_one_by_one: bool = False,
+    new_rows: int = 0,
 ) -> Any:
     """The PEFT model on the meta device, ready to train: quantized, adapters attached, checkpointing as asked. With
     `layers`, of the decoder blocks in `blocks` only those numbers, in that order. `unreached`: patterns of layers without
-    adapters. `experts_one_by_one`: experts in 4 bits are multiplied as a run does it, else all in one product."""
+    adapters. `experts_one_by_one`: experts in 4 bits are multiplied as a run does it, else all in one product. `new_rows`: of the
+    embeddings' rows, the last so many are trained."""
     with quiet():
         model = class_child.build(copy.deepcopy(config), compute_dtype)
     with quiet(), torch.device("meta"):
@@ -94,7 +102,7 @@ def build(
     model.is_loaded_in_4bit = True
     model.unreached_linears = unreached
     with quiet():
-        peft_model, _ = adapters.attach(model, job.lora)
+        peft_model, _ = adapters.attach(model, job.lora, new=new_rows)
     peft_model.train()
     if job.training.gradient_checkpointing and model.supports_gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -289,4 +297,5 @@ def _empty(tensor: torch.Tensor) -> torch.Tensor:
 
 def settings_key(facts: ModelFacts, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a rehearsal's result depends on."""
-    return {"config": dict(facts.config), "is_tied": facts.is_tied, "settings": dict(settings)}
+    rows = facts.vocab_size, facts.new_rows
+    return {"config": dict(facts.config), "is_tied": facts.is_tied, "rows": rows, "settings": dict(settings)}

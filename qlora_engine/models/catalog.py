@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qlora_engine import paths
+from qlora_engine.config import ModelSettings
 from qlora_engine.errors import EngineError, did_you_mean
-from qlora_engine.models import known, spec
+from qlora_engine.models import known, resizing, spec
 from qlora_engine.models.hub_cache import cached_models, cached_snapshot, hub_cache_dir, is_offline
 from qlora_engine.models.spec import ModelFacts
 
@@ -28,6 +29,7 @@ __all__ = [
     "cached_snapshot",
     "converted_dir",
     "facts",
+    "facts_for",
     "hub_cache_dir",
     "is_offline",
     "list_models",
@@ -115,6 +117,18 @@ def facts(name: str, revision: str | None = None, offline: bool = False) -> Mode
     if resolved.origin == "hub":
         return _hub_facts(resolved.path, name)
     return spec.facts_of_folder(resolved.path, name, origin=resolved.origin)
+
+
+def facts_for(model: ModelSettings) -> ModelFacts:
+    """Facts of the model as these settings have it: with the rows that its tokenizer needs, where they ask for them.
+
+    Raises:
+        EngineError: as `facts`; or it cannot get them.
+    """
+    found = facts(model.name, model.revision, model.offline)
+    if not model.resize_embeddings or found.path is None:
+        return found
+    return resizing.grown(found, resizing.rows_needed_by(Path(found.path)) or 0)
 
 
 def list_models(extra_folders: tuple[str, ...] = ()) -> list[CatalogEntry]:

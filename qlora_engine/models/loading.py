@@ -17,7 +17,7 @@ from qlora_engine.data.templates import template_end_ids
 from qlora_engine.device import DevicePlan
 from qlora_engine.errors import EngineError
 from qlora_engine.memory.experts import as_configured, moved_to_host
-from qlora_engine.models import names, packed_loading, packing, spec
+from qlora_engine.models import names, new_rows, packed_loading, packing, spec
 from qlora_engine.models.built import LoadReport, inspect_loaded
 from qlora_engine.models.experts.host import keep_on_host
 from qlora_engine.models.experts.quantizer import FourBitConfig
@@ -60,8 +60,9 @@ def load_quantized(
     *,
     trust_remote_code: bool = False,
     report_progress: Report | None = None,
+    rows: int = 0,
 ) -> LoadedModel:
-    """Load and quantize to NF4 or FP4, block 64, on `plan`'s one device.
+    """Load and quantize to NF4 or FP4, block 64, on `plan`'s one device, with at least `rows` rows of the embeddings.
 
     What is not quantized (embeddings, head, norms) stays in the compute type; nothing is cast up to fp32
     (CORRECTNESS 8) and nothing is placed on another device (CORRECTNESS 11).
@@ -102,6 +103,8 @@ def load_quantized(
     model.requires_grad_(False)
     model.unreached_linears = unreached_of(facts)
     keep_weights_as_they_are(model)
+    if rows > facts.vocab_size:
+        new_rows.grow(model, rows)
     if quantization.expert_placement == "host":
         keep_on_host(model, torch.device(plan.name))
     ends = end_token_ids(model, tokenizer)

@@ -134,6 +134,8 @@ class ModelFacts:
     """Path of the list of decoder blocks."""
     source: str = "table"
     """Where the parts come from: `table` (counted here), `class` (built by transformers), `files` (their headers)."""
+    new_rows: int = 0
+    """Of the rows of the embeddings, so many are not in the files: loading adds them, and they are trained."""
     stored_bytes: int | None = None
     stored_dtype: str | None = None
     packing: str = ""

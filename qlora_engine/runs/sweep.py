@@ -279,7 +279,7 @@ def _previewed(cell: Cell, paces: Paces, device: str, data: LookedAt) -> Preview
     one = paces.seconds_of(config, *((data.rows, data.tokens) if is_known else ()))
     seconds = None if one is None else one * len(cell.configs)
     try:
-        facts = catalog.facts(config.model.name, config.model.revision, config.model.offline)
+        facts = catalog.facts_for(config.model)
         seq_len = config.data.seq_len or data.seq_len or ASSUMED_LENGTH
         usable = data.usable_bytes if device == "cuda" else None
         rows = estimate.rows_at_once(facts, config, seq_len=seq_len, device=device, usable_bytes=usable)

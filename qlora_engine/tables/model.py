@@ -35,6 +35,14 @@ class ModelSettings:
         help="Never contact a hub; use only what is on this disk. HF_HUB_OFFLINE=1 does the same.",
         resume="safe",
     )
+    resize_embeddings: bool = knob(
+        False,
+        label="Enlarge the embeddings for added tokens",
+        help="Where the tokenizer has more entries than the model has embeddings, rows are added for the others, each the mean "
+        "of the old rows, and trained whole beside the adapters. They are saved with the adapter and in every merge.",
+        is_expert=True,
+        resume="shape",
+    )
     trust_remote_code: bool = knob(
         False,
         label="Run the model's own code",

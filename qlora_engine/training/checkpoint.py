@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from qlora_engine import config_io
+from qlora_engine import adapters, config_io
 from qlora_engine.config import all_knobs
 from qlora_engine.errors import EngineError
 from qlora_engine.models.experts import lora
@@ -103,7 +102,7 @@ def save(
         EngineError: the disk is too full or not writable; nothing is lost, the last checkpoint still stands.
     """
     tensors, numbers = optim.export_state(optimizer)
-    adapter = {name: t.detach().cpu().contiguous() for name, t in get_peft_model_state_dict(model).items()}
+    adapter = {name: t.detach().cpu().contiguous() for name, t in adapters.weights_of(model).items()}
     require_finite(adapter, f"the adapter of step {state.step}")
     needed = sum(t.nbytes for t in [*tensors.values(), *adapter.values()]) + DISK_MARGIN_BYTES
     require_disk(folder.path, needed, "a checkpoint")
@@ -235,7 +234,7 @@ def load_adapter(checkpoint: Path, model: Any) -> None:
         EngineError: a weight is missing or has another shape.
     """
     weights = load_file(checkpoint / ADAPTER_FILE)
-    expected = {name: tensor.shape for name, tensor in get_peft_model_state_dict(model).items()}
+    expected = {name: tensor.shape for name, tensor in adapters.weights_of(model).items()}
     found = {name: tensor.shape for name, tensor in weights.items()}
     if expected != found:
         other = sorted(name for name in expected | found if expected.get(name) != found.get(name))

@@ -8,8 +8,6 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from peft import get_peft_model_state_dict
-
 from qlora_engine import adapters, parsing, paths
 from qlora_engine.control import Control
 from qlora_engine.data.policy import Policy
@@ -82,7 +80,7 @@ def save_adapter(parts: Any, record: dict[str, Any]) -> None:
     Raises:
         EngineError: a weight is no finite number.
     """
-    weights = get_peft_model_state_dict(parts.model)
+    weights = adapters.weights_of(parts.model)
     require_finite(weights, "the adapter")
     final = parts.folder.adapter_dir
     aside = final.with_name(f".adapter.{os.getpid()}.tmp")

@@ -1,7 +1,8 @@
-"""The training loss: negative log-likelihood summed over trained tokens, whole or in chunks. Imports torch.
+"""The training loss: negative log-likelihood summed over trained tokens, whole or in chunks. Imports the ML stack.
 
 The chunked form never holds all logits: for each chunk of trained tokens it computes the logits in fp32, the loss,
-and at once the gradient with respect to the hidden states (the head is frozen), and keeps only that.
+and at once the gradient with respect to the hidden states, and keeps only that. The head is frozen but for new rows of it,
+whose gradient is summed on the way.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from qlora_engine.models.new_rows import Table, table_of
 from qlora_engine.training.router_loss import RouterLoss
 
 CHUNK_TOKENS = 1024
@@ -18,7 +20,7 @@ IGNORED = -100
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Summed cross entropy of `hidden @ weight.T` against `labels` with a frozen head."""
+    """Summed cross entropy of `hidden @ weight.T` against `labels`, where the head's last rows are `new` if there are any."""
 
     @staticmethod
     def forward(
@@ -26,28 +28,34 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
+        new: torch.Tensor | None,
         labels: torch.Tensor,
         chunk_tokens: int,
         softcap: float | None,
         scale: float,
     ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        head = Table(weight, bias, None if new is None else new.to(weight.dtype))
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        of_new = torch.zeros_like(new) if new is not None and ctx.needs_input_grad[3] else None
         for start in range(0, hidden.shape[0], chunk_tokens):
             rows = slice(start, start + chunk_tokens)
-            chunk_loss, chunk_gradient = _chunk(
-                hidden[rows], weight, bias, labels[rows], softcap, scale, wants_gradient=gradient is not None
+            chunk_loss, chunk_gradient, of_chunk = _chunk(
+                hidden[rows], head, labels[rows], softcap, scale, wants_gradient=gradient is not None
             )
             total += chunk_loss
             if gradient is not None and chunk_gradient is not None:
                 gradient[rows] = chunk_gradient
-        ctx.save_for_backward(gradient)
+            if of_new is not None and of_chunk is not None:
+                of_new += of_chunk
+        ctx.save_for_backward(gradient, of_new)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_output.to(gradient.dtype), None, None, None, None, None, None
+        gradient, of_new = ctx.saved_tensors
+        of_new = None if of_new is None else of_new * grad_output.to(of_new.dtype)
+        return gradient * grad_output.to(gradient.dtype), None, None, of_new, None, None, None, None
 
 
 def chunked_cross_entropy(
@@ -56,6 +64,7 @@ def chunked_cross_entropy(
     labels: torch.Tensor,
     *,
     head_bias: torch.Tensor | None = None,
+    new_rows: torch.Tensor | None = None,
     chunk_tokens: int = CHUNK_TOKENS,
     softcap: float | None = None,
     scale: float = 1.0,
@@ -63,9 +72,12 @@ def chunked_cross_entropy(
     """Summed negative log-likelihood (0-d, fp32) of `labels` (T,) given `hidden` (T, H) and a frozen head (V, H).
 
     `scale` multiplies the logits (Cohere, Granite), `softcap` bounds them by `c * tanh(logits / c)` (Gemma 2).
-    Peak memory: 4 bytes x chunk_tokens x V above the inputs in fp32, 6 with a head of 16 bits, 8 with a soft cap. The gradient reaches `hidden` only.
+    `new_rows` (n, H) stand for the head's last n rows and are trained. Peak memory: 4 bytes x chunk_tokens x V above the
+    inputs in fp32, 6 with a head of 16 bits, 8 with a soft cap. The gradient reaches `hidden` and `new_rows` only.
     """
-    return _ChunkedCrossEntropy.apply(hidden, head_weight, head_bias, labels, chunk_tokens, softcap, scale)
+    return _ChunkedCrossEntropy.apply(
+        hidden, head_weight, head_bias, new_rows, labels, chunk_tokens, softcap, scale
+    )
 
 
 def full_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -93,13 +105,14 @@ def summed_loss(
 
 def _chunked(causal: Any, hidden: torch.Tensor, batch: Any, chunk_tokens: int) -> torch.Tensor:
     flat_hidden, flat_labels = _predicting(hidden, batch)
-    head = causal.get_output_embeddings()
+    head = table_of(causal.get_output_embeddings())
     softcap, scale = logit_shape(causal.config)
     return chunked_cross_entropy(
         flat_hidden,
         head.weight,
         flat_labels,
-        head_bias=getattr(head, "bias", None),
+        head_bias=head.bias,
+        new_rows=head.new,
         chunk_tokens=chunk_tokens,
         softcap=softcap,
         scale=scale,
@@ -137,9 +150,10 @@ def _predicting(hidden: torch.Tensor, batch: Any) -> tuple[torch.Tensor, torch.T
 
 
 def logits_of(causal: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """The model's own logits (T, V), fp32, of hidden states (T, H), where `is_chunkable`."""
-    head = causal.get_output_embeddings()
-    return _shaped_logits(hidden, head.weight, getattr(head, "bias", None), *logit_shape(causal.config))
+    """The model's own logits (T, V), fp32, of hidden states (T, H), where `is_chunkable`; without gradients."""
+    with torch.no_grad():
+        head = table_of(causal.get_output_embeddings())
+        return _shaped_logits(hidden, head, *logit_shape(causal.config))
 
 
 def gather_trained(hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,10 +229,12 @@ def model_inputs(batch: Any) -> dict[str, Any]:
     }
 
 
-def _shaped_logits(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None, scale: float
-) -> torch.Tensor:
-    logits = functional.linear(hidden, weight, bias).float()
+def _shaped_logits(hidden: torch.Tensor, head: Table, softcap: float | None, scale: float) -> torch.Tensor:
+    logits = functional.linear(hidden, head.weight, head.bias)
+    if head.new is not None:
+        bias = None if head.bias is None else head.bias[head.old :]
+        logits[:, head.old :] = functional.linear(hidden, head.new.to(hidden.dtype), bias)
+    logits = logits.float()
     if scale != 1.0:
         logits *= scale
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
@@ -226,16 +242,15 @@ def _shaped_logits(
 
 def _chunk(
     hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
+    head: Table,
     labels: torch.Tensor,
     softcap: float | None,
     scale: float,
     *,
     wants_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Summed loss of one chunk and its gradient with respect to `hidden`, in `hidden`'s type."""
-    logits = _shaped_logits(hidden, weight, bias, softcap, scale)
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Summed loss of one chunk and its gradient with respect to `hidden` and to the head's new rows, in `hidden`'s type."""
+    logits = _shaped_logits(hidden, head, softcap, scale)
     index = labels.unsqueeze(-1)
     expected = logits.gather(-1, index)
     slope = None
@@ -246,7 +261,7 @@ def _chunk(
     sums = powers.sum(-1, keepdim=True)
     loss = sums.log().add_(highest).sub_(expected).sum()
     if not wants_gradient:
-        return loss, None
+        return loss, None, None
     gradient = powers.div_(sums)
     gradient.scatter_add_(-1, index, gradient.new_full(index.shape, -1.0))
     if slope is not None:
@@ -254,4 +269,8 @@ def _chunk(
         del slope
     if scale != 1.0:
         gradient *= scale
-    return loss, (gradient.to(weight.dtype) @ weight).to(hidden.dtype)
+    gradient = gradient.to(head.weight.dtype)
+    if head.new is None:
+        return loss, (gradient @ head.weight).to(hidden.dtype), None
+    of_old, of_new = gradient.tensor_split([head.old], dim=1)
+    return loss, (of_old @ head.weight[: head.old] + of_new @ head.new).to(hidden.dtype), of_new.T @ hidden

@@ -10,6 +10,8 @@ import math
 import os
 import time
 from collections.abc import Generator, Iterator
+from functools import partial
+from typing import Any
 
 from qlora_engine import config_io
 from qlora_engine.config import TrainingConfig
@@ -109,7 +111,7 @@ def _loop(parts: Parts, state: TrainState, control: Control, trace: MemoryTrace)
     while state.step < parts.schedule.total_steps:
         yield from _wishes(parts, state, control)
         result = yield from _one_step(parts, state, control)
-        yield from guard.after(result.learning_rate, result.is_applied)
+        yield from guard.after(result.learning_rate, result.is_applied, partial(_rows, parts, state.step - 1))
         pace.note(result.seconds)
         if pace.steps == 1:
             yield trace.optimizer_built()
@@ -133,7 +135,7 @@ def _loop(parts: Parts, state: TrainState, control: Control, trace: MemoryTrace)
 
 
 def _one_step(parts: Parts, state: TrainState, control: Control) -> Generator[Event, None, StepResult]:
-    rows = [parts.data.train[i] for i in parts.schedule.rows_of(state.step)]
+    rows = _rows(parts, state.step)
     result = yield from recovery.with_less_memory(
         parts, lambda size: optimizer_step(parts, rows, size, control), state
     )
@@ -142,6 +144,10 @@ def _one_step(parts: Parts, state: TrainState, control: Control) -> Generator[Ev
     state.tokens_seen += result.tokens
     state.elapsed_seconds += result.seconds
     return result
+
+
+def _rows(parts: Parts, step: int) -> list[Any]:
+    return [parts.data.train[i] for i in parts.schedule.rows_of(step)]
 
 
 def _is_evaluation_due(parts: Parts, state: TrainState) -> bool:

@@ -94,12 +94,12 @@ def prepare_parts(
     tokenizer = loading.load_tokenizer(base_path, trust_remote_code=config.model.trust_remote_code)
     prepared = yield from _ready_data(config, tokenizer, facts, control)
     every_row = (row.input_ids for row in (*prepared.train, *prepared.held_out))
-    yield from vocabulary.compare(tokenizer, facts.vocab_size, every_row)
+    facts = yield from vocabulary.settled(tokenizer, facts, config.model.resize_embeddings, every_row)
     control.check()
     micro_batch, estimate = choose_micro_batch(config, facts, prepared, plan)
     checkpoint.require_disk(folder.path, _disk_bytes(estimate), "a run with these settings")
-    loaded = yield from _load(config, base_path, plan, control)
-    model, attached = yield from _attach(config, loaded, base_path)
+    loaded = yield from _load(config, base_path, plan, control, facts.vocab_size)
+    model, attached = yield from _attach(config, loaded, base_path, facts.new_rows)
     prepared = yield from packed.unpacked_where_rows_leak(model, prepared, plan)
     parts = _assembled(config, folder, plan, model, tokenizer, base_path, prepared, micro_batch, estimate)
     yield from _choose_loss(parts)
@@ -117,10 +117,10 @@ def prepare_parts(
 
 
 def _attach(
-    config: TrainingConfig, loaded: Any, base_path: Path
+    config: TrainingConfig, loaded: Any, base_path: Path, new: int
 ) -> Generator[Event, None, tuple[Any, adapters.AdapterReport]]:
     model, attached = adapters.attach(
-        loaded.model, config.lora, base_path=base_path, seed=config.training.seed
+        loaded.model, config.lora, base_path=base_path, seed=config.training.seed, new=new
     )
     _make_trainable(model, config)
     yield AdaptersAttached(
@@ -255,7 +255,7 @@ def _ready_data(
 
 
 def _load(
-    config: TrainingConfig, base_path: Path, plan: DevicePlan, control: Control
+    config: TrainingConfig, base_path: Path, plan: DevicePlan, control: Control, rows: int
 ) -> Generator[Event, None, Any]:
     yield PhaseChanged("loading", f"Loading {config.model.name} in 4 bits on {plan.title}")
     control.check()
@@ -267,6 +267,7 @@ def _load(
             plan,
             trust_remote_code=config.model.trust_remote_code,
             report_progress=lambda phase, done, total, unit: emit(Progressed(phase, done, total, unit)),
+            rows=rows,
         )
 
     loaded = yield from events_while(work)

@@ -104,6 +104,17 @@ def make_tiny(
     return folder
 
 
+def with_new_tokens(folder: Path, count: int) -> Path:
+    """The same folder with a tokenizer of `count` entries more than the model has embeddings for: the words `zork0` and on."""
+    rows = int(AutoConfig.from_pretrained(str(folder)).get_text_config().vocab_size)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"fill{n}" for n in range(rows - len(tokenizer))])
+    tokenizer.add_tokens([f"zork{n}" for n in range(count)])
+    assert len(tokenizer) == rows + count
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def make_tiny_seeing(model_type: str, folder: Path, *, seed: int = 0) -> Path:
     """A tiny model that also sees: `gemma3` or `mistral3`, its language model nested inside."""
     torch.manual_seed(seed)

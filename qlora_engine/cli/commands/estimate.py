@@ -266,7 +266,7 @@ def _largest_words(found: Mapping[str, Any]) -> str:
 def _facts(config: TrainingConfig) -> Any:
     from qlora_engine.models import catalog
 
-    return catalog.facts(config.model.name, config.model.revision, config.model.offline)
+    return catalog.facts_for(config.model)
 
 
 def _range(device_bytes: Mapping[str, int]) -> str:

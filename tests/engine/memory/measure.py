@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from qlora_engine.config import ModelSettings, TrainingConfig
 from qlora_engine.data.batches import Batch
 from qlora_engine.device import plan_device
 from qlora_engine.memory import tracker
-from qlora_engine.models import loading
+from qlora_engine.models import catalog, loading
 from qlora_engine.training import loss, optim
 
 
@@ -29,8 +29,9 @@ class Measured:
 def build(folder: Path, config: TrainingConfig) -> Any:
     """The model a run would train: loaded in 4 bits, adapters attached, checkpointing as asked."""
     plan = plan_device(ModelSettings(device="cpu"))
-    loaded = loading.load_quantized(folder, config.quantization, plan)
-    model, _ = adapters.attach(loaded.model, config.lora)
+    facts = catalog.facts_for(replace(config.model, name=str(folder)))
+    loaded = loading.load_quantized(folder, config.quantization, plan, rows=facts.vocab_size)
+    model, _ = adapters.attach(loaded.model, config.lora, new=facts.new_rows)
     model.train()
     if config.training.gradient_checkpointing:
         model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})

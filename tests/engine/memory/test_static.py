@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from bitsandbytes.nn import Params4bit
 from qlora_engine.config import TrainingConfig
 from qlora_engine.memory.estimate import estimate
 from qlora_engine.memory.optimizer_state import state_bytes
-from qlora_engine.models import spec
+from qlora_engine.models import catalog
 from qlora_engine.models.experts.stack import Stacked4bit
 from qlora_engine.training import optim
 from tests.engine.memory.measure import build
 from tests.engine.memory.settings import COUNTED, config, estimated, facts
 from tests.support.starter import starter_folder
-from tests.support.tiny import make_tiny, tiny_config
+from tests.support.tiny import make_tiny, tiny_config, with_new_tokens
 from tests.support.tiny_experts import MIXTURES
 
 ARCHITECTURES = (
@@ -33,7 +34,7 @@ def storages(model: Any, *, has_buffers: bool) -> dict[str, int]:
         "quantized_weights": {}, "quantization_constants": {}, "adapters": {}, "unquantized_weights": {},
     }  # fmt: skip
     for name, parameter in model.named_parameters():
-        part = "adapters" if "lora_" in name else "unquantized_weights"
+        part = "adapters" if "lora_" in name or "trainable_tokens" in name else "unquantized_weights"
         if isinstance(parameter, Params4bit):
             part = "quantized_weights"
             for constant in constants(parameter.quant_state):
@@ -59,13 +60,15 @@ def _add(sizes: dict[int, int], tensor: torch.Tensor) -> None:
     sizes[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
 
 
-def compare(folder: Path, is_double: bool, **changes: Any) -> None:
+def compare(folder: Path, is_double: bool, **changes: Any) -> dict[str, int]:
+    """The bytes of each part, predicted and built alike."""
     settings = config(quantization__double_quant=is_double, **changes)
-    facts_of_it = spec.facts_of_folder(folder)
+    facts_of_it = catalog.facts_for(replace(settings.model, name=str(folder)))
     found = estimate(facts_of_it, settings, seq_len=64, micro_batch=1, device="cpu")
     built = storages(build(folder, settings), has_buffers=facts_of_it.source == "class")
     parts = found.chosen(is_double).parts
     assert {name: parts[name] for name in built} == built
+    return built
 
 
 @pytest.mark.parametrize("is_double", [True, False])
@@ -86,6 +89,16 @@ def test_static_parts_are_the_storages_that_are_built(kind: str, is_double: bool
 )
 def test_adapters_are_the_ones_that_are_built(changes: dict[str, Any], tmp_path: Path) -> None:
     compare(make_tiny("llama", tmp_path / "llama"), True, **changes)
+
+
+@pytest.mark.parametrize(("kind", "is_tied"), [("llama", True), ("llama", False), ("gpt2", True)])
+def test_new_rows_of_the_embeddings_are_the_ones_that_are_built(
+    kind: str, is_tied: bool, tmp_path: Path
+) -> None:
+    """Of the class's facts buffers are counted too: what PEFT keeps to undo a merge is not there."""
+    folder = with_new_tokens(make_tiny(kind, tmp_path / kind, tie_word_embeddings=is_tied), 30)
+    found = compare(folder, True, model__resize_embeddings=True)
+    assert found["adapters"] - compare(folder, True)["adapters"] == 4 * 64 * 30 * (1 if is_tied else 2)
 
 
 @pytest.mark.parametrize("kind", MIXTURES)

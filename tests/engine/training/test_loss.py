@@ -64,28 +64,34 @@ def test_chunked_equals_full_in_value_and_gradient(family: str) -> None:
     chunk=st.integers(1, 50),
     softcap=st.none() | st.floats(1.0, 30.0),
     has_bias=st.booleans(),
+    new=st.integers(0, 6),
 )
 def test_the_chunk_size_changes_nothing(
-    tokens: int, chunk: int, softcap: float | None, has_bias: bool
+    tokens: int, chunk: int, softcap: float | None, has_bias: bool, new: int
 ) -> None:
+    """Nor do rows of the head that are trained: theirs is the gradient that the whole head would have there."""
     torch.manual_seed(tokens)
     hidden = torch.randn(tokens, 16, dtype=torch.float64, requires_grad=True)
     weight, bias = (
         torch.randn(23, 16, dtype=torch.float64),
         torch.randn(23, dtype=torch.float64) if has_bias else None,
     )
+    rows = torch.randn(new, 16, dtype=torch.float64, requires_grad=True) if new else None
     labels = torch.randint(0, 23, (tokens,))
     chunked = loss.chunked_cross_entropy(
-        hidden, weight, labels, head_bias=bias, chunk_tokens=chunk, softcap=softcap, scale=0.7
+        hidden, weight, labels, head_bias=bias, new_rows=rows, chunk_tokens=chunk, softcap=softcap, scale=0.7
     )
-    logits = torch.nn.functional.linear(hidden, weight, bias) * 0.7
+    head = weight if rows is None else torch.cat([weight[: 23 - new], rows])
+    logits = torch.nn.functional.linear(hidden, head, bias) * 0.7
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     whole = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
     torch.testing.assert_close(chunked.double(), whole, rtol=1e-5, atol=1e-5)
-    (got,) = torch.autograd.grad(chunked, hidden)
-    (expected,) = torch.autograd.grad(whole, hidden)
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    trained = [hidden] if rows is None else [hidden, rows]
+    for got, expected in zip(
+        torch.autograd.grad(chunked, trained), torch.autograd.grad(whole, trained), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_untrained_tokens_do_not_count() -> None:

@@ -219,6 +219,7 @@ ELSEWHERE = {
     "model.device": "cli/test_bad_input.py::test_a_machine_without_the_gpu_that_was_asked_for",
     "model.offline": "cli/test_bad_input.py::test_an_offline_program_asks_no_hub",
     "model.trust_remote_code": "models/test_loading.py::test_code_that_was_agreed_to_is_run",
+    "model.resize_embeddings": "training/test_resizing.py::test_new_rows_are_learned_and_every_form_of_them_is_the_same_model",
     "quantization.compute_dtype": "training/test_options.py::test_the_compute_type_is_that_of_the_whole_forward_pass",
     "quantization.experts": "models/test_experts.py::test_what_was_built_is_reported",
     "quantization.expert_placement": "models/test_experts.py::test_what_was_built_is_reported",

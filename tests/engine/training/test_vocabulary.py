@@ -82,11 +82,11 @@ def test_an_adapter_that_no_step_moves_is_named_once() -> None:
     model = Two()
     guard = AdapterGuard(model)
     model.move("first")
-    assert list(guard.after(0.0, True)) == [], "warm-up begins with a rate of 0"
-    told = list(guard.after(0.1, True))
+    assert list(guard.after(0.0, True, list)) == [], "warm-up begins with a rate of 0"
+    told = list(guard.after(0.1, True, list))
     assert [e.code for e in told if isinstance(e, Noticed)] == ["adapters.unmoved"]
     assert "1 of 2 adapters did not change in the first step: second" in told[0].message  # type: ignore[attr-defined]
-    assert list(guard.after(0.1, True)) == []
+    assert list(guard.after(0.1, True, list)) == []
 
 
 def test_matrices_that_do_not_begin_at_zero_must_move_too() -> None:
@@ -94,9 +94,9 @@ def test_matrices_that_do_not_begin_at_zero_must_move_too() -> None:
     model.move("first", "second")
     guard = AdapterGuard(model)
     model.move("second")
-    assert len(list(guard.after(0.1, True))) == 1
+    assert len(list(guard.after(0.1, True, list))) == 1
     with pytest.raises(EngineError, match="changed no adapter"):
-        list(AdapterGuard(model).after(0.1, True))
+        list(AdapterGuard(model).after(0.1, True, list))
 
 
 def test_the_head_is_refused_with_the_true_reason(make_config: MakeConfig) -> None:

@@ -1,0 +1,104 @@
+"""Tokenizers with more entries than the model has embeddings: what rows are missing, and the facts with them. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from qlora_engine import parsing
+from qlora_engine.errors import EngineError
+from qlora_engine.models.parts import ModelFacts, TensorFact
+
+ROLES = ("embedding", "head")
+
+
+def rows_needed(tokenizer: Any) -> int:
+    """Rows that a loaded tokenizer needs: one for each of its entries, and for every number below the largest."""
+    return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
+
+
+def rows_needed_by(folder: Path) -> int | None:
+    """The same of the tokenizer in a model's folder, read off its files; None where they do not say."""
+    files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json")]
+    stamps = tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.is_file())
+    return _rows_in(stamps)
+
+
+def grown(facts: ModelFacts, rows: int) -> ModelFacts:
+    """`facts` with `rows` rows of the embeddings, and of a head of its own; as they are where they have as many.
+
+    Raises:
+        EngineError: a model that cannot get new rows, with the reason.
+    """
+    if rows <= facts.vocab_size:
+        return facts
+    require_growable(facts)
+    return replace(
+        facts,
+        vocab_size=rows,
+        new_rows=rows - facts.vocab_size,
+        unquantized=tuple(
+            replace(one, shape=(rows, *one.shape[1:])) if _is_table(one, facts) else one
+            for one in facts.unquantized
+        ),
+    )
+
+
+def require_growable(facts: ModelFacts) -> None:
+    """Refuse a model whose new rows could not be trained, saved or loaded again.
+
+    Raises:
+        EngineError: with the reason.
+    """
+    why = _why_not(facts)
+    if why:
+        raise EngineError(
+            "model.resize",
+            f"the embeddings of {facts.name} cannot be enlarged here: {why}",
+            "use a tokenizer whose every entry has an embedding, and set model.resize_embeddings to false",
+        )
+
+
+def tables(facts: ModelFacts) -> list[TensorFact]:
+    """What has a row for every token: the embeddings, and a head of its own."""
+    return [one for one in facts.unquantized if _is_table(one, facts)]
+
+
+def _why_not(facts: ModelFacts) -> str:
+    found = tables(facts)
+    if facts.config.get("vocab_size_per_layer_input") or len(found) > (1 if facts.is_tied else 2):
+        return "it looks tokens up in more tables than one, and what the others should hold of a new token nothing says"
+    if any(one.shape == (facts.vocab_size,) for one in facts.unquantized):
+        return "its head has a bias for every entry, which PEFT leaves out where it trains rows of a head"
+    if isinstance(facts.config.get("text_config"), Mapping):
+        return "its language model is a part of one that also sees or hears, whose own tokens stand at fixed numbers"
+    if facts.source == "files":
+        return "it brings code of its own, of which nobody knows what else depends on their number"
+    if len(found) != (1 if facts.is_tied else 2):
+        return "its class keeps them in a way that is not known here"
+    return ""
+
+
+def _is_table(one: TensorFact, facts: ModelFacts) -> bool:
+    return one.role in ROLES and len(one.shape) == 2 and one.shape[0] == facts.vocab_size
+
+
+@lru_cache(maxsize=16)
+def _rows_in(stamps: tuple[tuple[str, int, int], ...]) -> int | None:
+    found = [number for name, _, _ in stamps for number in _numbers(Path(name))]
+    return max(found) + 1 if found else None
+
+
+def _numbers(file: Path) -> Iterator[int]:
+    """The numbers of all tokens that a tokenizer's file names; of a damaged one, which loading tells, none."""
+    try:
+        plain = parsing.from_json(file.read_text(encoding="utf-8"))
+        words = (plain.get("model") or {}).get("vocab") or {}
+        yield from words.values() if isinstance(words, dict) else range(len(words))
+        yield from (int(token["id"]) for token in plain.get("added_tokens") or ())
+        yield from (int(number) for number in plain.get("added_tokens_decoder") or {})
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return
