@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) packaging/bootstrap.py
 
-.PHONY: test-window test-faults bench-runs bench-scaling bench-speed run test lint bench bench-ui bench-memory bench-data bench-merge bench-exports test-architectures test-gpu gpu-kit gpu-rehearsal gpu-report clean check-templates test-data
+.PHONY: bench-window test-window test-faults bench-runs bench-scaling bench-speed run test lint bench bench-ui bench-memory bench-data bench-merge bench-exports test-architectures test-gpu gpu-kit gpu-rehearsal gpu-report clean check-templates test-data
 
 run:  ## open the window; without a display, train the starter in the terminal
 	@$(BOOTSTRAP) run
@@ -18,6 +18,9 @@ bench:  ## all benchmarks
 
 bench-ui:  ## event-loop gaps of the window while a run is training
 	@$(BOOTSTRAP) bench-ui
+
+bench-window:  ## how much slower a run is while the window shows it
+	@$(BOOTSTRAP) bench-window
 
 bench-runs:  ## the list of two thousand runs, and a comparison of eight
 	@$(BOOTSTRAP) bench-runs

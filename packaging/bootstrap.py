@@ -73,6 +73,7 @@ def main(arguments: list[str]) -> int:
         "check-templates": lambda: module("tests.bench.template_check"),
         "bench-runs": lambda: module("tests.bench.many_runs"),
         "bench-ui": lambda: module("tests.bench.ui_gaps"),
+        "bench-window": lambda: module("tests.bench.window_cost"),
         "bench-speed": lambda: module("tests.bench.speed_table"),
         "bench-scaling": lambda: module("tests.bench.scaling_table"),
         "bench-memory": lambda: module("tests.bench.memory_table"),

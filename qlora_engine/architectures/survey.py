@@ -5,7 +5,6 @@ stack when it tries.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlora_engine import __version__, kept, parsing, paths
+from qlora_engine import __version__, installed, kept, parsing, paths
 from qlora_engine.models import classes
 
 if TYPE_CHECKING:
@@ -63,6 +62,6 @@ def _trial(plain: dict[str, Any]) -> Trial:
 
 
 def _file() -> Path:
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES]
+    versions = [f"{name} {installed.version(name)}" for name in LIBRARIES]
     key = hashlib.sha256(json.dumps([SCHEMA, __version__, versions]).encode()).hexdigest()[:16]
     return paths.cache_dir() / "architectures" / f"{key}.json"

@@ -8,14 +8,13 @@ Pure arithmetic, no torch.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlora_engine import kept, parsing, paths
+from qlora_engine import installed, kept, parsing, paths
 from qlora_engine.config import TrainingConfig
 from qlora_engine.memory import static
 from qlora_engine.memory.passes import FP32, Shape
@@ -126,6 +125,6 @@ def _file(facts: ModelFacts, config: TrainingConfig, device: str) -> Path:
         lora.dora, lora.targets if isinstance(lora.targets, str) else list(lora.targets),
         lora.rank if lora.experts else None, config.quantization.experts,
     ]  # fmt: skip
-    versions = [importlib.metadata.version(name) for name in LIBRARIES]
+    versions = [installed.version(name) for name in LIBRARIES]
     key = json.dumps([SCHEMA, versions, way, dict(facts.config)], sort_keys=True, default=str)
     return paths.cache_dir() / "profiles" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"

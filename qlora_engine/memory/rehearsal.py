@@ -7,7 +7,6 @@ same, so the rest is a straight line, phase by phase. Imports the ML stack.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from qlora_engine import config_io, kept, parsing, paths
+from qlora_engine import config_io, installed, kept, parsing, paths
 from qlora_engine.bridge import Emit, events_while
 from qlora_engine.config import TrainingConfig
 from qlora_engine.control import Control
@@ -366,9 +365,7 @@ def _cache_file(question: Question) -> Path:
         "loss": config.training.loss,
         "clips": bool(config.training.max_grad_norm),
         "schema": SCHEMA,
-        "versions": [
-            importlib.metadata.version(n) for n in ("torch", "transformers", "peft", "bitsandbytes")
-        ],
+        "versions": [installed.version(n) for n in ("torch", "transformers", "peft", "bitsandbytes")],
     }
     key = json.dumps(symbolic.settings_key(question.facts, settings), sort_keys=True, default=str)
     return paths.cache_dir() / "rehearsals" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"

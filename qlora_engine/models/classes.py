@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import subprocess
@@ -18,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from qlora_engine import child, kept, parsing, paths
+from qlora_engine import child, installed, kept, parsing, paths
 from qlora_engine.errors import EngineError
 from qlora_engine.models.parts import ModelFacts, parts_from_dict
 
@@ -119,7 +118,7 @@ def types_of(kind: str) -> tuple[str, ...]:
 
 def versions() -> list[str]:
     """Of the libraries that a class depends on."""
-    return [f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "torch")]
+    return [f"{name} {installed.version(name)}" for name in ("transformers", "torch")]
 
 
 def _has_transformers() -> bool:

@@ -6,14 +6,13 @@ A report belongs to the hashes of the model's files, the data as they lie on the
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from qlora_engine import parsing, paths
+from qlora_engine import installed, parsing, paths
 from qlora_engine.config import TrainingConfig
 from qlora_engine.data.sources import STARTER
 from qlora_engine.models import catalog
@@ -64,7 +63,7 @@ def key_of(hashes: Mapping[str, str], config: TrainingConfig, options: Options) 
 
 def versions() -> dict[str, str]:
     """Of the libraries whose arithmetic is measured."""
-    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {name: installed.version(name) for name in LIBRARIES}
 
 
 def read(key: str) -> QualityReport | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from PySide6.QtCore import QTimer
 
@@ -27,7 +26,7 @@ class MemoryController(TabController):
     def __init__(self, studio: Studio, screen: MemoryScreen) -> None:
         self._studio, self._screen = studio, screen
         self._fitting: Fitting | None = None
-        self._asked: tuple[Any, ...] = ()
+        self._is_seen = self._is_stale = False
         self._search = QTimer(screen, singleShot=True, interval=SEARCH_DELAY_MS)
         self._search.timeout.connect(self._look_for_largest)
         self._tick = QTimer(screen, interval=TICK_MS)
@@ -48,7 +47,11 @@ class MemoryController(TabController):
         self.paint()
 
     def paint(self) -> None:
-        """Everything but the largest that fits, which is looked for as soon as nothing moves."""
+        """Everything but the largest that fits, which is looked for as soon as nothing moves; later, where nobody looks."""
+        if not self._is_seen:
+            self._is_stale = True
+            return
+        self._is_stale = False
         self._paint_now()
         self._search.start()
 
@@ -120,8 +123,11 @@ class MemoryController(TabController):
 
     def _seen(self, is_visible: bool) -> None:
         """Only what is looked at is rehearsed, and only a visible mark counts its seconds."""
+        self._is_seen = is_visible
         self._studio.rehearser.want(is_visible)
         if is_visible:
+            if self._is_stale:
+                self.paint()
             self._tick.start()
             self._paint_mark()
         else:
