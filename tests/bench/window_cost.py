@@ -25,7 +25,7 @@ import psutil
 from tests.bench import ui_gaps
 
 PROMISED_SHARE = 0.03
-TURNS, TURN_SECONDS, SETTLING_SECONDS = 2, 8.0, 3.0
+TURNS, TURN_SECONDS, SETTLING_SECONDS = 10, 16.0, 3.0
 READY_SECONDS = 240
 
 

@@ -20,7 +20,7 @@ from qlora_engine.memory.optimizer_state import StateBytes
 from qlora_engine.monitor import words
 from qlora_engine.monitor.residency import why_never_paged
 
-LOOK_MS = 250
+LOOK_MS = 500
 TRACE = "memory.jsonl"
 
 
