@@ -14,7 +14,8 @@ from qlora_engine.runs import outlook as engine
 from qlora_engine.runs import queue
 from qlora_engine.runs.index import RunEntry
 
-LOOK_MS = 5000
+LOOK_MS = 15_000
+"""For what time alone changes: what others do is seen by the list of runs first."""
 
 
 class QueueOutlook(QObject):

@@ -41,6 +41,9 @@ class CurveStyle:
 class QuietAxis(pg.AxisItem):
     """Few round labels, as many as there is room for; steps and counts are whole."""
 
+    counted = "step"
+    """What is along the bottom; empty where another place says so."""
+
     def tickSpacing(self, low: float, high: float, size: float) -> list[tuple[float, float]]:
         is_across = self.orientation == "bottom"
         room = size / (ACROSS_PIXELS if is_across else UP_PIXELS)
@@ -51,7 +54,8 @@ class QuietAxis(pg.AxisItem):
         """The first label below the plot tells what is counted, which takes no line of its own."""
         found: list[str] = super().tickStrings(values, scale, spacing)
         is_across = self.orientation == "bottom"
-        return [f"step {found[0]}", *found[1:]] if is_across and found else found
+        is_named = is_across and found and self.counted
+        return [f"{self.counted} {found[0]}", *found[1:]] if is_named else found
 
 
 class QuietPlot(pg.PlotWidget):

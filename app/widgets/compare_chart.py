@@ -8,28 +8,44 @@ from typing import Any
 
 import numpy as np
 import pyqtgraph as pg
-from PySide6.QtCore import QPointF, QRect, QRectF, QSize, Qt, Signal
-from PySide6.QtGui import QPainter
-from PySide6.QtWidgets import QVBoxLayout, QWidget
+from PySide6.QtCore import QPointF, Qt, Signal
+from PySide6.QtGui import QKeyEvent
+from PySide6.QtWidgets import QFrame, QSizePolicy, QVBoxLayout
 
 from app import theme
 from app.presenters.words import duration_text, number_text
+from app.widgets import compare_picture
 from app.widgets.charts import QuietAxis, QuietPlot
 from app.widgets.kit import label, set_tip
 
+LEAST_HEIGHT = 280
+"""Pixels; it grows with the room that the page has."""
+STEPS: dict[int, float] = {Qt.Key.Key_Left: -0.01, Qt.Key.Key_Right: 0.01}
+"""Shares of what is seen that an arrow moves the crosshair by."""
+ZOOMS: dict[int, float] = {Qt.Key.Key_Plus: 0.8, Qt.Key.Key_Minus: 1.25}
 
-class CompareChart(QWidget):
-    """Signals: `read(texts)`: what the crosshair shows of each line, empty texts when it is gone."""
+
+class CompareChart(QFrame):
+    """With the keyboard: arrows move the crosshair, + and - zoom around it, Home shows everything.
+
+    Signals: `read(texts)`: what the crosshair shows of each line, empty texts when it is gone."""
 
     read = Signal(tuple)
 
     def __init__(self) -> None:
         super().__init__()
         self.plot = QuietPlot(axisItems={side: QuietAxis(side) for side in ("left", "bottom")})
+        self.plot.getPlotItem().getAxis("bottom").counted = ""  # the title says it
         self.plot.setMenuEnabled(False)
         self.plot.hideButtons()
         self.plot.setAccessibleName("Chart: the chosen runs")
+        self.plot.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.plot.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Ignored)
+        self.setMinimumHeight(LEAST_HEIGHT)
         set_tip(self.plot, "Ctrl and wheel: zoom. Drag: move. Double click: everything.")
+        self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        self.setAccessibleName("Chart: the chosen runs")
+        self.setAccessibleDescription("Arrows: move the crosshair. Plus and minus: zoom. Home: everything.")
         self._title = label("", "small")
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -38,6 +54,7 @@ class CompareChart(QWidget):
         self._axis, self._unit, self._is_log = "step", "", False
         self.lines: list[Any] = []
         self._points: list[tuple[Any, Any]] = []
+        self._names: list[compare_picture.Name] = []
         self._cross = pg.InfiniteLine(angle=90, movable=False)
         self._cross.hide()
         self.plot.addItem(self._cross, ignoreBounds=True)
@@ -58,6 +75,9 @@ class CompareChart(QWidget):
         self.plot.getPlotItem().getAxis("left").setWidth(56)
         self.plot.showGrid(x=False, y=True, alpha=0.12)
         self._cross.setPen(pg.mkPen(t.quiet, style=Qt.PenStyle.DotLine))
+        self.setStyleSheet(
+            f"CompareChart {{ border: 1px solid {t.panel} }} CompareChart:focus {{ border-color: {t.accent} }}"
+        )
 
     def set_scale(self, axis: str, title: str, unit: str, *, is_log: bool) -> None:
         """What is along and up."""
@@ -78,7 +98,7 @@ class CompareChart(QWidget):
             self.lines.append(item)
         while len(self.lines) > len(lines):
             self.plot.removeItem(self.lines.pop())
-        self._points = []
+        self._points, self._names = [], [(title, colour, dots) for title, colour, _, _, dots in lines]
         for item, (_, colour, x, y, is_dots) in zip(self.lines, lines, strict=True):
             xs, ys = np.array(x, dtype=float), np.array(y, dtype=float)
             item.setPen(pg.mkPen(colour, width=1.2 if is_dots else 1.8))
@@ -94,16 +114,14 @@ class CompareChart(QWidget):
             self.lines[place].setVisible(is_shown)
 
     def save(self, path: Path, *, is_drawing: bool) -> None:
-        """As it is seen, as a picture or as a drawing that scales.
+        """As it is seen, with the names of its lines, as a picture or as a drawing that scales.
 
         Raises:
             OSError: it cannot be written.
         """
-        if is_drawing:
-            self._draw_to(path)
-        else:
-            path.write_bytes(b"")  # says at once if it cannot be written
-            self.grab().save(str(path), "PNG")
+        seen = [name for name, item in zip(self._names, self.lines, strict=True) if item.isVisible()]
+        self._cross.hide()
+        compare_picture.save(path, self.plot, self._title.text(), seen, is_drawing=is_drawing)
 
     def texts_at(self, x: float) -> tuple[str, ...]:
         """Of each line its last value at or before `x`."""
@@ -136,22 +154,26 @@ class CompareChart(QWidget):
     def _point(self, position: QPointF) -> None:
         view = self.plot.getPlotItem().vb
         is_inside = view.sceneBoundingRect().contains(position)
-        self._cross.setVisible(is_inside)
-        if not is_inside:
+        if is_inside:
+            self._read_at(view.mapSceneToView(position).x())
+        else:
+            self._cross.hide()
             self.read.emit(("",) * len(self.lines))
-            return
-        x = view.mapSceneToView(position).x()
+
+    def _read_at(self, x: float) -> None:
         self._cross.setPos(x)
+        self._cross.show()
         self.read.emit(self.texts_at(x))
 
-    def _draw_to(self, path: Path) -> None:
-        from PySide6.QtSvg import QSvgGenerator
-
-        path.write_bytes(b"")  # says at once if it cannot be written
-        generator = QSvgGenerator()
-        generator.setFileName(str(path))
-        generator.setSize(QSize(self.width(), self.height()))
-        generator.setViewBox(QRect(0, 0, self.width(), self.height()))
-        painter = QPainter(generator)
-        self.plot.scene().render(painter, QRectF(0, 0, self.width(), self.height()))
-        painter.end()
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        view, key = self.plot.getPlotItem().vb, event.key()
+        (low, high), _ = view.viewRange()
+        x = self._cross.value() if self._cross.isVisible() else (low + high) / 2
+        if key in STEPS:
+            self._read_at(min(high, max(low, x + STEPS[key] * (high - low))))
+        elif key in ZOOMS:
+            view.scaleBy((ZOOMS[key], 1.0), center=(x, 0.0))
+        elif key == Qt.Key.Key_Home:
+            self.plot.enableAutoRange()
+        else:
+            super().keyPressEvent(event)

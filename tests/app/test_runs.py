@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import statistics
 import time
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from PySide6.QtCore import Qt
+from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
@@ -52,8 +54,6 @@ def choose(window: MainWindow, *wanted: str) -> None:
     for place, name in enumerate(wanted):
         index = window.runs.model.index(names(window).index(name))
         keys = Qt.KeyboardModifier.ControlModifier if place else Qt.KeyboardModifier.NoModifier
-        from PySide6.QtTest import QTest
-
         QTest.mouseClick(view.viewport(), LEFT, keys, view.visualRect(index).center())
 
 
@@ -267,11 +267,25 @@ def test_a_comparison_shows_the_numbers_of_the_files_and_only_what_differs(
     for kind in ("png", "svg", "csv"):
         controller.save_as(kind, tmp_path / f"c.{kind}")
         assert (tmp_path / f"c.{kind}").stat().st_size > 500
+    drawn = re.findall(r">([^<>]+)</text>", (tmp_path / "c.svg").read_text())
+    assert "slow" in drawn, "a picture names its lines"
+    assert "fast" not in drawn, "what is hidden is not named"
+    assert "Training loss (nats/token, log scale) over tokens" in drawn
     with (tmp_path / "c.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["fast: loss"]]
     assert len(rows) == 60
     mean = statistics.fmean(float(row["fast: loss"]) for row in rows)
     assert mean == pytest.approx(statistics.fmean(3.0 * math.exp(-2 * n / 40) for n in range(1, 61)))
+    chart = screen.chart
+    chart.setFocus()
+    QTest.keyClick(chart, Qt.Key.Key_Right)
+    assert "at" in screen._values[1][1].text(), "the crosshair is moved by keys too"
+    before = chart.plot.getPlotItem().vb.viewRange()[0]
+    QTest.keyClick(chart, Qt.Key.Key_Plus)
+    after = chart.plot.getPlotItem().vb.viewRange()[0]
+    assert after[1] - after[0] == pytest.approx(0.8 * (before[1] - before[0]))
+    QTest.keyClick(chart, Qt.Key.Key_Home)
+    qtbot.waitUntil(lambda: chart.plot.getPlotItem().vb.viewRange()[0] == pytest.approx(before), timeout=5000)
     window.go_to("chat")
     sets = window.tabs.screens["chat"].sets
     assert len(sets.chosen_runs()) == 2, "the same prompts can be asked of each"

@@ -14,6 +14,8 @@ from qlora_engine.cli.commands.queue import Stoppable
 if TYPE_CHECKING:
     from qlora_engine.runs.sweep import Planned, Sweep
 
+NO_TIME = "their time is not known until a run of this model has steps"
+
 
 @click.command()
 @click.argument("file", metavar="FILE_OR_ID")
@@ -81,8 +83,8 @@ def _print_preview(wanted: Sweep, *, is_document: bool, is_quiet: bool) -> None:
     for problem in dict.fromkeys(cell.problem for cell in cells if cell.problem):
         output.note(problem)
     known = [cell.seconds for cell in cells if cell.seconds is not None]
-    total = output.duration(sum(known)) if len(known) == len(cells) else output.NOT_AVAILABLE
-    output.say(f"{len(cells)} cells, {len(cells) * len(wanted.seeds)} runs, altogether {total}\n")
+    total = f"altogether {output.duration(sum(known))}" if len(known) == len(cells) else NO_TIME
+    output.say(f"{len(cells)} cells, {len(cells) * len(wanted.seeds)} runs, {total}\n")
 
 
 def _print_queued(planned: Planned, as_json: bool) -> None:

@@ -1,0 +1,62 @@
+"""A comparison as a file: what is in a picture stands at the same place in a drawing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PySide6.QtGui import QImage, QPainter
+from PySide6.QtSvg import QSvgRenderer
+from pytestqt.qtbot import QtBot
+
+from app.widgets import compare_picture
+from app.widgets.compare_chart import CompareChart
+
+
+def drawn(path: Path) -> QImage:
+    """In pixels of the screen."""
+    if path.suffix == ".png":
+        found = QImage(str(path))
+        return found.scaled(found.size() / compare_picture.SHARPNESS)
+    renderer = QSvgRenderer(str(path))
+    found = QImage(renderer.viewBox().size(), QImage.Format.Format_RGB32)
+    painter = QPainter(found)
+    renderer.render(painter)
+    painter.end()
+    return found
+
+
+def labelled_rows(picture: QImage) -> tuple[int, int]:
+    """The first and the last row of pixels with a label of the upright axis."""
+    left, top = compare_picture.EDGE, compare_picture.EDGE + compare_picture.LINE
+    empty = picture.pixelColor(2, 2).lightness()
+    rows = [
+        y
+        for y in range(top, picture.height() - 3 * top)
+        if any(abs(picture.pixelColor(x, y).lightness() - empty) > 40 for x in range(left, left + 50))
+    ]
+    return rows[0], rows[-1]
+
+
+def test_a_drawing_has_its_labels_where_the_picture_has_them(qtbot: QtBot, tmp_path: Path) -> None:
+    chart = CompareChart()
+    qtbot.addWidget(chart)
+    chart.resize(640, 420)
+    chart.show()
+    chart.set_scale("tokens", "Training loss", "nats/token", is_log=False)
+    chart.show_lines([("one", "#56B4E9", [1, 2, 3], [3.0, 2.0, 1.0], False), ("two", "#E69F00", [1, 3], [2.0, 1.5], True)], None)  # fmt: skip
+    qtbot.waitUntil(lambda: chart.plot.getPlotItem().vb.viewRange()[0][1] > 2.9, timeout=5000)
+    for name in ("c.png", "c.svg"):
+        chart.save(tmp_path / name, is_drawing=name.endswith("svg"))
+    picture, drawing = drawn(tmp_path / "c.png"), drawn(tmp_path / "c.svg")
+    assert picture.size() == drawing.size()
+    assert labelled_rows(drawing) == pytest.approx(labelled_rows(picture), abs=3)
+    assert labelled_rows(picture)[1] > 300
+
+
+def test_what_cannot_be_written_is_told(qtbot: QtBot, tmp_path: Path) -> None:
+    chart = CompareChart()
+    qtbot.addWidget(chart)
+    for is_drawing in (False, True):
+        with pytest.raises(OSError, match="none"):
+            chart.save(tmp_path / "none" / "c", is_drawing=is_drawing)
