@@ -135,7 +135,7 @@ def _with_calls(source: Source, shape: Shape) -> Shape:
 
 def _shows_call(found: Rendered, form: str) -> bool:
     extent = found.extent(1)
-    if extent is None or not found.has(1, "calls", "id"):
+    if extent is None or not found.has(1, "calls", "id", "call name"):
         return False
     said = str.__getitem__(found.text, slice(*extent))
     before = str.__getitem__(found.text, slice(0, extent[1]))

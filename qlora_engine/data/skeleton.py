@@ -105,12 +105,13 @@ class Skeleton:
         return Filled(whole, edges[-1], [(edges[a], edges[b]) for a, b in self.spans], slots, notes)
 
     def _trims(self, messages: Sequence[Message], texts: Sequence[str]) -> bool:
-        """Whether an answer of this very row lost white space."""
-        return any(
-            isinstance(piece, Slot) and piece.trim > 0 and piece.name == "text"
-            and messages[piece.message].is_answer and messages[piece.message].text != text
+        """Whether an answer of this very row lost white space; one of nothing else has no piece left."""
+        said = {
+            piece.message: text
             for piece, text in zip(self.pieces, texts, strict=True)
-        )  # fmt: skip
+            if isinstance(piece, Slot) and piece.name == "text"
+        }
+        return any(m.is_answer and said.get(number, "") != m.text for number, m in enumerate(messages))
 
 
 @dataclass

@@ -85,6 +85,9 @@ def test_truncation_is_counted_to_the_token(tmp_path: Path) -> None:
     assert short.report.truncated_rows == 1
     assert short.report.answer_ends_cut == 1
     assert any("answer's end is cut" in notice for notice in short.report.notices)
+    assert any(f"longer than 80 tokens; {lost:,} tokens are cut" in notice for notice in short.report.notices)
+    (shortened,) = [row for row in short.train if row.cut_tokens]
+    assert (shortened.cut_tokens, shortened.is_answer_cut) == (lost, True)
 
 
 def test_rows_without_a_trained_token_are_dropped_counted_and_shown(tmp_path: Path) -> None:
@@ -100,6 +103,13 @@ def test_a_run_with_nothing_to_train_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="no row has a token to train on") as caught:
         prepare(tmp_path, instruction_rows(10), seq_len=8)
     assert caught.value.code == "data.nothing_trained"
+
+
+def test_a_first_token_alone_is_nothing_to_train(tmp_path: Path) -> None:
+    """Nothing stands before it from which it could be predicted."""
+    with pytest.raises(EngineError, match="no row has a token to train on"):
+        prepare(tmp_path, instruction_rows(4), seq_len=1, train_on="everything")
+    assert len(prepare(tmp_path, instruction_rows(4), seq_len=2, train_on="everything").train)
 
 
 def test_a_role_mapped_to_the_wrong_column_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -100,6 +100,7 @@ def told(row: Any) -> Any:
     st.sampled_from([PLAIN, TRIMMED, THINKING]),
     st.lists(TURNS, min_size=1, max_size=4),
 )
+@example("bytes", TRIMMED, [[("", " ", None)]])
 @settings(max_examples=150, deadline=None)
 def test_both_ways_agree(kind: str, name: str, talks: list[Any]) -> None:
     rows = [

@@ -149,6 +149,39 @@ def test_calls_are_trained_and_results_are_not(kind: str) -> None:
     assert "Finds." not in trained
 
 
+TWO_CALLS = chat(
+    turn("user", "Ulm and Ghent?"),
+    turn("assistant", "", tool_calls=[
+        {"id": "c1", "type": "function", "function": {"name": "find", "arguments": '{"town": "Ulmtown"}'}},
+        {"id": "c2", "type": "function", "function": {"name": "weigh", "arguments": {"town": "Ghenttown"}}},
+    ]),
+    turn("tool", "rain", tool_call_id="c1"), turn("tool", "sun", tool_call_id="c2"), turn("assistant", "Ulm."), tools=[FIND],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["calls as JSON", "arguments one by one", "one marker closes every turn"])
+def test_two_calls_of_one_turn_are_both_trained(kind: str) -> None:
+    first, last = spans(read(TWO_CALLS), kind)
+    assert all(word in first for word in ("find", "Ulmtown", "weigh", "Ghenttown"))
+    assert last.startswith("Ulm.")
+    assert "rain" not in first + last
+
+
+def test_a_row_with_a_call_that_the_template_leaves_out_is_left_out() -> None:
+    """Else a turn of one call would be trained where the data have two."""
+    tokenizer = tokenizer_for(MECHANISMS["ids of nine letters"])
+    (row,) = tokenize([read(TWO_CALLS)], tokenizer, choose(tokenizer, "auto"), Policy())
+    assert isinstance(row, RowProblem)
+    assert row.reason == "the chat template leaves a call of weigh out"
+
+
+@pytest.mark.parametrize("kind", ["calls as JSON", "calls end with a marker of their own"])
+def test_a_call_that_a_template_writes_in_one_piece_is_trained_in_that_form(kind: str) -> None:
+    first = spans(read(calling({"town": "Ulm"}, tools=[FIND])), kind)[0]
+    assert '{"name": "find", "arguments": {"town": "Ulm"}}' in first
+    assert "<tool_call>" not in first
+
+
 @pytest.mark.parametrize("kind", ["calls as JSON", "arguments as text", "one marker closes every turn"])
 def test_arguments_as_text_or_as_object_give_the_same_tokens(kind: str) -> None:
     one, two = calling({"town": "Ulm", "n": 2}), calling('{"town": "Ulm", "n": 2}')
@@ -273,6 +306,8 @@ def test_empty_turns() -> None:
     assert problem(chat(turn("user", "q"), turn("assistant", "   "))) == "its answer is empty"
     asked_on = read(chat(turn("user", "q"), turn("assistant", "a"), turn("user", "and?")))
     assert [m.text for m in asked_on.messages] == ["q", "a"]
+    speaks_first = read(chat(turn("assistant", "Hello."), turn("user", "q"), turn("assistant", "Yes.")))
+    assert spans(speaks_first, kind) == ["Hello.<|close|>", "Yes.<|close|>"]
 
 
 def test_blank_lines_and_spaces_are_trained_as_they_are() -> None:
