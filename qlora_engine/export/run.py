@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,45 +72,44 @@ def export_job(job: ExportJob, control: Control) -> Iterator[Event]:
     require_target(out)
     choice, measured = yield from _chosen(source, job, control)
     writer = writers.writer_of(source, job.format, choice)
-    details = {**writer.details, **measured}
     try:
         journal = Journal(out, _key(source, job.format, choice))
     except OSError as error:
         raise _write_error(source, error, None) from error
+    export = _Export(job, source, writer, {**writer.details, **measured}, journal, out)
+    yield from _whole_or_kept(export, control)
+
+
+@dataclass(frozen=True)
+class _Export:
+    """What is written from what: aside in the journal's folder, until it becomes `out`. `details` stand in card and proof."""
+
+    job: ExportJob
+    source: Source
+    writer: Writer
+    details: Mapping[str, Any]
+    journal: Journal
+    out: Path
+
+
+def _whole_or_kept(export: _Export, control: Control) -> Iterator[Event]:
+    """The target, or what is whole of it left for the next one: after a bug nothing, for it may not be."""
     try:
-        require_disk(journal.folder, writer.nbytes, journal.resumed_bytes)
-        yield from _write(source, writer, journal, job, out, control)
-        (journal.folder / "README.md").write_text(model_card(source, job.format, details), encoding="utf-8")
-        checks: list[CheckFinished] = []
-        if job.options.get("verify", True):
-            yield PhaseChanged("verifying", "Proving the export in a fresh process")
-            checks = yield from verify.prove(source, journal.folder, job.format, details, control)
-        hashes = _hashes(journal.folder, control)
-        if checks:
-            checks.append(verify.check_files(hashes, journal.marks))
-            yield checks[-1]
-        proof = _proof(checks, details, hashes)
-        (journal.folder / "proof.json").write_text(json.dumps(proof, indent=1), encoding="utf-8")
-        journal.finish()
-        if out.is_dir():
-            out.rmdir()
-        journal.folder.rename(out)
+        yield from _write(export, control)
+        proof = yield from _prove(export, control)
+        _put_in_place(export.journal, export.out)
     except Cancelled:
-        kept = journal.leave(keep=True)
+        kept = export.journal.leave(keep=True)
         if kept is None:
             raise
-        yield _stopped(out, kept)
-        return
+        yield _stopped(export.out, kept)
     except OSError as error:
-        raise _write_error(source, error, journal.leave(keep=True)) from error
+        raise _write_error(export.source, error, export.journal.leave(keep=True)) from error
     except BaseException:
-        journal.leave(keep=False)
+        export.journal.leave(keep=False)
         raise
-    yield RunFinished({
-        "path": str(out), "format": job.format, "bytes": sum(f.stat().st_size for f in out.rglob("*") if f.is_file()),
-        "is_proven": proof["is_proven"], "checks": proof["checks"],
-        **({"merges": details["merges"]} if "merges" in details else {}),
-    })  # fmt: skip
+    else:
+        yield _finished(export, proof)
 
 
 def _chosen(
@@ -162,10 +162,11 @@ def _compare_merges(source: Source, dtype: str, control: Control) -> Generator[E
     return comparison
 
 
-def _write(
-    source: Source, writer: Writer, journal: Journal, job: ExportJob, out: Path, control: Control
-) -> Iterator[Event]:
-    yield PhaseChanged("exporting", f"{FORMATS[job.format]}: writing to {out}")
+def _write(export: _Export, control: Control) -> Iterator[Event]:
+    """Weights, tokenizer and model card."""
+    writer, journal = export.writer, export.journal
+    require_disk(journal.folder, writer.nbytes, journal.resumed_bytes)
+    yield PhaseChanged("exporting", f"{FORMATS[export.job.format]}: writing to {export.out}")
     if writer.warning:
         yield Noticed("warning", "export.rounding", writer.warning)
     if journal.resumed_bytes:
@@ -176,6 +177,39 @@ def _write(
     yield from events_while(
         lambda emit: writer.write(journal, control, lambda *step: emit(Progressed(*step)))
     )
+    card = model_card(export.source, export.job.format, export.details)
+    (journal.folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _prove(export: _Export, control: Control) -> Generator[Event, None, dict[str, Any]]:
+    """`proof.json`, as it stands in the folder: what was checked, and the hash of every file."""
+    folder, checks = export.journal.folder, list[CheckFinished]()
+    if export.job.options.get("verify", True):
+        yield PhaseChanged("verifying", "Proving the export in a fresh process")
+        checks = yield from verify.prove(export.source, folder, export.job.format, export.details, control)
+    hashes = _hashes(folder, control)
+    if checks:
+        checks.append(verify.check_files(hashes, export.journal.marks))
+        yield checks[-1]
+    proof = _proof(checks, export.details, hashes)
+    (folder / "proof.json").write_text(json.dumps(proof, indent=1), encoding="utf-8")
+    return proof
+
+
+def _put_in_place(journal: Journal, out: Path) -> None:
+    journal.finish()
+    if out.is_dir():
+        out.rmdir()
+    journal.folder.rename(out)
+
+
+def _finished(export: _Export, proof: Mapping[str, Any]) -> RunFinished:
+    nbytes = sum(file.stat().st_size for file in export.out.rglob("*") if file.is_file())
+    merges = {"merges": export.details["merges"]} if "merges" in export.details else {}
+    return RunFinished({
+        "path": str(export.out), "format": export.job.format, "bytes": nbytes, "is_proven": proof["is_proven"],
+        "checks": proof["checks"], **merges,
+    })  # fmt: skip
 
 
 def default_merge(source: Source) -> str:
