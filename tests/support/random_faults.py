@@ -93,7 +93,7 @@ def undisturbed(config: TrainingConfig, place: Path) -> Undisturbed:
 
         os._exit = leaving  # type: ignore[assignment]
 
-    ended = _engine(jobs.TrainJob(config_io.to_dict(run)), prepare)
+    ended = engine(jobs.TrainJob(config_io.to_dict(run)), prepare)
     assert isinstance(ended.last, events.RunFinished), ended
     seconds, count = report.read_text(encoding="ascii").split()
     return Undisturbed(float(seconds), int(count), _adapter(place / "undisturbed"))
@@ -107,7 +107,7 @@ def outcome(case: Case, config: TrainingConfig, place: Path, wanted: Undisturbed
     """
     run = place / "disturbed"
     named = _named(config, place, "disturbed")
-    ended = _engine(jobs.TrainJob(config_io.to_dict(named)), lambda: _disturb(case, place, wanted), case, run)
+    ended = engine(jobs.TrainJob(config_io.to_dict(named)), lambda: _disturb(case, place, wanted), case, run)
     _require_no_bug(ended)
     if isinstance(ended.last, events.RunFinished):
         assert _adapter(run) == wanted.adapter, "the result is another"
@@ -117,7 +117,7 @@ def outcome(case: Case, config: TrainingConfig, place: Path, wanted: Undisturbed
     folder = RunFolder(run)
     assert folder.state() not in LIVE_STATES, f"it is called {folder.state()} and nobody runs it"
     has_checkpoint = bool(folder.checkpoints())
-    again = _engine(jobs.ResumeJob(str(run)), lambda: None)
+    again = engine(jobs.ResumeJob(str(run)), lambda: None)
     _require_no_bug(again)
     if isinstance(again.last, events.RunFinished):
         assert _adapter(run) == wanted.adapter, "the resumed result is another"
@@ -238,7 +238,7 @@ def _as_worker(job: jobs.Job, incoming: int, outgoing: int, prepare: Callable[[]
 # ---- beside it
 
 
-def _engine(
+def engine(
     job: jobs.Job, prepare: Callable[[], None], case: Case | None = None, run: Path | None = None
 ) -> Ended:
     """Fork an engine, read what it tells, and wait for its end.
