@@ -177,17 +177,17 @@ def _carry_out(
             return number
         yield AnswerFinished(
             request, question.side, answer.text, answer.tokens, answer.seconds, answer.is_complete,
-            _calls(chat, question, answer.text),
+            _calls(chat, question, answer.marked),
         )  # fmt: skip
     return len(questions)
 
 
-def _calls(chat: ChatModel, question: Question, text: str) -> tuple[Mapping[str, Any], ...] | None:
+def _calls(chat: ChatModel, question: Question, marked: str) -> tuple[Mapping[str, Any], ...] | None:
     """What an answer calls of the tools it was given; None where this template's way of calling is not known."""
     if not question.tools:
         return ()
     form = form_of(chat.tokenizer, chosen(chat.tokenizer, chat.config_of(question.side).data))
-    return None if form is None else tuple(call.to_json() for call in read_calls(form, text))
+    return None if form is None else tuple(call.to_json() for call in read_calls(form, marked))
 
 
 def _answer(

@@ -27,12 +27,14 @@ __all__ = ["Answer", "GenerationSettings", "answer", "continued", "end_ids", "pr
 
 @dataclass(frozen=True)
 class Answer:
-    """`is_complete`: the model ended its turn by itself; False when cut by length or by Stop."""
+    """`is_complete`: the model ended its turn by itself; False when cut by length or by Stop. `marked` is the text with
+    its special tokens, by which calls of tools are told."""
 
     text: str
     tokens: int
     seconds: float
     is_complete: bool
+    marked: str = ""
 
 
 class _Watch(StoppingCriteria):
@@ -129,6 +131,7 @@ def continued(
         tokens=len(new),
         seconds=time.perf_counter() - began,
         is_complete=bool(new) and new[-1] in ends,
+        marked=tokenizer.decode(new, skip_special_tokens=False),
     )
 
 

@@ -13,6 +13,7 @@ from qlora_engine import data
 from qlora_engine.config import DataSettings
 from qlora_engine.data import batches, inspection, tokenize
 from qlora_engine.data.conversation import Conversation, Message
+from qlora_engine.data.plain_tokenizer import PlainTokenizer
 from qlora_engine.data.policy import Policy
 from qlora_engine.data.templates import choose
 from qlora_engine.data.tokenize import TokenRow
@@ -59,6 +60,11 @@ def prepared_rows(content: list[dict[str, Any]]) -> Any:
     return rows
 
 
+def tokens_of_another_process(tokenizer: Any, folder: Path) -> Any:
+    plain = PlainTokenizer.of(tokenizer)
+    return plain("It rained.")["input_ids"], plain(["It rained.", "Once."])["input_ids"]
+
+
 def chat_prompt(tokenizer: Any, folder: Path) -> Any:
     return generate.prompt_ids(tokenizer, [{"role": "user", "content": "hi"}]).tolist()
 
@@ -71,6 +77,7 @@ def prompt_of_a_proof(tokenizer: Any, folder: Path) -> Any:
 PLACES = {
     "rows by offsets": rows_by_offsets, "rows by bytes": rows_by_bytes, "prepared rows": prepared_rows(instruction_rows(3)),
     "plain texts": prepared_rows([{"text": "Once upon a time."}, {"text": "It rained."}]), "a chat": chat_prompt,
+    "rows in another process": tokens_of_another_process,
     "the proof of an export": prompt_of_a_proof,
 }  # fmt: skip
 

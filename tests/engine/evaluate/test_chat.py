@@ -487,3 +487,28 @@ def test_tools_are_put_into_the_prompt_and_refused_when_they_are_none(talk: Talk
     assert isinstance(refused, Noticed)
     assert refused.code == "chat.tools"
     talk.until(AnswerFinished)
+
+
+def test_calls_are_read_from_what_the_model_said_with_its_special_tokens(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most models mark a call by them alone, and a person does not see them."""
+    said = generate.Answer(
+        "tide", 3, 0.1, True, '<tool_call>\n{"name": "tide", "arguments": {}}\n</tool_call>'
+    )
+    monkeypatch.setattr(generate, "answer", lambda *_, **__: said)
+    found = talk.answer("tuned", tools=[{"name": "tide", "parameters": {"type": "object", "properties": {}}}])
+    assert found.text == "tide"
+    assert found.calls is not None
+    assert [(call["name"], call["arguments"]) for call in found.calls] == [("tide", {})]
+
+
+def test_an_answer_keeps_its_special_tokens_beside_its_text(model_dir: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    prompt, end = generate.prompt_ids(tokenizer, QUESTION), tokenizer.eos_token_id
+    model.generate = lambda **_: torch.cat(
+        [prompt, torch.tensor([[*tokenizer("so")["input_ids"], end]])], dim=1
+    )
+    found = generate.continued(model, tokenizer, prompt, [end], generate.GenerationSettings(max_new_tokens=4))
+    assert (found.text, found.marked, found.is_complete) == ("so", f"so{tokenizer.eos_token}", True)
