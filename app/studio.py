@@ -11,6 +11,7 @@ from app.services.queue_outlook import QueueOutlook
 from app.services.rehearser import Rehearser
 from app.services.settings import SettingsFile
 from app.services.shown_run import ShownRun
+from app.services.time_answer import TimeAnswer
 from app.services.trainer import Trainer
 from app.services.tryout import Tryout
 from app.services.workspace import Workspace
@@ -42,6 +43,7 @@ class Studio:
         self.quality = QualityCheck(self.workspace, self.background, self.jobs["quality"], self.jobs["train"])
         self.machine = Machine()
         self.history = History(self.background)
+        self.time = TimeAnswer(self.workspace, self.history, self.background)
         self.outlook = QueueOutlook(self.history, self.background)
         self.shown = ShownRun(self.trainer, self.history, self.background)
 
@@ -70,6 +72,7 @@ class Studio:
             self.trainer,
             self.history,
             self.outlook,
+            self.time,
             self.shown,
             self.machine,
             self.rehearser,

@@ -30,7 +30,7 @@ class HeaderController(QObject):
         work, trainer = studio.workspace, studio.trainer
         for signal in (
             work.job.changed, work.base.facts_changed, work.data.changed, work.watch.place.changed, work.watch.changed, work.memory.changed,
-            trainer.state_changed,
+            studio.time.changed, trainer.state_changed,
         ):  # fmt: skip
             signal.connect(self.paint)
         for signal in (studio.shown.changed, studio.shown.told, studio.outlook.changed):
@@ -63,7 +63,7 @@ class HeaderController(QObject):
         problems = problems_of(work.job.draft, work.base.facts_error, work.watch.problem)
         self._card_state = run_card(
             work.job.draft, work.base.facts, work.data.report, own_state(self._studio).short_verdict, problems,
-            self._studio.trainer.is_running,
+            self._studio.trainer.is_running, self._studio.time.seconds,
         )  # fmt: skip
         self._card.show_state(self._card_state)
         self.paint_head()

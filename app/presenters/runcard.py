@@ -10,10 +10,13 @@ from typing import Any
 
 from app.presenters.draft import CUSTOM, Draft
 from app.presenters.problems import Problem
-from app.presenters.words import count_text, parameters_text, plural
+from app.presenters.words import count_text, duration_text, parameters_text, plural
 from qlora_engine import config_io, paths
 from qlora_engine.models.spec import ModelFacts
 from qlora_engine.training.schedule import total_steps
+
+TIME_KNOWN = "Told from the steps of earlier runs of this model"
+TIME_UNKNOWN = "Known once a run of this model has steps"
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,17 @@ def run_card(
     memory_text: str,
     problems: Sequence[Problem],
     is_busy: bool,
+    seconds: float | None = None,
 ) -> RunCardState:
-    """`memory_text` is a guess until the data are read, and is marked as one. `is_busy`: this window trains another run."""
+    """`memory_text` is a guess until the data are read, and is marked as one. `is_busy`: this window trains another run.
+    `seconds`: how long it will take; None where nothing comparable has run."""
     count = len(problems)
     is_too_large = memory_text.startswith("does not fit")
     ready = "Does not fit" if is_too_large else "Ready to train"
     return RunCardState(
         headline=f"{count} to fix" if count else ready,
         tone="warning" if count or is_too_large else "good",
-        rows=_rows(draft, facts, report, memory_text),
+        rows=_rows(draft, facts, report, memory_text, seconds),
         problems=tuple(problems),
         start_text="Start anyway" if is_too_large else "Start training",
         can_start=not count and not is_busy,
@@ -61,7 +66,11 @@ def planned_steps(draft: Draft, report: Mapping[str, Any] | None) -> int | None:
 
 
 def _rows(
-    draft: Draft, facts: ModelFacts | None, report: Mapping[str, Any] | None, memory_text: str
+    draft: Draft,
+    facts: ModelFacts | None,
+    report: Mapping[str, Any] | None,
+    memory_text: str,
+    seconds: float | None,
 ) -> tuple[tuple[str, ...], ...]:
     config = draft.config
     size = f" \u00b7 {parameters_text(facts.parameters)}" if facts is not None else ""
@@ -78,6 +87,7 @@ def _rows(
         ("Recipe", preset_title(draft.preset) + (f", {changed} changed" if changed else "")),
         ("Steps", f"{count_text(steps)}, {batch}" if steps else f"by {config.training.epochs:g} epochs, {batch}"),
         ("Memory" if report or config.data.seq_len else "Memory, before data is read", memory_text),
+        ("Time", duration_text(seconds), TIME_KNOWN if seconds is not None else TIME_UNKNOWN),
         ("Saved to", str(paths.runs_dir(config.output.runs_dir))),
     )  # fmt: skip
 

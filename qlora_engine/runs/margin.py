@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
+SHOWN = 1e-4
 SAME = 1e-6
 """Relative; what is closer is the order in which a sum was added up, not a difference."""
 
@@ -34,11 +35,11 @@ class Margin:
             return "no held-out loss to compare"
         told = f"{abs(self.difference):.4f} {'lower' if self.difference < 0 else 'higher'}"
         if self.verdict == "same":
-            width = f" (the noise of {self.seeds} seeds is ± {self.noise:.4f})" if self.noise else ""
+            width = f" (the noise of {self.seeds} seeds is ± {_amount(self.noise)})" if self.noise else ""
             return f"no measurable difference{width}"
         if self.verdict == "unknown":
             return f"{told}; with one seed this cannot be told from chance"
-        return f"{told} ± {self.noise:.4f} over {self.seeds} seeds"
+        return f"{told} ± {_amount(self.noise)} over {self.seeds} seeds"
 
 
 def margin(base: Sequence[float | None], other: Sequence[float | None]) -> Margin:
@@ -55,6 +56,11 @@ def margin(base: Sequence[float | None], other: Sequence[float | None]) -> Margi
     noise = t_quantile(count - 1) * statistics.stdev(differences) / math.sqrt(count) if count > 1 else None
     least = SAME * max(abs(a) for a, _ in pairs)
     return Margin(count, difference, noise, _verdict(difference, noise, least))
+
+
+def _amount(noise: float | None) -> str:
+    """Four decimals, as losses are shown; what vanishes in them is no zero."""
+    return "less than 0.0001" if noise is not None and noise < SHOWN / 2 else f"{noise:.4f}"
 
 
 def _verdict(difference: float, noise: float | None, least: float) -> str:

@@ -14,11 +14,13 @@ from pytestqt.qtbot import QtBot
 from app import dialogs
 from app.presenters.run_fold import RunFold
 from app.presenters.runcard import planned_steps
+from app.presenters.words import duration_text
 from app.tab import DRAFT
 from app.tabs import all_tabs
 from app.widgets.answers import Answer, AnswerColumns, Round, Side
 from app.window import FOLD_BELOW, MainWindow
 from qlora_engine import events as ev
+from qlora_engine.config import TrainingConfig
 from qlora_engine.jobs import ExportJob, TrainJob
 from qlora_engine.runs.record import RunFolder
 from qlora_engine.training import schedule
@@ -26,6 +28,7 @@ from tests.app import events_of_a_run as told
 from tests.app import try_states
 from tests.app.conftest import MakeWindow, ScriptedEngine, engine_of
 from tests.app.test_window import answer_with, start, state_of
+from tests.support.run_folders import write_run
 
 LEFT = Qt.MouseButton.LeftButton
 
@@ -307,6 +310,27 @@ def test_memory_that_is_a_guess_is_marked_as_one(qtbot: QtBot, make_window: Make
     window.studio.workspace.job.edit("data.seq_len", 256)
     assert "Memory" in names_on_the_card(window)
     assert not screen.verdict.text().startswith("Before data is read")
+
+
+def test_the_card_tells_the_time_from_earlier_runs_of_the_model(
+    qtbot: QtBot, make_window: MakeWindow
+) -> None:
+    window = make_window()
+
+    def row() -> tuple[str, ...]:
+        return next(row for row in window.card._facts if row[0] == "Time")
+
+    assert row()[1:] == ("n/a", "Known once a run of this model has steps")
+    config = window.studio.workspace.job.config
+    earlier = write_run("earlier", [1.0] * 10, "stopped", model__name=config.model.name)
+    earlier.update(model={"name": config.model.name})
+    window.studio.history.refresh()
+    steps, rows = config.training.max_steps, config.training.effective_batch
+    assert steps is not None
+    whole = steps * 0.25 * rows / TrainingConfig().training.effective_batch
+    qtbot.waitUntil(lambda: row()[1] == duration_text(whole), timeout=10_000)
+    window.studio.workspace.job.edit("training.max_steps", 4 * steps)
+    qtbot.waitUntil(lambda: row()[1] == duration_text(4 * whole), timeout=10_000)
 
 
 def test_pause_shows_that_it_waits_and_can_be_taken_back(qtbot: QtBot, make_window: MakeWindow) -> None:

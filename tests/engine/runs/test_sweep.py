@@ -71,6 +71,11 @@ def test_what_counts_as_a_difference(
     }[verdict] in found.words  # fmt: skip
 
 
+def test_noise_that_vanishes_in_what_is_shown_is_no_zero() -> None:
+    found = margin([2.68268417, 2.68144291], [2.68268434, 2.68144325])
+    assert found.words == "no measurable difference (the noise of 2 seeds is ± less than 0.0001)"
+
+
 def test_pairs_under_one_seed_tell_what_means_could_not() -> None:
     """The losses scatter a hundred times more than their differences."""
     found = margin([1.0, 2.0, 3.0], [0.99, 1.991, 2.989])
