@@ -41,6 +41,8 @@ class ModelState:
     notice: str = ""
     notice_hint: str = ""
     notice_tone: str = "accent"
+    resize_text: str = ""
+    """What the button that turns `model.resize_embeddings` says; empty when the tokenizer fits."""
     prepare_text: str = ""
     """What the button that gets the model says; empty when there is nothing to get."""
     preparing_text: str = ""
@@ -70,6 +72,8 @@ def model_state(
     elif facts is not None and facts.path is None and not preparing:
         notice = "The weights are not on this disk yet."
         hint = "They are fetched when the run starts, or now with the button."
+    elif facts is not None and not preparing and (facts.tokenizer_rows or 0) > facts.vocab_size:
+        notice, hint, tone = *_missing_rows(facts), "warning"
     needs = ""
     entry = next((e for e in models or () if e.name == chosen), None)
     if not preparing and error is None and (entry is not None and not entry.is_ready):
@@ -88,10 +92,27 @@ def model_state(
         notice=notice,
         notice_hint=hint,
         notice_tone=tone,
+        resize_text=_resize_text(facts, shown),
         prepare_text=needs,
         preparing_text=preparing,
         preparing_share=share,
     )
+
+
+def _missing_rows(facts: ModelFacts) -> tuple[str, str]:
+    entries, rows = count_text(facts.tokenizer_rows), count_text(facts.vocab_size)
+    more = count_text((facts.tokenizer_rows or 0) - facts.vocab_size)
+    return (
+        f"The tokenizer has {entries} entries and the model embeddings for {rows}.",
+        f"Rows with one of the {more} others cannot be trained, unless the embeddings are enlarged.",
+    )
+
+
+def _resize_text(facts: ModelFacts | None, error: EngineError | None) -> str:
+    if error is not None:
+        return "Leave them as they are" if error.code == "model.resize" else ""
+    is_short = facts is not None and (facts.tokenizer_rows or 0) > facts.vocab_size
+    return "Enlarge them" if is_short else ""
 
 
 def known_names() -> tuple[tuple[str, str], ...]:
@@ -121,7 +142,7 @@ def fact_rows(facts: ModelFacts) -> tuple[tuple[str, ...], ...]:
         ("Layers", f"{facts.layers}, hidden size {count_text(facts.hidden_size)}"),
         ("Attention", heads + (f", window {count_text(facts.sliding_window)}" if facts.sliding_window else "")),
         ("MLP", f"{count_text(facts.intermediate_size)}{', gated' if facts.is_gated_mlp else ''}{', ' + experts if experts else ''}"),
-        ("Vocabulary", f"{count_text(facts.vocab_size)}{', tied with the head' if facts.is_tied else ''}"),
+        ("Vocabulary", f"{count_text(facts.vocab_size)}{_added(facts)}{', tied with the head' if facts.is_tied else ''}"),
         ("Context", f"{count_text(facts.max_positions)} tokens" if facts.max_positions else UNKNOWN),
         ("On disk", f"{bytes_text(facts.stored_bytes)} as {facts.stored_dtype}" if facts.stored_bytes else "not on this disk"),
         ("Chat template", "the model's own" if facts.chat_template else "none; one is chosen on the Data page"),
@@ -132,6 +153,10 @@ def fact_rows(facts: ModelFacts) -> tuple[tuple[str, ...], ...]:
     if facts.path:
         rows.append(("Folder", facts.path))
     return tuple(rows)
+
+
+def _added(facts: ModelFacts) -> str:
+    return f", of them {count_text(facts.new_rows)} added and trained" if facts.new_rows else ""
 
 
 def _line(entry: CatalogEntry, chosen: str) -> ModelLine:

@@ -54,7 +54,9 @@ class Workspace(QObject):
         is_other_model = (old.model.name, old.model.revision) != (new.model.name, new.model.revision)
         if is_other_model:
             self.base.forget()
-        if is_other_model or old.model.offline != new.model.offline:
+        if is_other_model or (old.model.offline, old.model.resize_embeddings) != (
+            new.model.offline, new.model.resize_embeddings
+        ):  # fmt: skip
             self.base.look()
         if is_other_model or old.data != new.data:
             self.watch.begin_anew()

@@ -120,15 +120,17 @@ def facts(name: str, revision: str | None = None, offline: bool = False) -> Mode
 
 
 def facts_for(model: ModelSettings) -> ModelFacts:
-    """Facts of the model as these settings have it: with the rows that its tokenizer needs, where they ask for them.
+    """Facts of the model as these settings have it: with how many rows its tokenizer needs, and with those rows where the
+    settings ask for them.
 
     Raises:
         EngineError: as `facts`; or it cannot get them.
     """
     found = facts(model.name, model.revision, model.offline)
-    if not model.resize_embeddings or found.path is None:
+    if found.path is None:
         return found
-    return resizing.grown(found, resizing.rows_needed_by(Path(found.path)) or 0)
+    found = replace(found, tokenizer_rows=resizing.rows_needed_by(Path(found.path)))
+    return resizing.grown(found, found.tokenizer_rows or 0) if model.resize_embeddings else found
 
 
 def list_models(extra_folders: tuple[str, ...] = ()) -> list[CatalogEntry]:

@@ -136,6 +136,8 @@ class ModelFacts:
     """Where the parts come from: `table` (counted here), `class` (built by transformers), `files` (their headers)."""
     new_rows: int = 0
     """Of the rows of the embeddings, so many are not in the files: loading adds them, and they are trained."""
+    tokenizer_rows: int | None = None
+    """Rows of the embeddings that the tokenizer beside the weights needs; None where nobody has looked."""
     stored_bytes: int | None = None
     stored_dtype: str | None = None
     packing: str = ""

@@ -311,6 +311,19 @@ def test_a_model_that_must_be_fetched_says_so() -> None:
     assert "not on this disk" in state.notice
 
 
+def test_a_tokenizer_that_is_larger_than_the_model_is_told_with_both_numbers_and_the_switch() -> None:
+    bare = replace(catalog.facts("llama-7b", None, True), path="/models/l", tokenizer_rows=32_006)
+    state = model_state("l", (), bare, None)
+    assert state.notice == "The tokenizer has 32,006 entries and the model embeddings for 32,000."
+    assert ("one of the 6 others" in state.notice_hint, state.resize_text) == (True, "Enlarge them")
+    enlarged = model_state("l", (), replace(bare, vocab_size=32_006, new_rows=6), None)
+    assert (enlarged.notice, enlarged.resize_text) == ("", "")
+    assert ("Vocabulary", "32,006, of them 6 added and trained") in enlarged.rows
+    assert model_state("l", (), replace(bare, tokenizer_rows=None), None).resize_text == ""
+    refused = model_state("l", (), None, EngineError("model.resize", "it has a bias", "set it to false"))
+    assert refused.resize_text == "Leave them as they are"
+
+
 def test_a_model_that_cannot_be_read_is_a_sentence_with_a_next_step() -> None:
     state = model_state(
         "/nowhere", (), None, EngineError("model.missing", "there is no folder /nowhere", "choose another")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PySide6.QtCore import Qt, QTimer
-from PySide6.QtWidgets import QApplication, QLineEdit, QMessageBox
+from PySide6.QtWidgets import QAbstractButton, QApplication, QLineEdit, QMessageBox
 from pytestqt.qtbot import QtBot
 
 from app import dialogs
@@ -16,8 +17,10 @@ from app.tabs import all_tabs
 from app.window import FOLD_BELOW, MainWindow
 from qlora_engine import config_io
 from qlora_engine import events as ev
-from qlora_engine.config import TrainingConfig
+from qlora_engine.config import ModelSettings, TrainingConfig
 from qlora_engine.jobs import DataReportJob, ExportJob, PrepareModelJob, ResumeJob, TrainJob
+from qlora_engine.models import catalog
+from qlora_engine.models.parts import ModelFacts
 from qlora_engine.runs.record import RunFolder
 from tests.app import events_of_a_run as told
 from tests.app.conftest import MakeWindow, engine_of
@@ -290,6 +293,26 @@ def test_nothing_of_another_model_is_shown_while_the_chosen_one_is_looked_at(
     qtbot.waitUntil(lambda: work.memory.own is not None, timeout=10_000)
     assert work.memory.own is not None
     assert work.memory.own.estimate.model == "llama-65b"
+
+
+def test_one_click_enlarges_the_embeddings_where_the_tokenizer_is_told_to_be_larger(
+    qtbot: QtBot, make_window: MakeWindow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def facts_for(model: ModelSettings) -> ModelFacts:
+        rows = 32_006 if model.resize_embeddings else 32_000
+        found = replace(catalog.facts("llama-7b"), path="/m", vocab_size=rows, tokenizer_rows=32_006)
+        return replace(found, new_rows=rows - 32_000)
+
+    monkeypatch.setattr(catalog, "facts_for", facts_for)
+    window = make_window()
+    work, screen = window.studio.workspace, window.tabs.screens["model"]
+    work.base.look()
+    qtbot.waitUntil(lambda: "32,006" in screen.state_notice.text, timeout=10_000)
+    (act,) = [b for b in screen.state_notice.findChildren(QAbstractButton) if b.text() == "Enlarge them"]
+    qtbot.mouseClick(act, LEFT)
+    assert work.job.config.model.resize_embeddings
+    qtbot.waitUntil(lambda: work.base.facts is not None and work.base.facts.new_rows == 6, timeout=10_000)
+    assert "32,006" not in screen.state_notice.text
 
 
 def test_known_models_are_offered_while_a_name_is_typed(qtbot: QtBot, make_window: MakeWindow) -> None:

@@ -23,11 +23,16 @@ class ModelController(TabController):
             signal.connect(self.paint)
         screen.chosen.connect(work.job.choose_model)
         screen.folder_added.connect(work.base.add_folder)
+        screen.resize_asked.connect(self._turn_resizing)
         screen.prepare_asked.connect(work.base.fetch_now)
         screen.cancel_asked.connect(work.base.fetch.forget)
         screen.next_asked.connect(lambda: ways.go_to("data"))
         studio.background.submit("known names", known_names, screen.offer_names)
         self.paint()
+
+    def _turn_resizing(self) -> None:
+        job = self._workspace.job
+        job.edit("model.resize_embeddings", not job.config.model.resize_embeddings)
 
     def paint(self) -> None:
         work = self._workspace

@@ -13,10 +13,11 @@ from app.widgets.page import Page
 
 
 class ModelScreen(Page):
-    """Signals: `chosen(name)`, `folder_added(path)`, `prepare_asked`, `cancel_asked`, `next_asked`."""
+    """Signals: `chosen(name)`, `folder_added(path)`, `resize_asked`, `prepare_asked`, `cancel_asked`, `next_asked`."""
 
     chosen = Signal(str)
     folder_added = Signal(str)
+    resize_asked = Signal()
     prepare_asked = Signal()
     cancel_asked = Signal()
     next_asked = Signal()
@@ -64,7 +65,8 @@ class ModelScreen(Page):
         self.title_text.setText(state.title)
         self.subtitle.setText(state.subtitle)
         self.facts.set_rows(state.rows)
-        self.state_notice.say(state.notice, state.notice_hint, state.notice_tone)
+        resizing = [(state.resize_text, self.resize_asked.emit)] if state.resize_text else []
+        self.state_notice.say(state.notice, state.notice_hint, state.notice_tone, *resizing)
         self.prepare.setVisible(bool(state.prepare_text))
         self.prepare.setText(state.prepare_text or "Download now")
         self.progress_row.setVisible(state.is_preparing)

@@ -133,10 +133,11 @@ def _readiness(entry: CatalogEntry) -> str:
 @output.json_option
 def inspect(model: str, revision: str | None, offline: bool, as_json: bool) -> None:
     """Tell what a model is made of and what would be quantized. No weights are loaded."""
+    from qlora_engine.config import ModelSettings
     from qlora_engine.models import catalog
     from qlora_engine.models.spec import facts_to_dict
 
-    facts = catalog.facts(model, revision, offline)
+    facts = catalog.facts_for(ModelSettings(name=model, revision=revision, offline=offline))
     if as_json:
         output.print_json(facts_to_dict(facts))
         return
@@ -168,6 +169,13 @@ def _shape(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
+def _missing_rows(facts: ModelFacts) -> list[tuple[str, str]]:
+    if (facts.tokenizer_rows or 0) <= facts.vocab_size:
+        return []
+    words = f"has {facts.tokenizer_rows:,} entries; model.resize_embeddings gives the others embeddings"
+    return [("tokenizer", words)]
+
+
 def _headline(facts: ModelFacts) -> list[tuple[str, str]]:
     kv = f", {facts.kv_heads} key-value heads" if facts.kv_heads != facts.heads else ""
     experts = f", {facts.experts} experts ({facts.experts_per_token} per token)" if facts.experts else ""
@@ -181,6 +189,7 @@ def _headline(facts: ModelFacts) -> list[tuple[str, str]]:
             "vocabulary",
             f"{facts.vocab_size:,} tokens, head {'tied to' if facts.is_tied else 'apart from'} the embeddings",
         ),
+        *_missing_rows(facts),
         ("longest input", f"{facts.max_positions:,} tokens" if facts.max_positions else output.NOT_AVAILABLE),
         ("parameters", output.count(facts.parameters)),
         ("quantized", f"{output.count(facts.quantized_parameters)} ({share:.0%})"),

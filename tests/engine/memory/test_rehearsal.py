@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from qlora_engine.jobs import RehearseJob
 from qlora_engine.memory import rehearsal
 from qlora_engine.memory.estimate import estimate
 from qlora_engine.memory.rehearsal import Question, rehearse, trace
-from qlora_engine.models import spec
+from qlora_engine.models import catalog, spec
 from tests.engine.memory.measure import measured_step
 from tests.engine.memory.settings import SIZE, SIZES, config, facts
 from tests.support.pace import limit
-from tests.support.tiny import make_tiny
+from tests.support.tiny import make_tiny, with_new_tokens
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "gpt_neox", "olmo2", "mixtral")
 SETTINGS: tuple[tuple[int, int, int, dict[str, Any]], ...] = (
@@ -74,6 +75,22 @@ def test_experts_in_4_bits_are_rehearsed_and_counted_one_by_one(tmp_path: Path) 
         assert closed.peak_bytes == pytest.approx(predicted, rel=0.04 if settings.lora.experts else 0.02)
 
 
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_step_with_new_rows_of_the_embeddings_is_rehearsed_and_counted(
+    is_tied: bool, tmp_path: Path
+) -> None:
+    folder = make_tiny("llama", tmp_path / "llama", **{**SIZE, "tie_word_embeddings": is_tied})
+    with_new_tokens(folder, 200)
+    for seq_len, rows, count, changes in SETTINGS[:2]:
+        settings = config(rows * count, training__micro_batch=rows, model__resize_embeddings=True, **changes)
+        found = catalog.facts_for(replace(settings.model, name=str(folder)))
+        predicted = rehearse(Question(found, settings, seq_len, rows, "cpu")).double_quant.peak_bytes
+        closed = estimate(found, settings, seq_len=seq_len, micro_batch=rows, device="cpu").double_quant
+        measured = measured_step(folder, settings, seq_len, rows).peak_bytes
+        assert predicted == pytest.approx(measured, rel=0.003), changes
+        assert closed.peak_bytes == pytest.approx(measured, rel=0.04), changes
+
+
 @pytest.mark.parametrize("kind", ["starcoder2", "cohere"])
 def test_gradients_are_summed_as_autograd_does(kind: str, tmp_path: Path) -> None:
     """In place where the first is nobody else's; a third tensor where it is a view. Off by 8 % if always a third."""
@@ -112,6 +129,7 @@ def test_llama_7b_from_two_layers_is_llama_7b() -> None:
 def test_70b_in_six_seconds_and_two_gigabytes(tmp_path: Path) -> None:
     script = """
 import json, time
+from dataclasses import replace
 from pathlib import Path
 from qlora_engine.memory.rehearsal import Question, rehearse
 from qlora_engine.config import TrainingConfig

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from qlora_engine import config_io
 from qlora_engine.control import Control
@@ -53,6 +54,20 @@ def test_entries_that_no_row_uses_are_told_and_do_no_harm() -> None:
     tokenizer.pad_token = None
     bare = list(vocabulary.compare(tokenizer, len(tokenizer), [[]]))
     assert [e.code for e in bare if isinstance(e, Noticed)] == ["model.no_pad"]
+
+
+def test_a_tokenizer_without_padding_trains_the_same_model(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Short rows are filled with the end token, which is masked by length."""
+    folder = make_tiny("llama", tmp_path / "bare", num_hidden_layers=1)
+    settings = {"model__name": str(folder), "training__join_rows": False, "training__max_steps": 2}
+    padded = tiny_runs.losses(tiny_runs.train(make_config(**settings)))
+    bare = tiny_tokenizer()
+    bare.pad_token = None
+    bare.save_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder).pad_token_id is None
+    events = tiny_runs.train(make_config(**settings))
+    assert tiny_runs.losses(events) == padded
+    assert "model.no_pad" in [e.code for e in tiny_runs.of(events, Noticed)]
 
 
 def test_a_revision_of_what_lies_on_the_disk_is_refused(tmp_path: Path) -> None:
