@@ -39,7 +39,7 @@ class Margin:
             return f"no measurable difference{width}"
         if self.verdict == "unknown":
             return f"{told}; with one seed this cannot be told from chance"
-        return f"{told} ± {_amount(self.noise)} over {self.seeds} seeds"
+        return f"{told} ± {_amount(self.noise or 0.0)} over {self.seeds} seeds"
 
 
 def margin(base: Sequence[float | None], other: Sequence[float | None]) -> Margin:
@@ -58,9 +58,9 @@ def margin(base: Sequence[float | None], other: Sequence[float | None]) -> Margi
     return Margin(count, difference, noise, _verdict(difference, noise, least))
 
 
-def _amount(noise: float | None) -> str:
+def _amount(noise: float) -> str:
     """Four decimals, as losses are shown; what vanishes in them is no zero."""
-    return "less than 0.0001" if noise is not None and noise < SHOWN / 2 else f"{noise:.4f}"
+    return f"less than {SHOWN:g}" if noise < SHOWN / 2 else f"{noise:.4f}"
 
 
 def _verdict(difference: float, noise: float | None, least: float) -> str:
