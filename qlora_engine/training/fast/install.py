@@ -165,6 +165,13 @@ class _Trial:
             found = self.logits(batch).split([len(row.input_ids) for row in self.rows])
         return _difference(list(found), self._wanted)
 
+    def train_joined(self) -> None:
+        """One pass as training makes it: attention that drops weights only then says here that it cannot follow."""
+        batch = batches.join(self.rows).to(self._device)
+        devices = [torch.cuda.current_device()] if self._device == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad(), segments.running(batch):
+            self._causal(**loss.model_inputs(batch))
+
 
 def _weights_like(logits: torch.Tensor) -> torch.Tensor:
     """(V,) between -1 and 1."""
@@ -243,6 +250,7 @@ def _join_rows(model: Any, found: FastPaths, trial: _Trial) -> None:
 
     def check() -> str | None:
         segments.install(causal)
+        trial.train_joined()
         return trial.differs_joined()
 
     problem = _reason(check)

@@ -223,14 +223,9 @@ def attention(
         plain = ALL_ATTENTION_FUNCTIONS[PLAIN]
         return plain(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more)
     unknown = [name for name in UNKNOWN_TO_US if more.get(name) is not None]
+    unknown += ["dropout"] if dropout else []
     is_causal = more.get("is_causal")
-    if (
-        unknown
-        or dropout
-        or attention_mask is not None
-        or query.shape[2] != place.tokens
-        or is_causal is False
-    ):
+    if unknown or attention_mask is not None or query.shape[2] != place.tokens or is_causal is False:
         raise ValueError(f"this attention cannot follow rows laid end to end: {unknown or query.shape}")
     window = more.get("sliding_window")
     if query.device.type == "cuda":

@@ -208,6 +208,16 @@ def test_a_model_that_lets_rows_see_each_other_gets_padded_ones(
     assert fast.batch(rows(), 0).attention_mask is not None
 
 
+def test_attention_that_drops_weights_gets_padded_rows(tmp_path: Path) -> None:
+    """gpt2 does by default, in training alone, where rows end to end then ended the run."""
+    model = load(make_tiny("gpt2", tmp_path / "gpt2", n_layer=1, n_embd=64, n_head=4, n_positions=256))
+    before = torch.get_rng_state()
+    fast = install.install(model, TrainingSettings(), rows(), device="cpu", spare_bytes=1 << 30)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert "dropout" in fast.why_not["join_rows"]
+    step(model, fast)
+
+
 def test_a_wrong_fast_path_is_found_out(two_layers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = linears._add_product
     monkeypatch.setattr(
