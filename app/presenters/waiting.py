@@ -61,7 +61,7 @@ def outlook(queue: Queue, forecasts: Sequence[Forecast], now: float) -> Outlook:
 
 def waiting_state(seen: Outlook, titles: Mapping[str, str], now: float) -> WaitingState:
     queue = seen.queue
-    held = queue.not_before_unix if (queue.not_before_unix or 0.0) > now else None
+    held = queue.not_before_unix if queue.is_held(now) else None
     return WaitingState(
         headline=_headline(seen, now),
         note=_note(queue, held, now),

@@ -55,19 +55,13 @@ class RunCard(QFrame):
             "link",
             "Runs over lists of values of one or two settings, compared with each other",
         )
-        inner = QWidget()
-        inner.setLayout(column(self.problems, self.facts, None, gap=GAP_WIDE))
-        area = scrolled(inner)
-        inner.setStyleSheet("background: transparent")
-        area.viewport().setStyleSheet("background: transparent")
-        area.setStyleSheet("QScrollArea { background: transparent }")
         outer = QVBoxLayout(self)
         outer.setContentsMargins(GAP_WIDE, GAP_WIDE, GAP_WIDE, GAP_WIDE)
         outer.setSpacing(GAP)
         outer.addWidget(label("This run", "small"))
         outer.addWidget(self.headline)
         outer.addWidget(line())
-        outer.addWidget(area, 1)
+        outer.addWidget(self._facts_area(), 1)
         outer.addWidget(self.status)
         outer.addWidget(self.start)
         outer.addWidget(self.queue)
@@ -75,6 +69,16 @@ class RunCard(QFrame):
         self._facts: tuple[tuple[str, ...], ...] = ()
         self._cells: list[tuple[QWidget, QLabel, Elided]] = []
         self._problems: object = ()
+
+    def _facts_area(self) -> QWidget:
+        """What does not fit is scrolled; the buttons below stay."""
+        inner = QWidget()
+        inner.setLayout(column(self.problems, self.facts, None, gap=GAP_WIDE))
+        area = scrolled(inner)
+        inner.setStyleSheet("background: transparent")
+        area.viewport().setStyleSheet("background: transparent")
+        area.setStyleSheet("QScrollArea { background: transparent }")
+        return area
 
     def show_state(self, state: RunCardState) -> None:
         self.headline.setText(state.headline)

@@ -59,6 +59,14 @@ class Queue:
     not_before_unix: float | None = None
     problem: str = ""
 
+    def is_held(self, now: float | None = None) -> bool:
+        """A time is set before which nothing begins, and it has not come."""
+        return (self.not_before_unix or 0.0) > (time.time() if now is None else now)
+
+    def waits_at(self, place: str) -> bool:
+        """Something is left to do there, if not at this moment."""
+        return any(entry.runner is None and may_run(entry, place) for entry in self.entries)
+
     def find(self, run_dir: Path) -> Entry | None:
         return next((entry for entry in self.entries if entry.run_dir == run_dir), None)
 
@@ -151,8 +159,7 @@ def take(place: str, now: float | None = None) -> Entry | None:
     taken: list[Entry] = []
 
     def change(queue: Queue) -> Queue:
-        is_early = (queue.not_before_unix or 0) > (time.time() if now is None else now)
-        if queue.is_paused or is_early:
+        if queue.is_paused or queue.is_held(now):
             return queue
         for entry in queue.entries:
             if entry.runner is None and may_run(entry, place):

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -75,7 +74,7 @@ class Runner:
             finally:
                 lock.release()
             # Whoever added a run while the lock was held has started no runner: look once more.
-            if self._is_stopping.is_set() or not self._waits():
+            if self._is_stopping.is_set() or not queue.read().waits_at(self.place):
                 return
 
     def stop(self) -> None:
@@ -87,30 +86,21 @@ class Runner:
     def _work(self, stay: bool) -> None:
         while not self._is_stopping.is_set():
             self._settle_abandoned()
-            if self._waits():
+            if queue.read().waits_at(self.place):
                 self._wait_for_others()
             entry = None if self._is_stopping.is_set() else queue.take(self.place)
             if entry is not None:
                 self._carry_out(entry)
-            elif not stay and not self._waits():
+            elif not stay and not queue.read().waits_at(self.place):
                 return
             else:
                 self._rest()
 
     def _rest(self) -> None:
         """A moment, or up to the time that is set: who lines runs up for the night means a computer that is awake then."""
-        with kept_awake(self._is_held(), "queue"):
-            while not self._is_stopping.wait(POLL_SECONDS) and self._is_held():
+        with kept_awake(_is_held(self.place), "queue"):
+            while not self._is_stopping.wait(POLL_SECONDS) and _is_held(self.place):
                 pass
-
-    def _is_held(self) -> bool:
-        return self._waits() and (queue.read().not_before_unix or 0.0) > time.time()
-
-    def _waits(self) -> bool:
-        """Something is left to do here, if not at this moment."""
-        return any(
-            entry.runner is None and queue.may_run(entry, self.place) for entry in queue.read().entries
-        )
 
     def _wait_for_others(self) -> None:
         """A run that a person started by hand has the GPU first."""
@@ -288,6 +278,12 @@ def _start(place: str) -> None:
 
 def _lock_file(place: str) -> Path:
     return paths.home() / f"queue-{place}.lock"
+
+
+def _is_held(place: str) -> bool:
+    """What waits there waits for a time of the day."""
+    found = queue.read()
+    return found.is_held() and found.waits_at(place)
 
 
 def _state_of(run_dir: Path) -> tuple[str, str]:

@@ -122,10 +122,8 @@ def test_rows_that_were_counted_in_other_data_tell_nothing_of_a_cell() -> None:
     assert other.seconds is None
 
 
-def test_an_experiment_is_lined_up_by_keyboard_and_compared_with_the_noise_of_its_seeds(
-    qtbot: QtBot, make_window: MakeWindow
-) -> None:
-    window, dialog = asked(qtbot, make_window)
+def test_values_are_checked_as_they_are_typed(qtbot: QtBot, make_window: MakeWindow) -> None:
+    _, dialog = asked(qtbot, make_window)
     assert dialog.which[0].currentData() == "lora.rank"
     assert not dialog.begin.isEnabled(), "one value is no experiment"
     field = dialog.editors[0].field
@@ -135,7 +133,14 @@ def test_an_experiment_is_lined_up_by_keyboard_and_compared_with_the_noise_of_it
     QTest.keyClicks(field, ", much")
     qtbot.waitUntil(lambda: "Rank must be a whole number, not 'much'" in dialog.notice.text, timeout=10_000)
     assert not dialog.begin.isEnabled()
-    field.setText("4, 8")
+
+
+def test_an_experiment_is_lined_up_by_keyboard_and_compared_with_the_noise_of_its_seeds(
+    qtbot: QtBot, make_window: MakeWindow
+) -> None:
+    window, dialog = asked(qtbot, make_window)
+    assert dialog.editors[0].field is not None
+    dialog.editors[0].field.setText("4, 8")
     choose(dialog, 1, "training.join_rows")
     boxes = dict(dialog.editors[1].boxes)
     assert [box.isChecked() for box in boxes.values()] == [True, False]

@@ -276,16 +276,6 @@ def test_a_comparison_shows_the_numbers_of_the_files_and_only_what_differs(
     assert len(rows) == 60
     mean = statistics.fmean(float(row["fast: loss"]) for row in rows)
     assert mean == pytest.approx(statistics.fmean(3.0 * math.exp(-2 * n / 40) for n in range(1, 61)))
-    chart = screen.chart
-    chart.setFocus()
-    QTest.keyClick(chart, Qt.Key.Key_Right)
-    assert "at" in screen._values[1][1].text(), "the crosshair is moved by keys too"
-    before = chart.plot.getPlotItem().vb.viewRange()[0]
-    QTest.keyClick(chart, Qt.Key.Key_Plus)
-    after = chart.plot.getPlotItem().vb.viewRange()[0]
-    assert after[1] - after[0] == pytest.approx(0.8 * (before[1] - before[0]))
-    QTest.keyClick(chart, Qt.Key.Key_Home)
-    qtbot.waitUntil(lambda: chart.plot.getPlotItem().vb.viewRange()[0] == pytest.approx(before), timeout=5000)
     window.go_to("chat")
     sets = window.tabs.screens["chat"].sets
     assert len(sets.chosen_runs()) == 2, "the same prompts can be asked of each"

@@ -45,6 +45,23 @@ class CompareScreen(Page):
             self.buttons.addWidget(
                 button(words, partial(self.save_asked.emit, kind), tip=f"Save as {kind.upper()}")
             )
+        self.chart: CompareChart | None = None
+        self._values: list[tuple[QCheckBox, Elided]] = []
+        self._experiments: Sequence[Experiment] = ()
+        self._make_controls()
+        card = self._chart_card()
+        self.experiments = QVBoxLayout()
+        self.experiments.setSpacing(GAP_WIDE)
+        self.content.addLayout(self.experiments)
+        self.content.addWidget(card, 1)
+        self.differences, self.figures = WrappedTable("What differs"), WrappedTable("What the runs came to")
+        self.same = label("Nothing differs but what chance did.", "quiet", wraps=True)
+        self.content.addWidget(Card("What differs").add(self.same, self.differences))
+        self.content.addWidget(Card("What they came to").add(self.figures))
+        self.rows = RowsPanel()
+        self.content.addWidget(self.rows)
+
+    def _make_controls(self) -> None:
         self.axis = Segments(AXES)
         self.axis.set_value("step")
         self.what = QuietCombo()
@@ -62,6 +79,8 @@ class CompareScreen(Page):
         self.smoothing.valueChanged.connect(self._look)
         for box in (self.log, self.clip):
             box.toggled.connect(self._look)
+
+    def _chart_card(self) -> Card:
         self.legend_place = QVBoxLayout()
         self.legend_place.setSpacing(2)
         self.chart_place = QVBoxLayout()
@@ -76,19 +95,7 @@ class CompareScreen(Page):
         beside.setStretch(0, 1)
         card.body.addLayout(beside, 1)
         card.setMinimumHeight(380)
-        self.experiments = QVBoxLayout()
-        self.experiments.setSpacing(GAP_WIDE)
-        self.content.addLayout(self.experiments)
-        self.content.addWidget(card, 1)
-        self.differences, self.figures = WrappedTable("What differs"), WrappedTable("What the runs came to")
-        self.same = label("Nothing differs but what chance did.", "quiet", wraps=True)
-        self.content.addWidget(Card("What differs").add(self.same, self.differences))
-        self.content.addWidget(Card("What they came to").add(self.figures))
-        self.rows = RowsPanel()
-        self.content.addWidget(self.rows)
-        self.chart: CompareChart | None = None
-        self._values: list[tuple[QCheckBox, Elided]] = []
-        self._experiments: Sequence[Experiment] = ()
+        return card
 
     @property
     def view(self) -> View:
