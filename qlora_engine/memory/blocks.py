@@ -20,6 +20,8 @@ CENTRED_NORM = frozenset({"cohere", "cohere2"})
 """Norms written in Python that keep the centred input besides."""
 PYTHON_GELU = frozenset({"gelu_new", "gelu_fast", "quick_gelu"})
 """Activations put together from several operations, each keeping its input."""
+SQUARED = frozenset({"relu2"})
+"""Activations that end with a square, whose gradient is made of three tensors."""
 HEAD_NORMS = ("q_norm", "k_norm", "query_layernorm", "key_layernorm")
 SLIDING_EVERY = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4, "olmo3": 4, "exaone4": 4}
 """Every n-th layer sees all tokens, the others a window."""
@@ -77,6 +79,7 @@ class Block:
     copies_output: bool
     """Attention's output is copied before its projection."""
     is_relu: bool
+    is_squared: bool
     norm_copies: int
     residual_dropout: bool
     window: int | None
@@ -125,6 +128,7 @@ def block_of(facts: ModelFacts, config: TrainingConfig) -> Block:
         is_parallel=facts.model_type in PARALLEL,
         copies_output=is_eager or facts.model_type in COPIES_ATTENTION,
         is_relu=_activation(text, facts.model_type) == "relu",
+        is_squared=_activation(text, facts.model_type) in SQUARED,
         norm_copies=2 if facts.model_type in CENTRED_NORM else 1,
         residual_dropout=facts.model_type == "opt" and float(text.get("dropout", 0.1)) > 0,
         window=facts.sliding_window,

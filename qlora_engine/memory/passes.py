@@ -277,6 +277,8 @@ def _mlp_backward(block: Block, out: Linear, shape: Shape, meter: Meter) -> None
     dropped = _dropout_backward(block, shape, meter)
     _linear_backward(out, shape, meter, frees=0 if block.is_relu else _shared_input((out,), shape))
     meter.drop(dropped)
+    if block.is_squared:
+        meter.touch(3 * inner)
     if not block.is_gated:
         meter.hold(inner if block.activation_steps == 1 else 2 * inner)
         meter.drop(inner * (2 if block.activation_steps == 1 else 6))
