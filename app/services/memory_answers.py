@@ -173,6 +173,6 @@ def question_of(job: Drafting, base: BaseModel, rows: int, seq_len: int, device:
     facts = base.facts and (base.facts.name, base.facts.path, base.facts.parameters)
     parts = (
         facts, config.model.name, config.model.revision, size, config.data.packing, config.lora, training.optimizer,
-        training.gradient_checkpointing, training.loss, bool(training.max_grad_norm), training.effective_batch > rows,
+        training.gradient_checkpointing, training.checkpoint_every, training.offload_inputs, training.loss, bool(training.max_grad_norm), training.effective_batch > rows,
     )  # fmt: skip
     return MemoryQuestion(repr(parts), RehearseJob(config_io.to_dict(config), size))

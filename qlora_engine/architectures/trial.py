@@ -23,7 +23,7 @@ from qlora_engine.errors import EngineError
 from qlora_engine.models import class_child, loading, spec, structure, tiny
 from qlora_engine.models.quiet import quiet
 from qlora_engine.training import loss as losses
-from qlora_engine.training import optim, schedule, steps
+from qlora_engine.training import optim, recomputing, schedule, steps
 from qlora_engine.training.fast.install import FastPaths
 
 STEPS = 3
@@ -137,8 +137,7 @@ def equip(
     model.train()
     base = model.get_base_model()
     if base.supports_gradient_checkpointing:
-        base.activation_checkpointing_enable({"use_reentrant": False})
-        base.enable_input_require_grads()
+        recomputing.enable(base)
     settings = TrainingSettings(optimizer="adamw_torch_fused", learning_rate=LEARNING_RATE, max_steps=STEPS)
     optimizer = optim.build(settings, [p for p in model.parameters() if p.requires_grad])
     planned = schedule.plan(settings, 1, batches.order)

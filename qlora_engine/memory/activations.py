@@ -82,23 +82,58 @@ def _candidates(facts: ModelFacts, config: TrainingConfig, shape: Shape) -> Iter
     tables = _tables(facts, block, shape)
     loss = _loss_bytes(facts, config, shape)
     if config.training.gradient_checkpointing:
-        one = (
-            stream if block.has_rotary else 2 * stream
-        )  # learned positions are added to the embeddings, which stay
-        both = [run_again(block, shape, is_masked=m) for m in _kinds(masked, layers)]
-        again, back = max(again for again, _ in both), max(back for _, back in both)
-        total = (layers - 1) * stream + one
-        yield Moving(tables + total, stream + again, carried, "backward pass of the last layer")
-        yield Moving(tables + one, stream + again, grads - fresh, "backward pass of the first layer")
+        found = _recomputing(block, config, shape, layers, masked)
+        total, one, back, last = found.total, found.first, found.back, found.last
+        yield Moving(tables + one, stream + found.again, grads - fresh, "backward pass of the first layer")
+        if found.is_last_again:
+            yield Moving(tables + total, stream + found.again, carried, "backward pass of the last layer")
     else:
         kept = [layer_kept(block, shape, is_masked=m) for m in (True, False)]
         total = masked * kept[0] + (layers - masked) * kept[1] - first_layer_spares(block, shape)
         one = max(kept[0 if m else 1] for m in _kinds(masked, layers))
-        back = max(backward(block, shape, is_masked=m) for m in _kinds(masked, layers))
+        back = last = max(backward(block, shape, is_masked=m) for m in _kinds(masked, layers))
     yield Moving(tables + total, loss, carried, "loss")
-    yield Moving(tables + total, stream + back, carried + fresh, "backward pass of the last layer")
+    yield Moving(tables + total, stream + last, carried + fresh, "backward pass of the last layer")
     yield Moving(tables + one, stream + back, grads, "backward pass of the first layer")
     yield Moving(0, _optimizer_temporary(facts, config, shape), grads, "optimizer")
+
+
+@dataclass(frozen=True)
+class _Recomputing:
+    """Bytes: what all blocks keep and what the first does; the forward pass of a recomputed one, and a backward pass with what
+    that kept; the backward pass of the last block, which is a recomputed one or not."""
+
+    total: int
+    first: int
+    again: int
+    back: int
+    last: int
+    is_last_again: bool
+
+
+def _recomputing(
+    block: Block, config: TrainingConfig, shape: Shape, layers: int, masked: int
+) -> _Recomputing:
+    every = config.training.checkpoint_every or 1
+    count, is_last_again = -(-layers // every), (layers - 1) % every == 0
+    stream = block.hidden * shape.stream_bytes * shape.tokens
+    first = (
+        stream if block.has_rotary else 2 * stream
+    )  # learned positions are added to embeddings, which stay
+    both = [run_again(block, shape, is_masked=m) for m in _kinds(masked, layers)]
+    again, back = max(again for again, _ in both), max(back for _, back in both)
+    away, returned = (count, stream) if generic.is_on_host(config, shape) else (0, 0)
+    kept = [layer_kept(block, shape, is_masked=m) for m in (True, False)]
+    plain = (layers - count) * (masked * kept[0] + (layers - masked) * kept[1]) // layers
+    alone = max(backward(block, shape, is_masked=m) for m in _kinds(masked, layers))
+    return _Recomputing(
+        total=(count - 1 - away) * stream + first + plain,
+        first=first - returned,
+        again=again + returned,
+        back=back + returned,
+        last=back + returned if is_last_again else alone,
+        is_last_again=is_last_again,
+    )
 
 
 def _masked_layers(facts: ModelFacts, block: Block, shape: Shape) -> int:
@@ -178,6 +213,8 @@ def numbers(facts: ModelFacts, config: TrainingConfig, shape: Shape) -> Mapping[
     found: dict[str, int | str] = {"tokens": shape.tokens, "layers": facts.layers}
     if config.training.gradient_checkpointing:
         found["kept per token and layer"] = block.hidden * shape.stream_bytes
+        if config.training.checkpoint_every > 1:
+            found["layers that recompute"] = -(-facts.layers // config.training.checkpoint_every)
     else:
         found["kept per token and layer"] = layer_kept(block, shape) // max(1, shape.tokens)
     return found

@@ -20,7 +20,7 @@ MOST_ROWS = 4096
 HIGHEST_RANK = 1024
 COST_ORDER = (
     "quantization.double_quant", "training.loss", "training.micro_batch", "training.gradient_checkpointing",
-    "training.optimizer", "lora.dtype", "data.seq_len", "lora.rank", "lora.targets",
+    "training.checkpoint_every", "training.offload_inputs", "training.optimizer", "lora.dtype", "data.seq_len", "lora.rank", "lora.targets",
 )  # fmt: skip
 """From what changes nothing in the result to what changes most."""
 
@@ -173,9 +173,9 @@ def largest_that_fits(
 
     limit = facts.max_positions or LONGEST
     return Largest(
-        seq_len=_highest(8, limit, lambda n: fits(facts, config, n, micro_batch)),
-        micro_batch=_highest(1, MOST_ROWS, lambda n: fits(facts, _rows(config, n), seq_len, n)),
-        rank=_highest(
+        seq_len=highest(8, limit, lambda n: fits(facts, config, n, micro_batch)),
+        micro_batch=highest(1, MOST_ROWS, lambda n: fits(facts, _rows(config, n), seq_len, n)),
+        rank=highest(
             1, HIGHEST_RANK, lambda n: fits(facts, with_value(config, "lora.rank", n), seq_len, micro_batch)
         ),
         model=choosing.largest_model(
@@ -198,7 +198,7 @@ def _rows(config: TrainingConfig, rows: int) -> TrainingConfig:
     return with_value(config, "training.effective_batch", max(rows, config.training.effective_batch))
 
 
-def _highest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
+def highest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
     """The highest number in [low, high] that fits, by halving: memory never shrinks when a size grows."""
     if not fits(low):
         return None
@@ -216,6 +216,10 @@ def _alternatives(config: TrainingConfig, seq_len: int, micro_batch: int) -> Ite
         yield f"micro-batch {micro_batch} -> {half}", "training.micro_batch", half
     if not training.gradient_checkpointing:
         yield "turn gradient checkpointing on", "training.gradient_checkpointing", True
+    elif training.checkpoint_every > 1:
+        yield "recompute every block", "training.checkpoint_every", 1
+    elif not training.offload_inputs:
+        yield "keep block inputs in the computer's memory", "training.offload_inputs", True
     if not config.quantization.double_quant:
         yield "turn double quantization on", "quantization.double_quant", True
     if training.loss == "full":

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from qlora_engine.config import TrainingConfig
+from qlora_engine.config import TrainingConfig, with_value
 from qlora_engine.memory import advise, experts, gpus
 from qlora_engine.memory.context import UNMEASURED, Context
 from qlora_engine.memory.variants import (
@@ -36,7 +36,7 @@ from qlora_engine.models.spec import ModelFacts
 
 __all__ = [
     "GIB", "MIB", "PART_NAMES", "RESERVE", "RESERVE_SHARE", "ROLES", "SIDES", "Advice", "Estimate", "Fit", "Variant", "estimate",
-    "kept_weights_bytes", "optimizer_bytes", "recommend_micro_batch", "rehearsed", "rows_at_once", "shape_of", "side_of", "variant_of",
+    "kept_weights_bytes", "optimizer_bytes", "recommend_micro_batch", "rehearsed", "rows_at_once", "shape_of", "side_of", "variant_of", "with_blocks_chosen",
 ]  # fmt: skip
 
 CPU_ROWS = 4
@@ -148,6 +148,28 @@ def rows_at_once(
     return math.gcd(min(rows, CPU_ROWS), effective) if device == "cpu" else rows
 
 
+def with_blocks_chosen(
+    facts: ModelFacts, config: TrainingConfig, *, seq_len: int, micro_batch: int, device: str, usable_bytes: int,
+    context: Context = UNMEASURED,
+) -> TrainingConfig:  # fmt: skip
+    """`config` with the blocks that recompute, where it leaves them open: as few as fit; where all do and that is not enough,
+    their inputs wait in the computer's memory."""
+    if config.training.checkpoint_every or not config.training.gradient_checkpointing:
+        return config
+
+    def likely(every: int) -> int:
+        changed = with_value(config, "training.checkpoint_every", every)
+        found = variant_of(
+            facts, changed, seq_len=seq_len, micro_batch=micro_batch, device=device, context=context
+        )
+        return found.device_likely
+
+    every = advise.highest(1, max(1, facts.layers), lambda n: likely(n) <= usable_bytes)
+    if every is None and device == "cuda":
+        config = with_value(config, "training.offload_inputs", True)
+    return with_value(config, "training.checkpoint_every", every or 1)
+
+
 def _fits(double: Variant, single: Variant) -> tuple[Fit, ...]:
     return tuple(
         Fit(g.name, g.usable_bytes, double.device_likely <= g.usable_bytes, single.device_likely <= g.usable_bytes)
@@ -174,6 +196,8 @@ def _settings(
         "targets": targets if isinstance(targets, str) else list(targets),
         "optimizer": config.training.optimizer,
         "checkpointing": config.training.gradient_checkpointing,
+        "checkpoint_every": config.training.checkpoint_every or 1,
+        "offload_inputs": config.training.offload_inputs,
         "loss": config.training.loss,
         "adapter_dtype": config.lora.dtype,
         "upcast_unquantized": upcast,

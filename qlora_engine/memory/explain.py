@@ -129,6 +129,8 @@ TEXTS: Mapping[str, PartText] = {
         "counted on transformers' blocks and PEFT's LoRA layers, checked by the rehearsal",
         (
             "training.gradient_checkpointing",
+            "training.checkpoint_every",
+            "training.offload_inputs",
             "data.seq_len",
             "training.micro_batch",
             "lora.targets",

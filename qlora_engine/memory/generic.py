@@ -69,8 +69,15 @@ def count(facts: ModelFacts, config: TrainingConfig, shape: Shape, loss_bytes: i
         largest = max(largest, one.in_features * one.out_features * shape.element_bytes)
     block = (widths["all"] / layers + 4 * facts.hidden_size * FP32) * t
     if config.training.gradient_checkpointing:
-        return Count(layers * stream, 2 * block + largest, loss_bytes)
+        again = -(-layers // (config.training.checkpoint_every or 1))
+        inputs = stream if is_on_host(config, shape) else again * stream
+        return Count(inputs + (layers - again) * block, 2 * block + largest, loss_bytes)
     return Count(layers * block, block + largest, loss_bytes)
+
+
+def is_on_host(config: TrainingConfig, shape: Shape) -> bool:
+    """Whether the inputs of recomputed blocks wait beside the GPU."""
+    return shape.is_cuda and config.training.gradient_checkpointing and config.training.offload_inputs
 
 
 def scaled(points: Sequence[Point], counted: float) -> tuple[int, int]:
@@ -121,7 +128,7 @@ def _file(facts: ModelFacts, config: TrainingConfig, device: str) -> Path:
     """Of one class trained one way; what the count follows (lengths, rows, ranks) is left out."""
     training, lora = config.training, config.lora
     way = [
-        device, training.gradient_checkpointing, training.loss, config.data.packing, lora.dtype, lora.dropout > 0,
+        device, training.gradient_checkpointing, training.checkpoint_every or 1, training.offload_inputs, training.loss, config.data.packing, lora.dtype, lora.dropout > 0,
         lora.dora, lora.targets if isinstance(lora.targets, str) else list(lora.targets),
         lora.rank if lora.experts else None, config.quantization.experts,
     ]  # fmt: skip

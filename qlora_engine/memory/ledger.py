@@ -15,6 +15,7 @@ from typing import Any
 import bitsandbytes  # noqa: F401 - defines the operations that the rules are for
 import torch
 from bitsandbytes.backends.cpu import ops as cpu_ops
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -22,6 +23,8 @@ from qlora_engine.memory.experts import TRACED_EXPERTS
 
 ATEN = torch.ops.aten
 BNB = torch.ops.bitsandbytes
+HOST = "host"
+"""Tag of what waits in the computer's memory, beside the GPU."""
 NESTED = "nested"
 """Tag of what only double quantization allocates: the constants, dequantized."""
 
@@ -97,7 +100,7 @@ class Ledger(TorchDispatchMode):
         for entry in self.log:
             number = abs(entry) - 1
             one = self.storages[number]
-            if number in state or (one.tag == NESTED and not has_nested):
+            if number in state or one.tag == HOST or (one.tag == NESTED and not has_nested):
                 continue
             category = self._category(number, gradients)
             live[category] += one.bytes_ if entry > 0 else -one.bytes_
@@ -152,6 +155,15 @@ class Ledger(TorchDispatchMode):
             yield
         finally:
             self._tag = before
+
+    def inputs_on_host(self) -> saved_tensors_hooks:
+        """What autograd saves inside waits beside the GPU, and comes back as another tensor (torch's save_on_cpu)."""
+
+        def away(tensor: torch.Tensor) -> torch.Tensor:
+            with self.tagged(HOST):
+                return tensor.clone()
+
+        return saved_tensors_hooks(away, torch.clone)
 
     # ------------------------------------------------------------ operations taken apart
 

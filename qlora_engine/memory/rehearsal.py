@@ -34,7 +34,7 @@ from qlora_engine.models import catalog
 from qlora_engine.models.quiet import quiet
 from qlora_engine.models.spec import ModelFacts
 from qlora_engine.training import loss as losses
-from qlora_engine.training import optim
+from qlora_engine.training import optim, recomputing
 
 SCHEMA = 8
 SIDES = {"double_quant": True, "single_quant": False}
@@ -68,6 +68,11 @@ class Question:
     def experts_one_by_one(self) -> bool:
         """As a run computes them in 4 bits."""
         return self.config.quantization.experts == "4bit"
+
+    @property
+    def keeps_inputs_on_host(self) -> bool:
+        training = self.config.training
+        return self.device == "cuda" and training.gradient_checkpointing and training.offload_inputs
 
     @property
     def accumulates(self) -> bool:
@@ -159,14 +164,14 @@ def trace(
     """The peak on both sides. `is_whole`: run all layers instead of extrapolating."""
     config = symbolic.full_config(question.facts)
     kinds = symbolic.layer_kinds(config, question.facts.blocks)
-    base = _base(kinds, is_checkpointed=question.config.training.gradient_checkpointing)
+    kinds, base = symbolic.base_layers(kinds, question.config.training)
     kept = [kinds[number] for number in base]
     missing = [kind for kind in dict.fromkeys(kinds) if kinds.count(kind) > kept.count(kind)]
     if is_whole or not missing:
         plans: list[Sequence[int] | None] = [None]
         missing = []
     else:
-        plans = [base, *(_with_one_more(base, kinds, kind) for kind in missing)]
+        plans = [base, *(symbolic.with_one_more(base, kinds, kind) for kind in missing)]
     profiles = []
     for index, plan in enumerate(plans):
         if report is not None:
@@ -174,22 +179,6 @@ def trace(
         profiles.append(_profiles(question, config, plan, check))
     more = [kinds.count(kind) - kept.count(kind) for kind in missing]
     return {side: _outcome([p[side] for p in profiles], more) for side in SIDES}
-
-
-def _base(kinds: Sequence[str], *, is_checkpointed: bool) -> tuple[int, ...]:
-    """The first layer of each kind. Without checkpointing the first layer keeps less than the others, since nothing before
-    it is trained: then another of its kind comes with it."""
-    first = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
-    if not is_checkpointed and kinds:
-        second = next((n for n, kind in enumerate(kinds) if n and kind == kinds[0]), None)
-        first += [second] if second is not None else []
-    return tuple(sorted(first))
-
-
-def _with_one_more(base: Sequence[int], kinds: Sequence[str], kind: str) -> tuple[int, ...]:
-    """`base` and the next layer of that kind."""
-    other = next(n for n, one in enumerate(kinds) if one == kind and n not in base)
-    return tuple(sorted((*base, other)))
 
 
 def _outcome(profiles: Sequence[Profile], more: Sequence[int]) -> Outcome:
@@ -244,6 +233,8 @@ def _profiles(
         if question.accumulates:
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter)
+        if question.keeps_inputs_on_host:
+            recomputing.keep_inputs(model, ledger.inputs_on_host)
         count = _mark_phases(model, question.facts, ledger)
         ledger.know([*model.parameters(), *symbolic.quantization_states(model)])
         with ledger:
@@ -362,6 +353,8 @@ def _cache_file(question: Question) -> Path:
         "lora": vars(config.lora),
         "optimizer": config.training.optimizer,
         "checkpointing": config.training.gradient_checkpointing,
+        "checkpoint_every": config.training.checkpoint_every or 1,
+        "offload_inputs": question.keeps_inputs_on_host,
         "loss": config.training.loss,
         "clips": bool(config.training.max_grad_norm),
         "schema": SCHEMA,

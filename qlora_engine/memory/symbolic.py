@@ -17,13 +17,14 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from transformers import masking_utils
 
 from qlora_engine import adapters
-from qlora_engine.config import TrainingConfig
+from qlora_engine.config import TrainingConfig, TrainingSettings
 from qlora_engine.errors import EngineError
 from qlora_engine.memory import static
 from qlora_engine.models import class_child, structure
 from qlora_engine.models.experts.stack import Form, Packed, Stacked4bit
 from qlora_engine.models.quiet import quiet
 from qlora_engine.models.spec import ModelFacts, brings_code, text_config
+from qlora_engine.training import recomputing
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 _thread = threading.local()
@@ -71,6 +72,31 @@ def layer_kinds(config: Any, blocks: str) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def base_layers(kinds: Sequence[str], training: TrainingSettings) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """(the kinds, told apart by who recomputes; the layers to trace first). Where not every layer recomputes, the last comes
+    with them: its backward pass is that of one or the other."""
+    if not training.gradient_checkpointing or training.checkpoint_every < 2:
+        return tuple(kinds), _base(kinds, is_checkpointed=training.gradient_checkpointing)
+    told = tuple(f"{kind} {number % training.checkpoint_every == 0}" for number, kind in enumerate(kinds))
+    return told, tuple(sorted({*_base(told, is_checkpointed=True), len(told) - 1}))
+
+
+def _base(kinds: Sequence[str], *, is_checkpointed: bool) -> tuple[int, ...]:
+    """The first layer of each kind. Without checkpointing the first layer keeps less than the others, since nothing before
+    it is trained: then another of its kind comes with it."""
+    first = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
+    if not is_checkpointed and kinds:
+        second = next((n for n, kind in enumerate(kinds) if n and kind == kinds[0]), None)
+        first += [second] if second is not None else []
+    return tuple(sorted(first))
+
+
+def with_one_more(base: Sequence[int], kinds: Sequence[str], kind: str) -> tuple[int, ...]:
+    """`base` and the next layer of that kind."""
+    other = next(n for n, one in enumerate(kinds) if one == kind and n not in base)
+    return tuple(sorted((*base, other)))
+
+
 def build(
     config: Any,
     job: TrainingConfig,
@@ -105,9 +131,18 @@ def build(
         peft_model, _ = adapters.attach(model, job.lora, new=new_rows)
     peft_model.train()
     if job.training.gradient_checkpointing and model.supports_gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
+        recomputing.enable(model)
+        _recompute_some(model, blocks, layers, job.training.checkpoint_every)
     return peft_model
+
+
+def _recompute_some(model: Any, blocks: str, layers: Sequence[int] | None, every: int) -> None:
+    """Those that the whole model would recompute, of the blocks that are left of it."""
+    if every < 2 or not blocks:
+        return
+    for place, block in enumerate(model.get_submodule(blocks)):
+        number = place if layers is None else layers[place]
+        block.gradient_checkpointing = number % every == 0
 
 
 def _keep_layers(model: Any, blocks: str, layers: Sequence[int]) -> None:

@@ -164,6 +164,24 @@ class TrainingSettings:
         help="Recomputes activations instead of keeping them: far less memory, about a third slower.",
         resume="safe",
     )
+    checkpoint_every: int = knob(
+        1,
+        label="Recompute every n-th block",
+        help="With gradient checkpointing: one block of so many recomputes, the others keep their activations. More memory, "
+        "fewer computations, the same numbers; 0 takes the highest number that fits, and sends inputs away where none does.",
+        lo=0,
+        hi=1024,
+        is_expert=True,
+        resume="safe",
+    )
+    offload_inputs: bool = knob(
+        False,
+        label="Block inputs on the host",
+        help="With gradient checkpointing on a GPU: what a recomputed block starts from waits in the computer's memory. For "
+        "very long rows; each step copies it there and back. On a CPU it saves nothing.",
+        is_expert=True,
+        resume="safe",
+    )
     join_rows: bool = knob(
         True,
         label="Rows end to end",

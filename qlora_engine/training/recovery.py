@@ -1,8 +1,8 @@
 """Out of memory, of the GPU or the computer: go on with less of it instead of dying (CORRECTNESS 27). Imports torch.
 
 One ladder, the cheapest step first: weights that were dequantized once and kept are given up; half the micro-batch, as often
-as it can be halved; activations recomputed; the loss in chunks; activations kept in the computer's memory. The effective batch stays what the person asked for: the same rows, in
-more pieces. What was changed is said, and kept in every checkpoint.
+as it can be halved; activations recomputed, of every block; the loss in chunks; activations kept in the computer's memory.
+The effective batch stays what the person asked for: the same rows, in more pieces. What was changed is said, and kept in every checkpoint.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from qlora_engine.errors import EngineError
 from qlora_engine.events import Event, Noticed
+from qlora_engine.training import recomputing
 from qlora_engine.training.checkpoint import TrainState
 from qlora_engine.training.fast import allocator
 
@@ -90,7 +91,7 @@ def release() -> None:
 def relieved(state: TrainState) -> contextlib.AbstractContextManager[Any]:
     """Where activations are offloaded, backward's saved tensors wait in the computer's memory."""
     if OFFLOADED in state.reliefs:
-        return torch.autograd.graph.save_on_cpu(pin_memory=True)
+        return recomputing.on_host()
     return contextlib.nullcontext()
 
 
@@ -121,10 +122,9 @@ def _apply(parts: Any, relief: str) -> bool:
         return bool(parts.fast.release_kept(parts.model))
     if relief == RECOMPUTED:
         model = parts.model.get_base_model()
-        if model.is_activation_checkpointing or not model.supports_gradient_checkpointing:
+        if recomputing.is_everywhere(model) or not model.supports_gradient_checkpointing:
             return False
-        model.activation_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
+        recomputing.enable(model)
         return True
     if relief == CHUNKED:
         if parts.loss_kind == "chunked" or not parts.is_chunkable:

@@ -31,11 +31,21 @@ from qlora_engine.events import (
     Progressed,
 )
 from qlora_engine.memory import context
-from qlora_engine.memory import estimate as memory_estimate
 from qlora_engine.models import catalog, loading, prepare
 from qlora_engine.models.packing import packing_of_folder
 from qlora_engine.runs.record import RunFolder
-from qlora_engine.training import checkpoint, identity, loss, optim, packed, router_loss, schedule, vocabulary
+from qlora_engine.training import (
+    checkpoint,
+    identity,
+    loss,
+    optim,
+    packed,
+    recomputing,
+    room,
+    router_loss,
+    schedule,
+    vocabulary,
+)
 from qlora_engine.training.fast import allocator, install
 from qlora_engine.training.fast.install import FastPaths
 from qlora_engine.training.versions import versions
@@ -96,7 +106,8 @@ def prepare_parts(
     every_row = (row.input_ids for row in (*prepared.train, *prepared.held_out))
     facts = yield from vocabulary.settled(tokenizer, facts, config.model.resize_embeddings, every_row)
     control.check()
-    micro_batch, estimate = choose_micro_batch(config, facts, prepared, plan)
+    config, micro_batch, estimate = room.choose(config, facts, prepared, plan)
+    yield from room.said(asked.training, config.training)
     checkpoint.require_disk(folder.path, _disk_bytes(estimate), "a run with these settings")
     loaded = yield from _load(config, base_path, plan, control, facts.vocab_size)
     model, attached = yield from _attach(config, loaded, base_path, facts.new_rows)
@@ -165,36 +176,6 @@ def pad_token_id(tokenizer: Any) -> int:
         if candidate is not None:
             return int(candidate)
     return 0
-
-
-def choose_micro_batch(
-    config: TrainingConfig, facts: Any, prepared: data.PreparedData, plan: DevicePlan
-) -> tuple[int, Any]:
-    """Rows computed at once (asked for, or the largest that fits) and the memory estimate for them: of the longest row that
-    there is, and of the tokens that are trained."""
-    known, seq_len = context.context_of(), prepared.longest_row_tokens or prepared.seq_len
-    wanted = memory_estimate.rows_at_once(
-        facts, config, seq_len=seq_len, device=plan.kind, usable_bytes=usable_bytes(plan), context=known
-    )
-    estimate = memory_estimate.estimate(
-        facts,
-        config,
-        seq_len=seq_len,
-        micro_batch=wanted,
-        device=plan.kind,
-        context=known,
-        trained=prepared.most_trained_tokens,
-    )
-    return wanted, estimate
-
-
-def usable_bytes(plan: DevicePlan) -> int:
-    """What a run may take: the GPU's free memory, or the computer's available memory."""
-    if plan.kind == "cuda":
-        return int(torch.cuda.mem_get_info(plan.index)[0])
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 def _seed(seed: int) -> None:
@@ -286,8 +267,9 @@ def _make_trainable(model: Any, config: TrainingConfig) -> None:
                 f"{type(base).__name__} cannot recompute its activations",
                 "set training.gradient_checkpointing to false; it needs more memory",
             )
-        base.activation_checkpointing_enable({"use_reentrant": False})
-        base.enable_input_require_grads()
+        recomputing.enable(base, config.training.checkpoint_every)
+        if config.training.offload_inputs:
+            recomputing.keep_inputs(base, recomputing.on_host)
     adapters.assert_only_adapters_train(model)
 
 
@@ -313,7 +295,7 @@ def _choose_loss(parts: Parts) -> Generator[Event, None, None]:
 def _choose_fast_paths(parts: Parts) -> Generator[Event, None, None]:
     """After the choice of the loss, which looks at the plain model."""
     predicted = parts.predicted_peak_bytes or 0
-    spare = usable_bytes(parts.plan) - predicted
+    spare = room.usable_bytes(parts.plan) - predicted
     parts.fast = install.install(
         parts.model, parts.config.training, parts.data.train, device=parts.plan.kind, spare_bytes=spare
     )

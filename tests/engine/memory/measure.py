@@ -15,7 +15,7 @@ from qlora_engine.data.batches import Batch
 from qlora_engine.device import plan_device
 from qlora_engine.memory import tracker
 from qlora_engine.models import catalog, loading
-from qlora_engine.training import loss, optim
+from qlora_engine.training import loss, optim, recomputing
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,7 @@ def build(folder: Path, config: TrainingConfig) -> Any:
     model, _ = adapters.attach(loaded.model, config.lora, new=facts.new_rows)
     model.train()
     if config.training.gradient_checkpointing:
-        model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
-        model.get_base_model().enable_input_require_grads()
+        recomputing.enable(model.get_base_model(), config.training.checkpoint_every)
     return model
 
 

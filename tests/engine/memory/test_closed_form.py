@@ -66,6 +66,10 @@ def test_the_grid() -> None:
         ("mixtral-8x7b", 1024, 1, "cuda", {"quantization__experts": "16bit"}),
         ("olmo-2-7b", 2048, 2, "cuda", {"lora__dtype": "bf16"}),
         ("phi-1.5", 2048, 2, "cuda", {"lora__targets": "attention", "training__gradient_checkpointing": False}),
+        ("smollm2-135m", 2048, 1, "cuda", {"training__checkpoint_every": 3}),
+        ("smollm2-135m", 2048, 1, "cuda", {"training__offload_inputs": True}),
+        ("phi-1.5", 2048, 2, "cpu", {"training__checkpoint_every": 2}),
+        ("gemma-2-2b", 2048, 1, "cuda", {"training__checkpoint_every": 4, "training__offload_inputs": True}),
     ],
 )  # fmt: skip
 def test_what_was_once_counted_wrong(

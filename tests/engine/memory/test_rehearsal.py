@@ -46,6 +46,7 @@ WIDE_SETTINGS: tuple[tuple[int, int, int, dict[str, Any]], ...] = (
     (512, 2, 1, {"lora__dtype": "fp32", "training__optimizer": "adamw_torch_fused"}),
     (512, 2, 1, {"lora__dtype": "bf16", "training__optimizer": "adamw_torch_fused"}),
     (512, 2, 1, {"lora__dtype": "bf16", "training__gradient_checkpointing": False, "lora__targets": "attention"}),
+    (512, 2, 1, {"training__checkpoint_every": 2, "training__optimizer": "adamw_torch_fused"}),
 )  # fmt: skip
 
 

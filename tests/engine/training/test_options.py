@@ -238,6 +238,8 @@ ELSEWHERE = {
     "data.overlap": "data/test_doctor.py::test_a_long_text_becomes_rows_that_lose_and_double_nothing",
     "data.tree_paths": "data/test_doctor.py::test_a_message_tree_gives_its_best_path_or_all_of_them",
     "data.held_out_path": "training/test_options.py::test_held_out_data_of_its_own_is_what_is_scored",
+    "training.checkpoint_every": "training/test_recomputing.py::test_whatever_is_recomputed_and_wherever_it_waits_the_numbers_are_the_same",
+    "training.offload_inputs": "training/test_recomputing.py::test_whatever_is_recomputed_and_wherever_it_waits_the_numbers_are_the_same",
     "training.router_loss": "training/test_router_loss.py::test_the_loss_is_the_one_of_the_class_and_moves_the_adapters",
     "training.early_stopping": "training/test_options.py::test_early_stopping_ends_the_run_when_nothing_gets_better",
     "training.keep_best": "training/test_options.py::test_the_best_is_kept_and_not_the_last",
