@@ -113,7 +113,14 @@ class SettingsDialog(QDialog):
         super().__init__(parent)
         self.setWindowTitle("Settings \u2013 QLoRA Studio")
         self.setMinimumWidth(520)
-        self.theme = Segments((("system", "As the desktop"), ("dark", "Dark"), ("light", "Light")))
+        self.theme = Segments(
+            (
+                ("system", "As the desktop"),
+                ("dark", "Dark"),
+                ("light", "Light"),
+                ("contrast", "High contrast"),
+            )
+        )
         self.theme.set_value(settings.theme)
         self.theme.chosen.connect(lambda value: choose(theme=value))
         self.engine = Segments(

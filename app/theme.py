@@ -5,6 +5,7 @@ Widgets name a role (`setProperty("role", "title")`); only this module knows wha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from PySide6.QtCore import Qt
@@ -47,6 +48,13 @@ LIGHT = Tokens(
     good="#197446", warning="#8A5B00", bad="#BC3030",
 )  # fmt: skip
 
+CONTRAST = Tokens(
+    True, "#000000", "#0A0A0A", "#1A1A1A", "#9A9A9A", "#FFFFFF", "#D6D6D6", "#7CC4FF", "#000000", "#0B2A4A",
+    good="#5FE39B", warning="#FFC94D", bad="#FF9A9A",
+)  # fmt: skip
+"""Text at 7:1 and edges of controls at 4.5:1 on every ground."""
+THEMES = {"dark": DARK, "light": LIGHT, "contrast": CONTRAST}
+
 # Okabe and Ito's colour-blind-safe set: the same part has the same colour in every picture.
 PART_COLOURS = {
     "quantized_weights": "#0072B2",
@@ -88,11 +96,28 @@ def part_colour(name: str) -> QColor:
 
 
 def choose(mode: str) -> Tokens:
-    """`mode`: dark, light, or system (what the desktop says; dark when it says nothing)."""
-    if mode == "system":
-        scheme = QGuiApplication.styleHints().colorScheme()
-        mode = "light" if scheme == Qt.ColorScheme.Light else "dark"
-    return LIGHT if mode == "light" else DARK
+    """`mode`: one of `THEMES`, or system (what the desktop says; dark when it says nothing)."""
+    if mode in THEMES:
+        return THEMES[mode]
+    if wants_contrast():
+        return CONTRAST
+    return LIGHT if QGuiApplication.styleHints().colorScheme() == Qt.ColorScheme.Light else DARK
+
+
+def wants_contrast() -> bool:
+    """The desktop asks for high contrast; False where it does not say, and before Qt 6.10, which cannot tell."""
+    hints = QGuiApplication.styleHints()
+    if not hasattr(hints, "accessibility"):
+        return False
+    return hints.accessibility().contrastPreference() == Qt.ContrastPreference.HighContrast
+
+
+def when_desktop_changes(act: Callable[[], None]) -> None:
+    """Call `act` whenever the desktop becomes light, dark, or of high contrast."""
+    hints = QGuiApplication.styleHints()
+    hints.colorSchemeChanged.connect(act)
+    if hasattr(hints, "accessibility"):
+        hints.accessibility().contrastPreferenceChanged.connect(act)
 
 
 def apply(app: QApplication, mode: str) -> None:
@@ -179,13 +204,13 @@ QFrame[role="notice"][tone="good"] {{ border-left-color: {t.good}; }}
 QPushButton {{ background: {t.raised}; border: 1px solid {t.line}; border-radius: {RADIUS}px; padding: 6px 14px; min-height: 18px; }}
 QPushButton:hover {{ border-color: {t.quiet}; }}
 QPushButton:focus {{ border-color: {t.accent}; }}
-QPushButton:pressed {{ background: {t.line}; }}
+QPushButton:pressed {{ background: {t.accent_soft}; }}
 QPushButton:disabled {{ color: {t.quiet}; background: {t.panel}; }}
 QPushButton[role="primary"] {{ background: {t.accent}; color: {t.on_accent}; border-color: {t.accent}; font-weight: 600; }}
-QPushButton[role="primary"]:hover {{ border-color: {t.text}; }}
+QPushButton[role="primary"]:hover, QPushButton[role="primary"]:focus {{ border-color: {t.text}; }}
 QPushButton[role="primary"]:disabled {{ background: {t.raised}; color: {t.quiet}; border-color: {t.line}; }}
 QPushButton[role="loud"] {{ background: {t.accent}; color: {t.on_accent}; border-color: {t.accent}; font-weight: 600; font-size: {LARGE}px; padding: 10px 16px; }}
-QPushButton[role="loud"]:hover {{ border-color: {t.text}; }}
+QPushButton[role="loud"]:hover, QPushButton[role="loud"]:focus {{ border-color: {t.text}; }}
 QPushButton[role="loud"]:disabled {{ background: {t.raised}; color: {t.quiet}; border-color: {t.line}; }}
 QPushButton[role="danger"] {{ color: {t.bad}; }}
 QPushButton[role="danger"]:disabled {{ color: {t.quiet}; }}
@@ -201,7 +226,7 @@ QToolButton[role="segment"] {{ background: {t.panel}; border: 1px solid {t.line}
 QToolButton[role="segment"]:hover {{ color: {t.text}; }}
 QToolButton[role="segment"]:focus {{ border-color: {t.accent}; }}
 QToolButton[role="segment"]:checked {{ background: {t.accent_soft}; color: {t.text}; font-weight: 600; border-color: {t.accent}; }}
-QLineEdit, QComboBox, QPlainTextEdit, QTextEdit, QSpinBox, QDoubleSpinBox {{ background: {t.background}; border: 1px solid {t.line}; border-radius: {RADIUS}px; padding: 5px 8px; selection-background-color: {t.accent}; selection-color: {t.on_accent}; }}
+QLineEdit, QComboBox, QPlainTextEdit, QTextEdit, QSpinBox, QDoubleSpinBox {{ background: {t.background}; placeholder-text-color: {t.quiet}; border: 1px solid {t.line}; border-radius: {RADIUS}px; padding: 5px 8px; selection-background-color: {t.accent}; selection-color: {t.on_accent}; }}
 QFrame[role="card"] QLineEdit, QFrame[role="card"] QComboBox {{ background: {t.background}; }}
 QLineEdit:focus, QComboBox:focus, QPlainTextEdit:focus, QTextEdit:focus, QSpinBox:focus {{ border-color: {t.accent}; }}
 QTextEdit[role="answer"] {{ background: transparent; border: none; padding: 0; }}

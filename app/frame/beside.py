@@ -20,6 +20,7 @@ class Beside(QObject):
         self._window, self._studio, self._tabs = window, studio, tabs
         self.help: HelpWindow | None = None
         self.settings: SettingsDialog | None = None
+        looks.when_desktop_changes(self._follow_desktop)
 
     def open_help(self, page: str = "") -> None:
         """At a page, else at what tells of the tab one is on; one window however often it is asked for."""
@@ -57,10 +58,18 @@ class Beside(QObject):
             self._studio.settings.change(notifies=notifies)
         if engine is not None:
             self._studio.set_engine(engine)
-        app = QApplication.instance()
-        if theme is not None and isinstance(app, QApplication):
+        if theme is not None:
             self._studio.settings.change(theme=theme)
-            looks.apply(app, theme)
+            self._restyle()
+
+    def _follow_desktop(self) -> None:
+        if looks.choose(self._studio.settings.value.theme) != looks.tokens():
+            self._restyle()
+
+    def _restyle(self) -> None:
+        app = QApplication.instance()
+        if isinstance(app, QApplication):
+            looks.apply(app, self._studio.settings.value.theme)
             self._tabs.each(lambda tab: tab.restyle())
 
     def close(self) -> None:

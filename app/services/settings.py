@@ -14,7 +14,7 @@ from qlora_engine.runs.record import write_aside
 
 @dataclass(frozen=True)
 class Settings:
-    """`theme`: system, dark or light. `engine`: process or inline. `folders`: model folders the person added.
+    """`theme`: system, dark, light or contrast. `engine`: process or inline. `folders`: model folders the person added.
     `job`: the job file being edited, as plain values; None: the starter.
     `had_gpu` is what was found last time, so that the window need not wait for the driver.
     `notifies`: the desktop is told when a run ends while another window is in front.

@@ -1,4 +1,4 @@
-"""Every screen in named states, at three sizes, in both themes, and with labels two fifths longer: nothing is cut off, covered or
+"""Every screen in named states, at three sizes, in every theme, and with labels two fifths longer: nothing is cut off, covered or
 outside, every control has a name, and a run can be started from everywhere.
 
 One window goes through all states: `QLORA_SCREENS=folder` keeps the pictures, to be looked at by eye.

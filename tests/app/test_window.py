@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PySide6.QtCore import Qt, QTimer
+from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QAbstractButton, QApplication, QLineEdit, QMessageBox
 from pytestqt.qtbot import QtBot
 
@@ -439,6 +440,24 @@ def test_the_theme_and_the_engine_are_chosen_in_settings_and_kept(make_window: M
     assert theme.tokens().is_dark
     assert (window.studio.settings.value.theme, window.studio.settings.value.engine) == ("dark", "inline")
     assert all(job.make_engine is InlineEngine for job in window.studio.jobs.values())
+
+
+def test_the_desktop_s_wish_for_contrast_is_followed_at_once(
+    make_window: MakeWindow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app import theme
+
+    window = make_window(theme="system")
+    monkeypatch.setattr(theme, "wants_contrast", lambda: True)
+    scheme_changed = QGuiApplication.styleHints().colorSchemeChanged
+    try:
+        scheme_changed.emit(Qt.ColorScheme.Dark)
+        assert theme.tokens() is theme.CONTRAST
+        window.beside.choose_setting(theme="dark")
+        scheme_changed.emit(Qt.ColorScheme.Light)
+        assert theme.tokens() is theme.DARK, "what is chosen by hand stays"
+    finally:
+        window.beside.choose_setting(theme="dark")
 
 
 def test_help_opens_at_the_page_one_is_on(qtbot: QtBot) -> None:
