@@ -12,7 +12,7 @@ from app.presenters.words import duration_text
 from app.services.settings import Settings
 from app.theme import GAP, GAP_PAGE, GAP_WIDE
 from app.widgets.kit import Segments, as_written, button, column, label, row
-from app.widgets.settings_parts import TokenForm
+from app.widgets.settings_parts import HomeForm, TokenForm
 from qlora_engine import paths
 from qlora_engine.runs.outlook import Busy
 
@@ -134,7 +134,7 @@ class SettingsDialog(QDialog):
         self.notifies.setChecked(settings.notifies)
         self.notifies.toggled.connect(lambda is_wanted: choose(notifies=is_wanted))
         self.token = TokenForm()
-        home = label(str(paths.home()), "quiet", wraps=True, selectable=True)
+        self.home = HomeForm()
         close = button("Close", self.accept)
         layout = column(
             label("Appearance", "strong"), self.theme,
@@ -142,8 +142,7 @@ class SettingsDialog(QDialog):
             label("In a process of its own the window stays smooth, and only the end of a process gives all GPU memory back. A change holds for the next job.", "small", wraps=True),
             label("Notifications", "strong"), self.notifies,
             label("Hugging Face hub", "strong"), self.token,
-            label("Models, runs and settings are kept in", "strong"), home,
-            label("QLORA_HOME moves them elsewhere.", "small"), row(None, close), gap=GAP,
+            label("Models, runs and settings are kept in", "strong"), self.home, row(None, close), gap=GAP,
         )  # fmt: skip
         layout.setContentsMargins(GAP_PAGE, GAP_PAGE, GAP_PAGE, GAP_WIDE)
         self.setLayout(layout)

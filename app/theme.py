@@ -53,6 +53,10 @@ CONTRAST = Tokens(
     good="#5FE39B", warning="#FFC94D", bad="#FF9A9A",
 )  # fmt: skip
 """Text at 7:1 and edges of controls at 4.5:1 on every ground."""
+DASHED_WHERE_DISABLED = (
+    "QPushButton:disabled, QLineEdit:disabled, QComboBox:disabled { border-style: dashed; }"
+)
+"""Where every text is bright, no colour tells what cannot be pressed."""
 THEMES = {"dark": DARK, "light": LIGHT, "contrast": CONTRAST}
 
 # Okabe and Ito's colour-blind-safe set: the same part has the same colour in every picture.
@@ -265,4 +269,5 @@ QSlider::groove:horizontal {{ background: {t.raised}; height: 4px; border-radius
 QSlider::sub-page:horizontal {{ background: {t.accent}; height: 4px; border-radius: 2px; }}
 QSlider::handle:horizontal {{ background: {t.text}; width: 14px; height: 14px; margin: -5px 0; border-radius: 7px; }}
 QSlider::handle:horizontal:focus {{ background: {t.accent}; }}
+{DASHED_WHERE_DISABLED if t is CONTRAST else ""}
 """

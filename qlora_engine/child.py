@@ -11,6 +11,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from qlora_engine import paths
+
 FLAGS = {
     "qlora_engine.worker": "--engine-worker",
     "qlora_engine.export.verify_child": "--verify-export",
@@ -29,8 +31,10 @@ def command(module: str, *arguments: str) -> list[str]:
 
 
 def environment(known: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of such a process, for its own children too: this program's place first, no relative ones."""
+    """The environment of such a process, for its own children too: this program's place first, no relative ones, and this
+    program's home, whatever is chosen in between."""
     found = dict(os.environ if known is None else known)
+    found.setdefault(paths.HOME_VARIABLE, str(paths.home()))
     root = str(Path(__file__).resolve().parent.parent)
     places = [place for place in found.get("PYTHONPATH", "").split(os.pathsep) if Path(place).is_absolute()]
     found["PYTHONPATH"] = os.pathsep.join([root, *(place for place in places if place != root)])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 from PySide6.QtCore import QObject
 from PySide6.QtWidgets import QApplication, QWidget
@@ -12,6 +14,8 @@ from app.dialogs import HelpWindow, SettingsDialog
 from app.frame.tabs import RunTabs
 from app.services import hub_token
 from app.studio import Studio
+from qlora_engine import home_choice, paths
+from qlora_engine.errors import EngineError
 
 
 class Beside(QObject):
@@ -36,7 +40,24 @@ class Beside(QObject):
         form.save_asked.connect(lambda token: self._with_token(lambda: hub_token.keep(token)))
         form.forget_asked.connect(lambda: self._with_token(hub_token.forget))
         self._with_token(hub_token.is_kept)
+        self.settings.home.home_asked.connect(self._choose_home)
+        self._show_home()
         self.settings.show()
+
+    def _choose_home(self, folder: Path | None) -> None:
+        try:
+            home_choice.choose(folder)
+        except EngineError as error:
+            self._show_home(f"{error.message}; {error.hint}")
+        else:
+            self._show_home()
+
+    def _show_home(self, problem: str = "") -> None:
+        if self.settings is not None:
+            is_told = paths.HOME_VARIABLE in os.environ
+            self.settings.home.show_home(
+                paths.home(), paths.next_home(), paths.usual_home(), is_told, problem
+            )
 
     def _with_token(self, act: Callable[[], bool]) -> None:
         """Off the GUI thread: the hub's library is large, and the hub may be asked."""

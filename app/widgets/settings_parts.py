@@ -1,9 +1,11 @@
-"""Parts of the settings dialog that ask somebody else: the hub's token, in the hub library's own store."""
+"""Parts of the settings dialog that are kept elsewhere: the hub's token, in the hub library's own store, and the home folder."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from PySide6.QtCore import Signal
-from PySide6.QtWidgets import QLineEdit, QWidget
+from PySide6.QtWidgets import QFileDialog, QLineEdit, QWidget
 
 from app.widgets.kit import button, column, label, row
 
@@ -38,3 +40,37 @@ class TokenForm(QWidget):
 
     def _save(self) -> None:
         self.save_asked.emit(self.field.text().strip())
+
+
+class HomeForm(QWidget):
+    """Where runs, models and everything else is kept. Signal: `home_asked(folder)`, a Path; None: the usual folder."""
+
+    home_asked = Signal(object)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = label("", "quiet", wraps=True, selectable=True)
+        self.told = label("", "small", wraps=True)
+        self.choose = button("Choose folder\u2026", self._choose)
+        self.usual = button("Use the usual folder", lambda: self.home_asked.emit(None))
+        self.setLayout(column(self.place, self.told, row(self.choose, self.usual, None), gap=4))
+
+    def show_home(self, now: Path, following: Path, usual: Path, is_told: bool, problem: str = "") -> None:
+        """`now`: of this program; `following`: from the next start; `is_told`: `QLORA_HOME` decides, no choice here."""
+        self.place.setText(str(now))
+        self.told.setText(problem or _about(now, following, is_told))
+        self.choose.setEnabled(not is_told)
+        self.usual.setEnabled(not is_told and following != usual)
+
+    def _choose(self) -> None:
+        folder = QFileDialog.getExistingDirectory(self, "Choose where runs, models and settings are kept")
+        if folder:
+            self.home_asked.emit(Path(folder))
+
+
+def _about(now: Path, following: Path, is_told: bool) -> str:
+    if is_told:
+        return "QLORA_HOME says so. Start the program without it to choose a folder here."
+    if now != following:
+        return f"From the next start, in the window and the terminal: {following}. Nothing is moved; what is in the folder above stays there."
+    return "Another folder holds from the next start, in the window and the terminal. Nothing is moved."

@@ -16,7 +16,7 @@ from app import dialogs
 from app.tab import DRAFT
 from app.tabs import all_tabs
 from app.window import FOLD_BELOW, MainWindow
-from qlora_engine import config_io
+from qlora_engine import config_io, paths
 from qlora_engine import events as ev
 from qlora_engine.config import ModelSettings, TrainingConfig
 from qlora_engine.jobs import DataReportJob, ExportJob, PrepareModelJob, ResumeJob, TrainJob
@@ -458,6 +458,33 @@ def test_the_desktop_s_wish_for_contrast_is_followed_at_once(
         assert theme.tokens() is theme.DARK, "what is chosen by hand stays"
     finally:
         window.beside.choose_setting(theme="dark")
+
+
+def test_the_home_folder_is_chosen_in_settings_for_the_next_start(
+    make_window: MakeWindow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from app.widgets import settings_parts
+
+    monkeypatch.setattr(paths, "home_file", lambda: tmp_path / "config" / "home.txt")
+    window = make_window()
+    window.beside.open_settings()
+    assert window.beside.settings is not None
+    form = window.beside.settings.home
+    assert form.place.text() == str(paths.home())
+    assert "QLORA_HOME" in form.told.text()
+    assert not form.choose.isEnabled(), "the environment decides here"
+    form.show_home(paths.home(), paths.home(), paths.usual_home(), is_told=False)
+    answers = iter((str(tmp_path), str(tmp_path / "not there")))
+    monkeypatch.setattr(settings_parts.QFileDialog, "getExistingDirectory", lambda *_: next(answers))
+    form.choose.click()
+    assert paths.next_home() == tmp_path
+    form.show_home(paths.home(), paths.next_home(), paths.usual_home(), is_told=False)
+    assert str(tmp_path) in form.told.text()
+    form.choose.click()
+    assert "choose a folder you can write to" in form.told.text()
+    form.show_home(paths.home(), paths.next_home(), paths.usual_home(), is_told=False)
+    form.usual.click()
+    assert paths.next_home() == paths.usual_home()
 
 
 def test_help_opens_at_the_page_one_is_on(qtbot: QtBot) -> None:
