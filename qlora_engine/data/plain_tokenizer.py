@@ -19,7 +19,7 @@ class PlainTokenizer:
     eos_token: str | None
     bos_token_id: int | None
     unk_token_id: int | None
-    add_bos_token: bool
+    add_bos_token: bool | None
 
     @classmethod
     def of(cls, tokenizer: Any) -> PlainTokenizer:

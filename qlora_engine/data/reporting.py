@@ -10,10 +10,10 @@ from qlora_engine import config_io
 from qlora_engine.bridge import Emit, events_while
 from qlora_engine.config import TrainingConfig
 from qlora_engine.control import Control
-from qlora_engine.data import inspection, pipeline
+from qlora_engine.data import inspection, kept_tokenizer, pipeline
 from qlora_engine.events import Event, PhaseChanged, Progressed, RunFinished
 from qlora_engine.jobs import DataReportJob
-from qlora_engine.models import prepare, spec, tokenizer_file
+from qlora_engine.models import prepare, spec
 
 
 def opened(config: TrainingConfig, control: Control, report: pipeline.Report) -> inspection.Inspector:
@@ -26,7 +26,7 @@ def opened(config: TrainingConfig, control: Control, report: pipeline.Report) ->
     path = prepare.ensure_ready(
         config.model.name, config.model.revision, config.model.offline, control, report
     )
-    tokenizer = tokenizer_file.load_tokenizer(path, trust_remote_code=config.model.trust_remote_code)
+    tokenizer = kept_tokenizer.load(path, trust_remote_code=config.model.trust_remote_code)
     found = pipeline.prepare(
         replace(config.data, packing=False), tokenizer, seed=config.training.seed,
         model_max_length=spec.facts_of_folder(path).max_positions, is_offline=config.model.offline,

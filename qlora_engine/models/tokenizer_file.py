@@ -1,14 +1,11 @@
-"""Loads a model's tokenizer from its folder. Torch-free, so that data can be looked at without the ML stack."""
+"""Loads a model's tokenizer from its folder, with transformers, which is imported only then. Torch-free."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from qlora_engine.errors import EngineError
-from qlora_engine.models.quiet import quiet
 
 
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
@@ -17,6 +14,10 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
     Raises:
         EngineError: missing or damaged.
     """
+    from transformers import AutoTokenizer
+
+    from qlora_engine.models.quiet import quiet
+
     try:
         with quiet():
             return AutoTokenizer.from_pretrained(
