@@ -10,8 +10,7 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from qlora_engine import out_of_memory
 from qlora_engine.bridge import Emit, events_while
 from qlora_engine.config import DataSettings, TrainingConfig
 from qlora_engine.control import Control
@@ -24,7 +23,7 @@ from qlora_engine.errors import EngineError
 from qlora_engine.evaluate import generate, session
 from qlora_engine.evaluate.generate import Answer, GenerationSettings
 from qlora_engine.evaluate.origin import BASE, LOADING_SETTINGS, TUNED, find_origin
-from qlora_engine.evaluate.session import ChatModel
+from qlora_engine.evaluate.session import ChatModel, no_room
 from qlora_engine.events import (
     AnswerFinished,
     Event,
@@ -35,6 +34,7 @@ from qlora_engine.events import (
     TokenStreamed,
 )
 from qlora_engine.jobs import ChatJob
+from qlora_engine.out_of_memory import is_out_of_memory
 from qlora_engine.runs.record import RunFolder
 
 Command = Mapping[str, Any]
@@ -52,9 +52,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     STRENGTH: (0.0, MAX_STRENGTH),
 }
-OUT_OF_MEMORY = EngineError(
-    "memory.gpu", "the GPU ran out of memory in the middle of the answer", "shorten the conversation"
-)
 
 
 @dataclass(frozen=True)
@@ -171,9 +168,11 @@ def _carry_out(
     for number, question in enumerate(questions):
         try:
             answer = yield from _answer(chat, request, question, inbox)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            yield from _refused(request, tuple(q.side for q in questions[number:]), OUT_OF_MEMORY)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            out_of_memory.release()
+            yield from _refused(request, tuple(q.side for q in questions[number:]), no_room(error))
             return number
         yield AnswerFinished(
             request, question.side, answer.text, answer.tokens, answer.seconds, answer.is_complete,

@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from qlora_engine import adapters
+from qlora_engine import adapters, out_of_memory
 from qlora_engine.bridge import Emit, events_while
 from qlora_engine.config import TrainingConfig
 from qlora_engine.control import Control
@@ -22,6 +20,7 @@ from qlora_engine.evaluate.voices import Voice, Voices
 from qlora_engine.events import Event, ModelLoaded, PhaseChanged, Progressed
 from qlora_engine.export import source as export_source
 from qlora_engine.models import loading, prepare, spec
+from qlora_engine.out_of_memory import is_out_of_memory
 from qlora_engine.runs.record import RunFolder
 
 
@@ -183,18 +182,26 @@ def memory_told() -> Iterator[None]:
     """Work on a loaded model whose memory runs out says so.
 
     Raises:
-        EngineError: the GPU is out of memory.
+        EngineError: memory is out, the GPU's or the computer's.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        raise EngineError(
-            "memory.gpu",
-            "the GPU ran out of memory while the model was answering",
-            "close other programs that use the GPU, or ask for shorter answers",
-            is_input_error=False,
-        ) from error
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        out_of_memory.release()
+        raise no_room(error) from error
+
+
+def no_room(error: BaseException) -> EngineError:
+    """The sentence for memory that ran out during an answer."""
+    code, whose = out_of_memory.owner(error)
+    return EngineError(
+        code,
+        f"{whose} ran out of memory while the model was answering",
+        "close other programs that use it, shorten the conversation, or ask for shorter answers",
+        is_input_error=False,
+    )
 
 
 def require_known(settings: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -13,12 +13,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import rescale_adapter_scale
 from safetensors.torch import load_file
 
-from qlora_engine import adapters
+from qlora_engine import adapters, out_of_memory
 from qlora_engine.errors import EngineError
 from qlora_engine.evaluate.origin import BASE, Origin
 from qlora_engine.models import new_rows
 from qlora_engine.models.experts import lora
 from qlora_engine.models.quiet import quiet
+from qlora_engine.out_of_memory import is_out_of_memory
 from qlora_engine.training.checkpoint import ADAPTER_FILE
 
 FINISHED_FILE = "adapter_model.safetensors"
@@ -77,10 +78,11 @@ class Voices:
             self._put(voice, config, weights)
         except BaseException as error:
             self._drop(voice.name)
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_out_of_memory(error):
+                code, whose = out_of_memory.owner(error)
                 raise EngineError(
-                    "memory.gpu",
-                    f"the GPU has no room for the adapter of run {side!r} beside the others",
+                    code,
+                    f"{whose} has no room for the adapter of run {side!r} beside the others",
                     "take another one out first",
                 ) from error
             raise

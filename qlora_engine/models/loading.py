@@ -26,6 +26,7 @@ from qlora_engine.models.four_bit import BLOCK, OddLinear4bit, constants_bytes
 from qlora_engine.models.quiet import quiet
 from qlora_engine.models.tokenizer_file import load_tokenizer
 from qlora_engine.models.watching import Report, Watch
+from qlora_engine.out_of_memory import is_out_of_memory
 
 __all__ = [
     "LoadReport",
@@ -90,9 +91,9 @@ def load_quantized(
                 device_map={"": plan.name},
                 output_loading_info=True,
             )
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             watch.raise_if_cancelled()  # transformers wraps what is raised inside its loader
             raise EngineError(
                 "model.load", f"{path.name} could not be loaded: {_short(error)}",

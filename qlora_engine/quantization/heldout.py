@@ -22,6 +22,7 @@ from qlora_engine.device import DevicePlan
 from qlora_engine.errors import EngineError
 from qlora_engine.models import loading, spec
 from qlora_engine.models.quiet import quiet
+from qlora_engine.out_of_memory import is_out_of_memory
 from qlora_engine.quantization.report import Score, paired
 from qlora_engine.quantization.roundtrip import round_trip
 from qlora_engine.quantization.variants import Variant
@@ -201,9 +202,9 @@ def _load(facts: spec.ModelFacts, plan: DevicePlan, *, trust_remote_code: bool) 
                 output_loading_info=True,
                 **loading.text_model_arguments(path, facts),
             )
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise EngineError(
                 "model.load", f"{path.name} could not be loaded: {str(error).strip().splitlines()[0][:200]}",
                 "download the model again, or choose another", is_input_error=False,

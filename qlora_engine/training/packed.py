@@ -17,6 +17,7 @@ from qlora_engine.data.packing import PackedRows, joined
 from qlora_engine.data.tokenize import TokenRow
 from qlora_engine.device import DevicePlan
 from qlora_engine.events import Event, Noticed
+from qlora_engine.out_of_memory import is_out_of_memory
 from qlora_engine.training import loss
 
 TRIAL_TOKENS = 48
@@ -49,9 +50,10 @@ def leak(model: Any, first: TokenRow, second: TokenRow, device: str) -> str | No
     alone = _logits(model, batches.collate(rows[1:], 0).to(device))
     try:
         together = _logits(model, batches.collate([joined(rows)], 0).to(device))[before:]
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - a class that takes no positions cannot be given packed rows
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        # a class that takes no positions cannot be given packed rows
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
     worst = float((together - alone).abs().max() / alone.abs().max().clamp(min=1e-6))
     allowed = ALLOWED.get(computes_in(model), ALLOWED_IN_16_BIT)

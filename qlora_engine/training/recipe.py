@@ -31,6 +31,7 @@ from qlora_engine.events import (
 )
 from qlora_engine.jobs import ResumeJob, TrainJob
 from qlora_engine.monitor import page_moves
+from qlora_engine.out_of_memory import is_out_of_memory
 from qlora_engine.runs import plans
 from qlora_engine.runs.claims import ACCEPT_OWNER
 from qlora_engine.runs.record import RunFolder
@@ -304,7 +305,7 @@ def _checkpoint(parts: Parts, state: TrainState, reason: str) -> CheckpointSaved
     try:
         _write_checkpoint(parts, state)
     except Exception as error:
-        if not recovery.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         recovery.release()  # copies of the optimizer's state; what the last step left behind may make the room
         _write_checkpoint(parts, state)

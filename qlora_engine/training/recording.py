@@ -26,6 +26,7 @@ from qlora_engine.events import (
     SampleAnswered,
     StepFinished,
 )
+from qlora_engine.out_of_memory import is_out_of_memory
 from qlora_engine.runs import commands
 from qlora_engine.runs.live import LiveFile
 from qlora_engine.runs.record import LIVE_STATES, RunFolder
@@ -115,7 +116,7 @@ def _end(folder: RunFolder, state: str, code: str = "", message: str = "", hint:
 
 def _explained(folder: RunFolder, error: Exception) -> EngineError | None:
     """The sentence for a disk or a memory that ran out; None for a bug."""
-    if recovery.is_out_of_memory(error):
+    if is_out_of_memory(error):
         return recovery.failure(error)
     if isinstance(error, OSError) and (error.errno in DISK_ERRORS or _is_inside(folder.path, error)):
         return _disk_error(folder, error)

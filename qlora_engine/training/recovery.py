@@ -14,17 +14,15 @@ from typing import Any, TypeVar
 
 import torch
 
+from qlora_engine import out_of_memory
 from qlora_engine.errors import EngineError
 from qlora_engine.events import Event, Noticed
+from qlora_engine.out_of_memory import is_out_of_memory
 from qlora_engine.training import recomputing
 from qlora_engine.training.checkpoint import TrainState
 from qlora_engine.training.fast import allocator
 
 T = TypeVar("T")
-MEMORY_WORDS = (
-    "can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory", "alloc_failed",
-    "std::bad_alloc", "failed to allocate",
-)  # fmt: skip
 KEPT, RECOMPUTED, CHUNKED, OFFLOADED = "kept weights", "checkpointing", "chunked loss", "offloading"
 RELIEFS = {
     KEPT: "weights are dequantized in every pass from here on",
@@ -34,24 +32,11 @@ RELIEFS = {
 }
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for every way in which torch, bitsandbytes and Python say that memory ran out."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    words = str(error).lower()
-    return isinstance(error, RuntimeError) and any(known in words for known in MEMORY_WORDS)
-
-
-def is_of_gpu(error: BaseException) -> bool:
-    words = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "cuda" in words or "cublas" in words
-
-
 def failure(error: BaseException) -> EngineError:
     """The sentence for memory that does not do even for the smallest step."""
-    what = "the GPU" if is_of_gpu(error) else "the computer"
+    code, what = out_of_memory.owner(error)
     return EngineError(
-        "memory.gpu" if is_of_gpu(error) else "memory.host",
+        code,
         f"{what} is out of memory even at micro-batch 1",
         "shorten data.seq_len, lower lora.rank, or train fewer modules; the Memory page shows what each saves",
         is_input_error=False,

@@ -16,6 +16,7 @@ import torch
 from qlora_engine.config import TrainingSettings
 from qlora_engine.data import batches
 from qlora_engine.data.tokenize import TokenRow
+from qlora_engine.out_of_memory import is_out_of_memory
 from qlora_engine.training import loss
 from qlora_engine.training.fast import elementwise, kept_weights, linears, segments
 
@@ -209,9 +210,9 @@ def _reason(check: Callable[[], str | None]) -> str | None:
     """What a trial says, or how it failed: a model's own code raises whatever its author chose."""
     try:
         return check()
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
 
 

@@ -275,17 +275,24 @@ def test_the_answer_ends_where_the_context_ends(talk: Talk, model_dir: Path) -> 
     assert 0 < answer.tokens <= 256 - prompt
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "memory.gpu"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "memory.host"),
+    ],
+)
 def test_an_engine_out_of_memory_ends_the_answer_and_not_the_session(
-    talk: Talk, monkeypatch: pytest.MonkeyPatch
+    talk: Talk, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
 ) -> None:
     def explode(*_: Any, **__: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(generate, "answer", explode)
         talk.ask(9, sides=["base", "tuned"])
         notice = talk.until(Noticed)
-        assert notice.code == "memory.gpu"  # type: ignore[attr-defined]
+        assert notice.code == code  # type: ignore[attr-defined]
         ended = [talk.until(AnswerFinished), talk.until(AnswerFinished)]
     assert [(e.side, e.text) for e in ended] == [("base", ""), ("tuned", "")]  # type: ignore[attr-defined]
     assert talk.answer().text
