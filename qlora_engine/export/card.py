@@ -9,6 +9,7 @@ from typing import Any
 from qlora_engine import __version__, config_io
 from qlora_engine.config import TrainingConfig, all_knobs, get_value, with_value
 from qlora_engine.export.source import Source
+from qlora_engine.runs import endings
 
 
 def model_card(source: Source, what: str, details: Mapping[str, Any]) -> str:
@@ -87,11 +88,21 @@ def _facts(
         "data sha256": data.get("sha256"),
         "held-out loss before": _number(record.get("loss_before")),
         "held-out loss after": _number(record.get("loss_after")),
+        **_ended(record),
         "steps": record.get("last_step"),
         "seed": record.get("seed"),
         "versions": ", ".join(f"{k} {v}" for k, v in (record.get("versions") or {}).items()),
         **{name: value for name, value in details.items() if not isinstance(value, Mapping)},
     }
+
+
+def _ended(record: Mapping[str, Any]) -> dict[str, str]:
+    """How many answers stopped by themselves, where it was tried."""
+    found = endings.of_record(record)
+    if found is None:
+        return {}
+    words = f"{found.ended} of {found.asked} (limit of {found.limit} tokens)"
+    return {"held-out answers that ended by themselves": words}
 
 
 def _number(value: Any) -> str:

@@ -72,6 +72,16 @@ def write_mark(folder: Path, mark: Path, names: list[str], **more: Any) -> None:
     write_aside(mark, sealed({**more, "files": sizes, "crc32": checksums}))
 
 
+def add_to_record(mark: Path, **more: Any) -> None:
+    """Add keys to the `record` of a mark; what it says of its files stays as it was written with them.
+
+    Raises:
+        OSError, ValueError, KeyError: there is no such mark, or it is damaged.
+    """
+    written = read(mark)
+    write_aside(mark, sealed({**written, "record": {**written["record"], **more}}))
+
+
 def has_files(folder: Path, mark: Path) -> bool:
     """True when every file that the mark names is there in the size written there."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import shutil
@@ -93,6 +94,13 @@ def save_adapter(parts: Any, record: dict[str, Any]) -> None:
     swap_in(aside, final)
     names = sorted(path.name for path in final.iterdir() if path.is_file())
     sealed.write_mark(final, parts.folder.path / ADAPTER_MARK, names, record=record)
+
+
+def keep_endings(parts: Any, found: dict[str, Any] | None) -> None:
+    """Leave with the adapter what was counted after it was saved; the run's own record has it in any case."""
+    if found is not None:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            sealed.add_to_record(parts.folder.path / ADAPTER_MARK, endings=found)
 
 
 def kept_step(parts: Any, state: TrainState) -> int:

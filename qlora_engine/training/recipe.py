@@ -254,6 +254,7 @@ def _finish(parts: Parts, state: TrainState, control: Control, trace: MemoryTrac
     record = finish.closing_record(parts, state, trace.peak_bytes())
     finish.save_adapter(parts, record)
     record["endings"] = yield from endings.counted(parts, state, control)
+    finish.keep_endings(parts, record["endings"])
     parts.folder.update(state="finished", finished=time.time(), **record)
     yield RunFinished(
         {

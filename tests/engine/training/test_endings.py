@@ -17,8 +17,11 @@ from qlora_engine.errors import EngineError
 from qlora_engine.evaluate import generate
 from qlora_engine.evaluate.held_out import short_questions
 from qlora_engine.events import EndingsCounted, Event, Noticed, PhaseChanged, RunFinished
+from qlora_engine.export.card import model_card
+from qlora_engine.export.source import open_source
 from qlora_engine.jobs import TrainJob
 from qlora_engine.runs import endings as kept
+from qlora_engine.runs import stored
 from qlora_engine.runs.record import RunFolder
 from qlora_engine.training import endings, recipe
 from tests.engine.training.conftest import MakeConfig
@@ -61,8 +64,12 @@ def test_a_model_that_learned_the_end_ends_every_answer(
     assert (found.asked, found.ended, found.taught, found.limit) == (3, 3, 3, 16)
     folder = RunFolder(tiny_runs.run_dir(events))
     assert folder.record()["endings"] == dataclasses.asdict(found)
+    assert stored.end_of_adapter(folder.path)["endings"] == dataclasses.asdict(found)
+    assert stored.adapter_problem(folder.path) == ""
     assert (folder.summary().answers_asked, folder.summary().answers_ended) == (3, 3)
     assert found in list(folder.metrics())
+    card = model_card(open_source(str(folder.path)), "adapter", {})
+    assert "| held-out answers that ended by themselves | 3 of 3 (limit of 16 tokens) |" in card
     assert sentence(found) == "3 of 3 answers to held-out questions ended by themselves"
 
 
