@@ -268,17 +268,20 @@ def fit_names(
     """An adapter of a language model by the names that it has in `model`, which is the same alone, or one that also sees."""
     known = {name for name, _ in model.named_modules()}
     paths = {key: _module_of(key) for key in weights}
-    if all(path in known for path in paths.values()):
+    strange = [path for path in paths.values() if path not in known]
+    if not strange:
         return config, dict(weights)
     here = names.decoder_path(model)
-    there = _prefix_there(next(iter(paths.values())), here, known)
-    renamed = {key: f"{here}.{path.removeprefix(there)}" for key, path in paths.items()}
+    there = _prefix_there(strange[0], here, known)
+    renamed = {
+        key: path if path in known else f"{here}.{path.removeprefix(there)}" for key, path in paths.items()
+    }
     linears = {
         name.replace(".base_layer", "")
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
-    chosen = linears & set(renamed.values())
+    chosen = linears & {path for key, path in renamed.items() if ".lora_" in key}
     others = {name.replace(".base_layer", "") for name in known} - chosen
     config.target_modules = set(shortest_names(chosen, others))
     return config, {k.replace(paths[k], renamed[k], 1): tensor for k, tensor in weights.items()}

@@ -27,7 +27,7 @@ def write(source: Source, folder: Path, dtype: str, quantization: Mapping[str, A
     if isinstance(config.get("text_config"), Mapping):
         config["text_config"] = {k: v for k, v in config["text_config"].items() if k != "quantization_config"}
     if source.embedding_rows is not None:
-        config["vocab_size"] = source.embedding_rows
+        _set_rows(config, source.embedding_rows)
     config.pop("torch_dtype", None)
     config["dtype"] = dtype
     if quantization is not None:
@@ -40,6 +40,15 @@ def write(source: Source, folder: Path, dtype: str, quantization: Mapping[str, A
     _write_json(folder / "generation_config.json", generation)
     tokenizer.chat_template = template.exported
     tokenizer.save_pretrained(folder)
+
+
+def _set_rows(config: dict[str, Any], rows: int) -> None:
+    """Of a model that also sees the language model's own part says how many there are, and often that alone."""
+    text = config.get("text_config")
+    if isinstance(text, Mapping):
+        config["text_config"] = {**text, "vocab_size": rows}
+    if not isinstance(text, Mapping) or "vocab_size" in config:
+        config["vocab_size"] = rows
 
 
 def words_of(source: Source) -> tuple[Any, Template, list[int]]:

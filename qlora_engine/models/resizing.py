@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -69,17 +69,21 @@ def tables(facts: ModelFacts) -> list[TensorFact]:
 
 def _why_not(facts: ModelFacts) -> str:
     found = tables(facts)
-    if facts.config.get("vocab_size_per_layer_input") or len(found) > (1 if facts.is_tied else 2):
+    if _has_rows_per_layer(facts) or len(found) > (1 if facts.is_tied else 2):
         return "it looks tokens up in more tables than one, and what the others should hold of a new token nothing says"
     if any(one.shape == (facts.vocab_size,) for one in facts.unquantized):
         return "its head has a bias for every entry, which PEFT leaves out where it trains rows of a head"
-    if isinstance(facts.config.get("text_config"), Mapping):
-        return "its language model is a part of one that also sees or hears, whose own tokens stand at fixed numbers"
     if facts.source == "files":
         return "it brings code of its own, of which nobody knows what else depends on their number"
     if len(found) != (1 if facts.is_tied else 2):
         return "its class keeps them in a way that is not known here"
     return ""
+
+
+def _has_rows_per_layer(facts: ModelFacts) -> bool:
+    """Gemma's small models look every token up once more, for all layers, in a table of another size."""
+    text = facts.config.get("text_config") or facts.config
+    return bool(text.get("vocab_size_per_layer_input") and text.get("hidden_size_per_layer_input", 1))
 
 
 def _is_table(one: TensorFact, facts: ModelFacts) -> bool:

@@ -26,7 +26,7 @@ from qlora_engine.evaluate.session import load_chat_model
 from qlora_engine.events import EvaluationFinished, ModelLoaded, Noticed, StepFinished
 from qlora_engine.export import source, verify, verify_child
 from qlora_engine.jobs import ExportJob, TrainJob
-from qlora_engine.models import catalog, loading, new_rows, resizing
+from qlora_engine.models import catalog, loading, names, new_rows, resizing
 from qlora_engine.runs.record import RunFolder
 from qlora_engine.training import recipe
 from qlora_engine.training.guard import AdapterGuard
@@ -41,8 +41,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "qwen2": {"tie_word_embeddings": False},
     "opt": {},
     "gemma3_text": {"layer_types": ["full_attention"]},
+    "gemma3": {},
+    "mistral3": {},
 }
-"""Tied, with a head of its own, in a decoder within the model, and embeddings that are scaled."""
+"""Tied, with a head of its own, in a decoder within the model, embeddings that are scaled, and both ways in one that also sees."""
+SEEING = ("gemma3", "mistral3")
 MakeRun = Callable[..., TrainingConfig]
 
 
@@ -53,7 +56,13 @@ def make_run(tmp_path: Path) -> MakeRun:
     def make(kind: str, **changes: Any) -> TrainingConfig:
         folder = tmp_path / kind
         if not folder.exists():
-            with_new_tokens(make_tiny(kind, folder, num_hidden_layers=1, **KINDS[kind]), NEW)
+            is_seeing = kind in SEEING
+            made = (
+                make_tiny_seeing(kind, folder)
+                if is_seeing
+                else make_tiny(kind, folder, num_hidden_layers=1, **KINDS[kind])
+            )
+            with_new_tokens(made, NEW)
         rows = [
             {"instruction": "Say it", "input": "", "output": f"zork{n % 4} fox zork{n % 3}"}
             for n in range(20)
@@ -100,15 +109,17 @@ def test_new_rows_are_learned_and_every_form_of_them_is_the_same_model(
     assert after.loss < before.loss - 0.5
     run, base = tiny_runs.run_dir(events), Path(config.model.name)
     merged = export(run, "merged", tmp_path / "merged", dtype="fp32")
-    rows = json.loads((merged / "config.json").read_text())["vocab_size"]
+    stored = json.loads((merged / "config.json").read_text())
+    rows = stored.get("text_config", stored)["vocab_size"]
     assert rows == len(AutoTokenizer.from_pretrained(merged)) >= 320 + NEW  # the class of qwen2 adds one
-    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    kind_of_model = names.plain_class(base)
+    plain = kind_of_model.from_pretrained(base, dtype=torch.float32)
     plain.resize_token_embeddings(rows)
     tuned = PeftModel.from_pretrained(plain, run / "adapter").eval()
-    again = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
+    again = kind_of_model.from_pretrained(merged, dtype=torch.float32).eval()
     prompt = torch.tensor([[7, 320, 9, 325, 322, 40]])
     with torch.no_grad():
-        wanted, found = tuned(prompt).logits, again(prompt).logits
+        wanted, found = tuned(input_ids=prompt).logits, again(input_ids=prompt).logits
     assert found.shape[-1] == rows
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     said = export(run, "adapter", tmp_path / "adapter").joinpath("README.md").read_text()
@@ -235,12 +246,13 @@ def test_each_new_row_is_the_mean_and_a_tied_head_the_same_tensor(tmp_path: Path
 
 def test_what_cannot_be_enlarged_is_refused_before_the_load_with_its_reason(tmp_path: Path) -> None:
     biased = catalog.facts(str(make_tiny("phi", tmp_path / "phi")))
-    seeing = catalog.facts(str(make_tiny_seeing("gemma3", tmp_path / "seeing")))
     plain = catalog.facts(str(make_tiny("llama", tmp_path / "llama")))
-    layered = replace(plain, config={**plain.config, "vocab_size_per_layer_input": 300})
+    gemma3n = {"vocab_size_per_layer_input": 300, "hidden_size_per_layer_input": 256}
+    layered = replace(plain, config={"text_config": gemma3n})
+    without = replace(plain, config={"text_config": {**gemma3n, "hidden_size_per_layer_input": 0}})
+    assert resizing.grown(without, 400).new_rows == 80
     for facts, words in (
         (biased, "bias for every entry"),
-        (seeing, "also sees"),
         (layered, "more tables than one"),
     ):
         with pytest.raises(EngineError, match=words):
