@@ -189,9 +189,10 @@ def test_faults() -> int:
 
 
 def test_window() -> int:
-    """20,000 random acts over a live run, of which `test` does some hundred each day."""
+    """20,000 random acts over a live run, and every screen in all themes, sizes and lengths; `test` does some of both each day."""
     os.environ.setdefault("QLORA_STORM", "20000")
-    return pytest("-s", "--timeout", "3600", "tests/app/test_storm.py")
+    os.environ["QLORA_ALL_SCREENS"] = "1"
+    return pytest("-s", "--timeout", "3600", "tests/app/test_storm.py", "tests/app/test_screens.py")
 
 
 def test_data() -> int:

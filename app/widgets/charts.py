@@ -15,8 +15,8 @@ from PySide6.QtWidgets import QSizePolicy
 
 from app import theme
 from app.presenters.words import number_text
-from app.widgets.kit import Card, Elided, label, row, set_tip
-from app.widgets.time_chart import nice_step
+from app.widgets.kit import Card, Elided, markup, row, set_tip
+from app.widgets.time_chart import nice_step, swatch
 
 ACROSS_PIXELS, UP_PIXELS = 64.0, 18.0
 
@@ -87,7 +87,7 @@ class Chart(Card):
         )
         self._reading = Elided("", "small")  # it never takes room from the plot
         self._reading.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
-        self._legend = [label(f"{style.sign} {style.title}", "small") for style in styles if len(styles) > 1]
+        self._legend = [markup("", "small") for _ in styles if len(styles) > 1]
         head = row(self._title, *self._legend, self._reading, gap=12)
         head.setStretch(head.count() - 1, 1)
         self.add(head)
@@ -128,7 +128,7 @@ class Chart(Card):
         plot.showGrid(x=False, y=True, alpha=0.12)
         self._cross.setPen(pg.mkPen(t.quiet, style=Qt.PenStyle.DotLine))
         for style, chip in zip(self._styles.values(), self._legend, strict=False):
-            chip.setStyleSheet(f"color: {_colour(style.colour).name()}")
+            chip.setText(swatch(_colour(style.colour).name(), style.sign, style.title))
         for name, curve in self._curves.items():
             self._paint_curve(curve, self._styles[name])
 

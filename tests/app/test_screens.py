@@ -1,13 +1,14 @@
 """Every screen in named states, at three sizes, in every theme, and with labels two fifths longer: nothing is cut off, covered or
-outside, every control has a name, and a run can be started from everywhere.
+outside, every text is at 4.5:1, every control has a name, and a run can be started from everywhere.
 
-One window goes through all states: `QLORA_SCREENS=folder` keeps the pictures, to be looked at by eye.
+One window goes through all states: `QLORA_SCREENS=folder` keeps the pictures, to be looked at by eye; `QLORA_ALL_SCREENS=1` goes through all themes, sizes and lengths.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,17 +22,36 @@ from app import theme
 from app.window import MainWindow, first_size
 from qlora_engine import paths
 from tests.app.conftest import MakeWindow
+from tests.app.contrast import faint
 from tests.app.geometry import clipped, problems_of, unnamed, visible
 from tests.app.window_states import RUN_STATES, STATES, TRY_STATES, make_queued, make_runs
 
 PICTURES = os.environ.get("QLORA_SCREENS")
 LAPTOP, SMALL, LARGE = (1366, 768), (1024, 680), (1920, 1080)
 """The last is a 4K screen at 200 %."""
-LOOKS: dict[str, tuple[str, float, tuple[tuple[int, int], ...]]] = {
-    "dark": ("dark", 1.0, (SMALL, LAPTOP, LARGE)),
-    "light": ("light", 1.0, (LAPTOP,)),
-    "long-labels": ("dark", 1.4, (SMALL, LAPTOP)),
-}
+SIZES = (SMALL, LAPTOP, LARGE)
+LONGER = 1.4
+IS_WHOLE = os.environ.get("QLORA_ALL_SCREENS") == "1"
+
+
+def looks() -> dict[str, tuple[str, float, tuple[tuple[int, int], ...]]]:
+    """Theme, length of labels and sizes. In the suite a sample: places hang on sizes and labels, so that one theme shows them,
+    and of the others one each day shows its colours."""
+    if IS_WHOLE:
+        return {
+            f"{mode}{name}": (mode, stretch, SIZES)
+            for mode in theme.THEMES
+            for name, stretch in (("", 1.0), ("-long-labels", LONGER))
+        }
+    other = ("light", "contrast")[int(time.time() // 86_400) % 2]
+    return {
+        "dark": ("dark", 1.0, SIZES),
+        other: (other, 1.0, (LAPTOP,)),
+        "dark-long-labels": ("dark", LONGER, (SMALL, LAPTOP)),
+    }
+
+
+LOOKS = looks()
 
 
 @pytest.fixture(params=LOOKS)
@@ -68,6 +88,8 @@ class Tour:
             settle()
             at = f"{state} {size[0]} x {size[1]}"
             told = problems_of(self.window)
+            if size == LAPTOP:
+                told += self.faint()
             if (self.window.width(), self.window.height()) != size:
                 told.append(f"the window needs {self.window.width()} x {self.window.height()}")
             if told:
@@ -76,6 +98,14 @@ class Tour:
                 folder = Path(PICTURES) / self.name
                 folder.mkdir(parents=True, exist_ok=True)
                 self.window.grab().save(str(folder / f"{state}-{size[0]}.png"))
+
+    def faint(self) -> list[str]:
+        """Texts that cannot be read; what is not painted otherwise is painted for this."""
+        self.window.setUpdatesEnabled(True)
+        try:
+            return faint(self.window, list(visible(self.window)))
+        finally:
+            self.window.setUpdatesEnabled(bool(PICTURES))
 
     def through_tabs(self, state: str, prepare: Callable[[MainWindow], None], tabs: tuple[str, ...]) -> None:
         prepare(self.window)
@@ -137,7 +167,7 @@ def test_the_first_window_fits_its_screen(qapp: QApplication) -> None:
 def test_longer_labels_are_longer(qapp: QApplication, look: tuple[str, object]) -> None:
     shown = QLabel("a label of some words")
     shown.ensurePolished()
-    usual = {"dark": 1.0, "light": 1.0, "long-labels": 1.4}[look[0]]
+    usual = LOOKS[look[0]][1]
     plain = QLabel("a label of some words")
     plain.setFont(QFont(theme.FAMILY))
     wide = shown.fontMetrics().horizontalAdvance(shown.text())
@@ -154,8 +184,12 @@ def test_the_checks_can_see_what_they_look_for(qtbot: QtBot) -> None:
     qtbot.addWidget(outer)
     narrow = QLabel("a text that has far too little room", outer)
     narrow.setFixedWidth(20)
-    QLineEdit(outer)
+    QLineEdit(outer).move(0, 60)
     outer.show()
     seen = list(visible(outer))
     assert clipped(seen)
     assert unnamed(seen)
+    assert not faint(outer, seen)
+    narrow.setText("pale")
+    narrow.setStyleSheet("color: #666666; background: #444444")
+    assert faint(outer, seen)
