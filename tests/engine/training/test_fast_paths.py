@@ -307,6 +307,31 @@ def test_a_step_dispatches_reads_and_allocates_little(
     )  # but for the one pair of numbers at its end, loss and gradient norm
 
 
+def test_a_step_waits_for_the_device_once(two_layers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many micro-batches: for its loss and gradient norm, on which hangs whether the weights may be touched."""
+    read: list[str] = []
+    for name in ("tolist", "item", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__"):
+        original = getattr(torch.Tensor, name)
+
+        def reading(
+            tensor: Any, *rest: Any, name: str = name, original: Any = original, **options: Any
+        ) -> Any:
+            if tensor.is_floating_point():  # numbers of the data were never on the device
+                read.append(name)
+            return original(tensor, *rest, **options)
+
+        monkeypatch.setattr(torch.Tensor, name, reading)
+    model = load(two_layers)
+    fast = install.install(model, ON, rows(), device="cpu", spare_bytes=1 << 40)
+    parts = parts_of(model, fast)
+    parts.optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True
+    )
+    read.clear()
+    steps.optimizer_step(parts, rows()[:3], 1, Control())
+    assert read == ["tolist"]
+
+
 def test_without_kept_weights_each_is_dequantized_once_a_pass(two_layers: Path) -> None:
     model = load(two_layers)
     fast = install.install(model, replace(ON, kept_weights_gib=0.0), rows(), device="cpu", spare_bytes=0)
