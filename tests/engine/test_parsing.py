@@ -171,6 +171,14 @@ def test_nothing_else_parses(place: str) -> None:
     assert offenders == [], "use qlora_engine.parsing"
 
 
+@pytest.mark.parametrize("read", [parsing.from_json, parsing.row_from_json, parsing.object_from_json])
+def test_what_python_reads_but_other_code_would_fall_over_is_too_deep(read: Callable[[str], Any]) -> None:
+    """Python's own limit is thousands of levels above what walks a value by recursion can bear."""
+    assert read('{"a": ' + "[" * 100 + "]" * 100 + "}")
+    with pytest.raises(parsing.Malformed, match="nested more than 128 levels"):
+        read('{"a": ' + "[" * 200 + "]" * 200 + "}")
+
+
 def test_what_is_good_comes_back() -> None:
     value = {"a": [[[1, 2.5, None, True, "x" * 1000]]], "big": 2**64, "[[[": "[" * 1000}
     assert parsing.from_json(json.dumps(value)) == value

@@ -10,7 +10,7 @@ import pytest
 from qlora_engine.config import TrainingConfig, with_value
 from qlora_engine.errors import EngineError
 from qlora_engine.events import Noticed, RunStarted, StepFinished
-from qlora_engine.runs import ownership
+from qlora_engine.runs import ownership, sealed
 from qlora_engine.runs.record import RunFolder, list_runs
 from tests.support.run_folders import add_checkpoint
 
@@ -130,6 +130,57 @@ def test_an_unreadable_record_never_breaks_the_history(folder: RunFolder, conten
     (summary,) = list_runs(folder.path.parent)
     assert summary.state == "unreadable"
     assert summary.notices
+
+
+@pytest.mark.parametrize(
+    "name", ["step-\u00b2", "step-01", "step--1", "step-1e3", "step-" + "9" * 30, "step-x"]
+)
+def test_a_folder_that_is_only_named_like_a_checkpoint_is_none(folder: RunFolder, name: str) -> None:
+    whole = add_checkpoint(folder, 1)
+    add_checkpoint(folder, 2).rename(folder.checkpoints_dir / name)
+    assert folder.checkpoints() == [whole]
+    assert folder.summary().notices == ()
+
+
+def test_a_position_that_is_another_number_now_is_seen(folder: RunFolder) -> None:
+    """Still JSON, still the step of its folder: only the checksum tells."""
+    path = add_checkpoint(folder, 3) / "state.json"
+    path.write_bytes(sealed.sealed({"train_state": {"step": 3, "tokens_seen": 500}}))
+    assert len(folder.checkpoints()) == 1
+    path.write_bytes(path.read_bytes().replace(b"500", b"900"))
+    assert folder.checkpoints() == []
+
+
+def test_a_lost_record_is_made_again_from_the_newest_checkpoint(folder: RunFolder) -> None:
+    for number in (1, 2):
+        path = add_checkpoint(folder, number)
+        (path / "run.json").write_bytes(sealed.sealed({"run_id": folder.run_id, "last_step": number}))
+    (folder.path / "run.json").unlink()
+    record = folder.record()
+    assert (record["last_step"], record["state"], record["rebuilt_from"]) == (2, "crashed", "step-2")
+    assert "from step-2" in folder.summary().notices[0]
+
+
+@pytest.mark.parametrize("left", [0, 1, 40, 400], ids=["nothing", "a letter", "a line", "some tables"])
+def test_a_cut_job_file_is_not_taken_for_the_job(
+    folder: RunFolder, config: TrainingConfig, left: int
+) -> None:
+    """Else every setting that was cut off would be the default, and the run another one."""
+    text = folder.job_path.read_text(encoding="utf-8")
+    folder.job_path.write_text(text[:left].rpartition("\n")[0], encoding="utf-8")
+    asked, problem = folder.asked()
+    assert (asked, bool(problem)) == (config, True)
+
+
+def test_a_line_of_numbers_that_was_changed_is_left_out(folder: RunFolder) -> None:
+    for number in (1, 2, 3):
+        folder.append(step(number, loss=1.25))
+    text = folder.metrics_path.read_text(encoding="utf-8")
+    folder.metrics_path.write_text(text.replace("1.25", "9.25", 1), encoding="utf-8")
+    assert [(e.step, e.loss) for e in folder.metrics() if isinstance(e, StepFinished)] == [
+        (2, 1.25),
+        (3, 1.25),
+    ]
 
 
 def test_a_running_run_is_not_deleted(folder: RunFolder) -> None:
