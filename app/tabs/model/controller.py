@@ -5,6 +5,7 @@ from __future__ import annotations
 from app.presenters.model import known_names, model_state
 from app.studio import Studio
 from app.tab import TabController, Ways
+from app.tabs.model.known_controller import KnownModels
 from app.tabs.model.quality import QualityController
 from app.tabs.model.screen import ModelScreen
 
@@ -13,6 +14,7 @@ class ModelController(TabController):
     def __init__(self, studio: Studio, screen: ModelScreen, ways: Ways) -> None:
         self._workspace, self._screen = studio.workspace, screen
         self.quality = QualityController(studio, screen.quality)
+        self.known = KnownModels(studio, screen)
         work = studio.workspace
         for signal in (
             work.base.models_changed,

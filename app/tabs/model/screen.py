@@ -13,10 +13,11 @@ from app.widgets.page import Page
 
 
 class ModelScreen(Page):
-    """Signals: `chosen(name)`, `folder_added(path)`, `resize_asked`, `prepare_asked`, `cancel_asked`, `next_asked`."""
+    """Signals: `chosen(name)`, `folder_added(path)`, `browse_asked`, `resize_asked`, `prepare_asked`, `cancel_asked`, `next_asked`."""
 
     chosen = Signal(str)
     folder_added = Signal(str)
+    browse_asked = Signal()
     resize_asked = Signal()
     prepare_asked = Signal()
     cancel_asked = Signal()
@@ -41,7 +42,7 @@ class ModelScreen(Page):
         left = Card("Models on this computer").add(
             self.list,
             row(button("Open folder\u2026", self._open_folder), button("Open GGUF file\u2026", self._open_gguf), None),
-            label("Or by name", "small"),
+            row(label("Or by name", "small"), None, button("Known models\u2026", self.browse_asked.emit)),
             row(self.name, button("Use", self._use_name)),
         )  # fmt: skip
         self.title_text, self.subtitle = label(role="heading", wraps=True), label(role="quiet", wraps=True)
