@@ -41,6 +41,14 @@ class ExportScreen(Page):
         super().__init__("Export", "Write the result in a form that other programs load")
         self.export = button("Export", self.export_asked.emit, "primary")
         self.buttons.addWidget(self.export)
+        self._what, self._where = self._make_what(), self._make_where()
+        self.proof = self._make_proof()
+        left = column(self._what, self._where, None, gap=GAP_WIDE)
+        self.content.addWidget(SideBySide(boxed(left), self.proof), 1)
+        self._result_path = ""
+
+    def _make_what(self) -> Card:
+        """Which format, and how it is stored."""
         self.formats = QButtonGroup(self)
         self._formats_box = QVBoxLayout()
         self._radios: dict[str, QRadioButton] = {}
@@ -55,6 +63,12 @@ class ExportScreen(Page):
         self.merge_options = boxed(column(
             row(label("Stored as", "quiet"), self.dtype, None), row(label("Merged into", "quiet"), self.into, None), gap=6,
         ))  # fmt: skip
+        what = Card("What")
+        what.body.addLayout(self._formats_box)
+        return what.add(self.merge_options)
+
+    def _make_where(self) -> Card:
+        """The folder, what an earlier export left there, and whether the result is proven."""
         self.out = QLineEdit()
         self.out.setAccessibleName("Target folder")
         self.out.textChanged.connect(self.target_changed)
@@ -63,19 +77,19 @@ class ExportScreen(Page):
         self.kept_box = boxed(column(self.kept, row(self.drop, None), gap=4))
         self.kept_box.hide()
         self.verify = QCheckBox("Prove it")
+        self.verify.setChecked(True)
         proves = label(
             "Load it again in a fresh process and compare it with base + adapter", "small", wraps=True
         )
         proves.setContentsMargins(24, 0, 0, 0)
-        self.verify.setChecked(True)
-        self._what = what = Card("What")
-        what.body.addLayout(self._formats_box)
-        what.add(self.merge_options)
-        self._where = where = Card("Where").add(
+        return Card("Where").add(
             row(self.out, button("Choose\u2026", self._choose)),
             self.kept_box,
             column(self.verify, proves, gap=2),
         )
+
+    def _make_proof(self) -> Card:
+        """How far it is, what came of it, and what was checked."""
         self.progress_text, self.progress = label(role="quiet"), QProgressBar()
         self.progress.setTextVisible(False)
         self.cancel = button("Cancel", self.cancel_asked.emit)
@@ -84,6 +98,19 @@ class ExportScreen(Page):
         self.merges = label(role="quiet", wraps=True, selectable=True)
         self.open = button("Open folder", self._open)
         self.notes = label(role="small", tone="warning", wraps=True)
+        self.push_row = self._make_push_row()
+        self.push_text = label(role="small", wraps=True, selectable=True)
+        self.checks = QVBoxLayout()
+        self.empty = label("The proof appears here, step by step.", "quiet", wraps=True)
+        proof = Card("Proof").add(
+            self.progress_row, self.notes, self.outcome, self.merges, row(self.open, None), self.push_row, self.push_text
+        )  # fmt: skip
+        proof.body.addLayout(self.checks)
+        proof.add(self.empty)
+        proof.body.addStretch(1)
+        return proof
+
+    def _make_push_row(self) -> QWidget:
         self.repository = QLineEdit()
         self.repository.setAccessibleName("Repository on the hub")
         self.repository.setPlaceholderText("owner/name")
@@ -92,19 +119,7 @@ class ExportScreen(Page):
         self.push = button("Upload to the hub", self.push_asked.emit)
         self.repository.textChanged.connect(lambda text: self.push.setEnabled("/" in text))
         self.push.setEnabled(False)
-        self.push_row = boxed(row(self.repository, self.public, self.push))
-        self.push_text = label(role="small", wraps=True, selectable=True)
-        self.checks = QVBoxLayout()
-        self.proof = Card("Proof").add(
-            self.progress_row, self.notes, self.outcome, self.merges, row(self.open, None), self.push_row, self.push_text
-        )  # fmt: skip
-        self.proof.body.addLayout(self.checks)
-        self.empty = label("The proof appears here, step by step.", "quiet", wraps=True)
-        self.proof.add(self.empty)
-        self.proof.body.addStretch(1)
-        left = column(what, where, None, gap=GAP_WIDE)
-        self.content.addWidget(SideBySide(boxed(left), self.proof), 1)
-        self._result_path = ""
+        return boxed(row(self.repository, self.public, self.push))
 
     def set_formats(self, formats: Mapping[str, tuple[str, str]]) -> None:
         for name, (title, detail) in formats.items():
