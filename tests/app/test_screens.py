@@ -1,5 +1,5 @@
 """Every screen in named states, at three sizes, in every theme, and with labels two fifths longer: nothing is cut off, covered or
-outside, every text is at 4.5:1, every control has a name, and a run can be started from everywhere.
+outside, every text is at 4.5:1, Tab goes as one reads, every control has a name, and a run can be started from everywhere.
 
 One window goes through all states: `QLORA_SCREENS=folder` keeps the pictures, to be looked at by eye; `QLORA_ALL_SCREENS=1` goes through all themes, sizes and lengths.
 """
@@ -23,6 +23,7 @@ from app.window import MainWindow, first_size
 from qlora_engine import paths
 from tests.app.conftest import MakeWindow
 from tests.app.contrast import faint
+from tests.app.focus_order import backwards
 from tests.app.geometry import clipped, problems_of, unnamed, visible
 from tests.app.window_states import RUN_STATES, STATES, TRY_STATES, make_queued, make_runs
 
@@ -89,7 +90,7 @@ class Tour:
             at = f"{state} {size[0]} x {size[1]}"
             told = problems_of(self.window)
             if size == LAPTOP:
-                told += self.faint()
+                told += self.faint() + backwards(self.window, list(visible(self.window)))
             if (self.window.width(), self.window.height()) != size:
                 told.append(f"the window needs {self.window.width()} x {self.window.height()}")
             if told:
@@ -190,6 +191,14 @@ def test_the_checks_can_see_what_they_look_for(qtbot: QtBot) -> None:
     assert clipped(seen)
     assert unnamed(seen)
     assert not faint(outer, seen)
+    upper, lower = QLineEdit(outer), QLineEdit(outer)
+    lower.move(0, 150)
+    upper.move(0, 100)
+    upper.show()
+    lower.show()
+    assert not backwards(outer, list(visible(outer)))
+    outer.setTabOrder(lower, upper)
+    assert backwards(outer, list(visible(outer)))
     narrow.setText("pale")
     narrow.setStyleSheet("color: #666666; background: #444444")
     assert faint(outer, seen)

@@ -95,10 +95,13 @@ class ChatPanel(QWidget):
 
     def set_suggestions(self, prompts: Sequence[str]) -> None:
         emptied(self.suggestions)
+        before: QWidget = self.columns.text
         for prompt in prompts:
             found = ElidedButton(prompt)
             found.clicked.connect(partial(self._suggest, prompt))
             self.suggestions.addWidget(found)
+            self.setTabOrder(before, found)  # made last, and not to be reached last
+            before = found
         self.suggestions.addStretch(1)
 
     def show_state(
