@@ -6,7 +6,6 @@ optimizer's state, and the most that was alive during a step on the longest rows
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -35,7 +34,7 @@ class MemoryTrace:
         self._is_cuda = parts.plan.kind == "cuda"
         self._model_parts = model_parts(parts.model)
         self._report: tuple[int, paging.PagingReport] | None = None
-        self._stepped_at = time.time()
+        self._known_checkpoints = self._checkpoints_changed()
         self._gradient_bytes = 0
         self._was_restored = paging.state_count(parts.optimizer) > 0
         self._new: deque[dict[str, Any]] = deque(maxlen=KEPT_FOR_EVENTS)
@@ -102,7 +101,7 @@ class MemoryTrace:
     def _after_step(self, *_: object) -> None:
         """On the training thread, where alone `.grad` may be read: backward replaces it without the GIL, and a reader on
         another thread would hold freed memory."""
-        self._stepped_at, self._was_restored = time.time(), False
+        self._known_checkpoints, self._was_restored = self._checkpoints_changed(), False
         if not self._gradient_bytes:
             trained = [p for group in self._parts.optimizer.param_groups for p in group["params"]]
             self._gradient_bytes = sum(p.grad.nbytes for p in trained if p.grad is not None)
@@ -133,10 +132,14 @@ class MemoryTrace:
 
     def _was_read_by_cpu(self) -> bool:
         """A checkpoint was written since the last step: writing it reads managed states, which moves them to the CPU."""
+        return self._checkpoints_changed() != self._known_checkpoints
+
+    def _checkpoints_changed(self) -> int | None:
+        """When, by the disk's own clock, which is behind the processor's."""
         try:
-            return self._parts.folder.checkpoints_dir.stat().st_mtime > self._stepped_at
+            return self._parts.folder.checkpoints_dir.stat().st_mtime_ns
         except OSError:
-            return False
+            return None
 
     def _allocator(self) -> dict[str, Any]:
         index = self._parts.plan.index

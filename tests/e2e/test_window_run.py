@@ -117,8 +117,10 @@ class Training:
             self.points, self.folder = told["points"], RunFolder(Path(told["run_dir"]))
             if self.points >= points:
                 break
-        children = psutil.Process(self.window.pid).children(recursive=True)
-        (self.engine,) = [p for p in children if "worker" in command_of(p)]
+        self.engine = psutil.Process(
+            self.folder.record()["pid"]
+        )  # others answer about data and memory beside it
+        assert "worker" in command_of(self.engine)
 
     def end_of_window(self) -> int:
         """Wait for it, and read what it still says; its exit code."""

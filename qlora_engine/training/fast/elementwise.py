@@ -64,6 +64,16 @@ def rotate(
     return _rotated(q, cos, signed), _rotated(k, cos, signed)
 
 
+def _rotate_in_fp32(
+    own: Callable[..., Any], q: torch.Tensor, k: torch.Tensor, *more: Any, **named: Any
+) -> Any:
+    """In place of a model's `own`, for the whole process: a later model of the family may compute in another type, and with
+    sines of another than its heads."""
+    tensors = (q, k, *more, *named.values())
+    is_fp32 = all(one.dtype == torch.float32 for one in tensors if isinstance(one, torch.Tensor))
+    return (rotate if is_fp32 else own)(q, k, *more, **named)
+
+
 def _rotated(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
     """Some families turn only the first part of a head."""
     size = cos.shape[-1]
@@ -137,7 +147,7 @@ def _replace_rotary(model: Any) -> Iterator[tuple[Any, Any]]:
         own = _ORIGINALS.get(name) or getattr(source, ROTARY, None)
         if own is not None and _rotates_alike(own):
             _ORIGINALS[name] = own
-            setattr(source, ROTARY, rotate)
+            setattr(source, ROTARY, partial(_rotate_in_fp32, own))
             yield source, own
 
 

@@ -29,7 +29,10 @@ def test_a_tensor_of_several_layers_gets_the_adapter_of_each() -> None:
     wanted = torch.cat([first.merged_into(weight[:3]), weight[3:5], third.merged_into(weight[5:])])
     assert torch.equal(whole.merged_into(weight), wanted)
     for start, stop in ((0, 4), (2, 6), (4, 10)):
-        assert torch.equal(whole.merged_into(weight[start:stop], start=start), wanted[start:stop])
+        found = whole.merged_into(weight[start:stop], start=start)
+        torch.testing.assert_close(
+            found, wanted[start:stop]
+        )  # few rows are summed in another order than many
     assert whole.elements == first.elements + third.elements
 
 

@@ -373,3 +373,20 @@ def test_settings_are_told_apart(two_layers: Path) -> None:
     fast = install.install(model, OFF, rows(), device="cpu", spare_bytes=1 << 40)
     assert fast.to_json() == install.FastPaths().to_json()
     assert SimpleNamespace(**fast.to_json()).kept_bytes == 0
+
+
+def test_a_replaced_rotary_function_is_the_models_own_in_other_types() -> None:
+    """It stays for the process, and so meets a later model that computes in 16 bits with cosines in 32."""
+    from transformers.models.olmo2 import modeling_olmo2
+
+    own = elementwise._ORIGINALS.get(modeling_olmo2.__name__) or modeling_olmo2.apply_rotary_pos_emb
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, heads, 5, 8, generator=generator).bfloat16() for heads in (4, 2))
+    angles = torch.randn(1, 5, 4, generator=generator).repeat(1, 1, 2)
+    for found, wanted in zip(
+        elementwise._rotate_in_fp32(own, q, k, angles.cos(), angles.sin()),
+        own(q, k, angles.cos(), angles.sin()),
+        strict=True,
+    ):
+        assert found.dtype == wanted.dtype == torch.bfloat16
+        assert torch.equal(found, wanted)
