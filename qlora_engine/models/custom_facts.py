@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from qlora_engine.models import families
 from qlora_engine.models.blueprints import whole_number
 from qlora_engine.models.files import StoredTensor
 from qlora_engine.models.parts import LinearFact, ModelFacts, TensorFact, pattern
+from qlora_engine.models.sized import facts_of_sizes
 
 Pattern = tuple[str, tuple[int, ...]]
 EMBEDDING = re.compile(r"embed|wte|wpe|word_embeddings")
@@ -31,35 +33,15 @@ def facts_from_headers(
     Raises:
         EngineError: the config lacks the usual numbers.
     """
-    sizes = families.sizes_of(text)
     counts = Counter((pattern(n), tensor.shape) for n, tensor in tensors.items())
     linears = tuple(_linears(counts))
-    experts = whole_number(text, "num_local_experts", "num_experts", "n_routed_experts")
-    return ModelFacts(
-        name=name,
-        origin=origin,
-        path=None,
-        revision=None,
-        architecture=architecture,
-        model_type=str(text.get("model_type", "unknown")),
-        config=config,
-        hidden_size=sizes.hidden,
-        layers=sizes.layers,
-        heads=sizes.heads,
-        kv_heads=sizes.kv_heads,
-        head_dim=sizes.head_dim,
-        intermediate_size=sizes.inner,
-        vocab_size=sizes.vocab,
-        max_positions=whole_number(text, "max_position_embeddings"),
-        is_tied=not any(HEAD.search(n) for n in tensors),
+    found = facts_of_sizes(
+        families.sizes_of(text), text, config, name=name, origin=origin, architecture=architecture, linears=linears,
         is_gated_mlp=any("gate" in linear.name for linear in linears),
-        experts=experts,
-        experts_per_token=whole_number(text, "num_experts_per_tok") if experts else None,
-        sliding_window=whole_number(text, "sliding_window"),
-        linears=linears,
-        unquantized=tuple(_others(counts)),
-        source="files",
-    )
+        experts=whole_number(text, "num_local_experts", "num_experts", "n_routed_experts"),
+    )  # fmt: skip
+    is_tied = not any(HEAD.search(n) for n in tensors)
+    return replace(found, is_tied=is_tied, unquantized=tuple(_others(counts)), source="files")
 
 
 def _linears(counts: Counter[Pattern]) -> Iterator[LinearFact]:

@@ -31,6 +31,7 @@ from qlora_engine.models.parts import (
     facts_from_dict,
     facts_to_dict,
 )
+from qlora_engine.models.sized import facts_of_sizes
 
 __all__ = [
     "BufferFact",
@@ -76,30 +77,14 @@ def facts_from_config(
 def _counted(config: Mapping[str, Any], name: str, origin: str) -> ModelFacts:
     text = text_config(config)
     blueprint = families.blueprint_of(text)
-    sizes = families.sizes_of(text)
-    experts = whole_number(text, "num_local_experts", "num_experts")
-    return ModelFacts(
-        name=name,
-        origin=origin,
-        path=None,
-        revision=None,
-        architecture=architecture_of(config),
-        model_type=str(text["model_type"]),
-        config=config,
-        hidden_size=sizes.hidden,
-        layers=sizes.layers,
-        heads=sizes.heads,
-        kv_heads=sizes.kv_heads,
-        head_dim=sizes.head_dim,
-        intermediate_size=sizes.inner,
-        vocab_size=sizes.vocab,
-        max_positions=whole_number(text, "max_position_embeddings"),
-        is_tied=sizes.is_tied,
-        is_gated_mlp=blueprint.is_gated_mlp,
-        experts=experts,
-        experts_per_token=whole_number(text, "num_experts_per_tok") if experts else None,
+    found = facts_of_sizes(
+        families.sizes_of(text), text, config, name=name, origin=origin, architecture=architecture_of(config),
+        linears=tuple(_linear_facts(blueprint)), is_gated_mlp=blueprint.is_gated_mlp,
+        experts=whole_number(text, "num_local_experts", "num_experts"),
+    )  # fmt: skip
+    return replace(
+        found,
         sliding_window=_sliding_window(text),
-        linears=tuple(_linear_facts(blueprint)),
         unquantized=tuple(_tensor_facts(blueprint)),
         stacked=tuple(_stacked_facts(blueprint)),
         blocks=blueprint.block_prefix,
