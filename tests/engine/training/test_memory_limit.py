@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import platform
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from qlora_engine import config_io
 from qlora_engine.config import TrainingConfig
@@ -15,11 +18,13 @@ from qlora_engine.events import Noticed, RunFinished
 from qlora_engine.jobs import TrainJob
 from qlora_engine.runs.record import RunFolder
 from qlora_engine.training import checkpoint, recipe, recovery
+from qlora_engine.training.fast import allocator
 from tests.support import tiny_runs
 from tests.support.tiny import make_tiny, write_rows
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="limits what a process may write to, as Linux counts it"
+    platform.libc_ver()[0] != "glibc",
+    reason="limits what a process may write to, as Linux and glibc count it",
 )
 if sys.platform == "linux":
     import resource
@@ -27,6 +32,7 @@ if sys.platform == "linux":
     from tests.support import random_faults
 
 ROWS = 8
+BLOCKS = (2**25, 2**23, 2**21, 2**19)
 SHARE = 0.7
 """Of what a dry step with all rows takes: too little for it, and more than half of the rows need."""
 
@@ -63,17 +69,31 @@ def measuring(report: Path) -> None:
 
 
 def limiting(room_bytes: int) -> None:
-    """From the first dry step on, what the process may write to is limited to what it has, and some room."""
+    """From the first dry step on, what the process may write to is limited to what it has, and some room. Memory that earlier
+    tests freed is not part of it."""
     original = recipe.dry_step
 
     def limited(*arguments: Any) -> None:
         recipe.dry_step = original
         recovery.release()
+        ctypes.CDLL(None).mallopt(allocator.M_TOP_PAD, 0)  # what the heap grows by is what was asked for
+        held = free_blocks()
         most = written_bytes() + room_bytes
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
         original(*arguments)
+        del held
 
     recipe.dry_step = limited
+
+
+def free_blocks() -> list[torch.Tensor]:
+    """All that the process could take without asking the system, but for small pieces."""
+    held = []
+    for size in BLOCKS:
+        before = written_bytes()
+        while written_bytes() == before:
+            held.append(torch.empty(size, dtype=torch.uint8))
+    return held
 
 
 def written_bytes() -> int:
