@@ -19,6 +19,7 @@ from qlora_engine import parsing
 from qlora_engine.control import Control
 from qlora_engine.errors import Cancelled, EngineError
 from qlora_engine.events import TERMINAL, Event, RunFailed, RunStopped
+from qlora_engine.out_of_memory import is_out_of_memory, owner
 
 
 @dataclass(frozen=True)
@@ -203,11 +204,15 @@ def carry_out(job: Job, control: Control) -> Iterator[Event]:
         yield RunFailed(
             error.code, error.message, error.hint, is_input_error=error.is_input_error, accept=error.accept
         )
-    except MemoryError:
-        yield RunFailed(
-            "memory.host", "The computer ran out of memory", "close other programs or use a smaller model"
-        )
     except Exception as error:
+        if is_out_of_memory(error):
+            code, whose = owner(error)
+            yield RunFailed(
+                code,
+                f"{whose[0].upper()}{whose[1:]} ran out of memory",
+                "close other programs or use a smaller model",
+            )
+            return
         logging.getLogger(__name__).exception("%s failed", type(job).__name__)
         yield RunFailed(
             "engine.bug",

@@ -12,8 +12,6 @@ import gc
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
-import torch
-
 from qlora_engine import out_of_memory
 from qlora_engine.errors import EngineError
 from qlora_engine.events import Event, Noticed
@@ -69,8 +67,7 @@ def release() -> None:
     """Give back what nobody holds any more."""
     gc.collect()
     allocator.give_back_freed_memory()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    out_of_memory.release()
 
 
 def relieved(state: TrainState) -> contextlib.AbstractContextManager[Any]:
