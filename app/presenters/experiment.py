@@ -18,6 +18,7 @@ from qlora_engine.runs.sweep import LookedAt, Planned, Preview, Result, Sweep
 
 USUAL = "lora.rank"
 USUAL_SEEDS = 3
+TYPE_MORE = "Type two or more values."
 NO_TIME = "its time is not known until a run of this model has steps"
 WORDS_OF_NOTHING = ("none", "automatic")
 
@@ -108,6 +109,8 @@ def state_of(wanted: Sweep, cells: Sequence[Preview], capacity: Capacity | None)
 
 
 def refused(error: EngineError) -> ExperimentState:
+    if error.code == sweep.SINGLE:
+        return ExperimentState(total=TYPE_MORE)
     return ExperimentState(problem=f"{capital(error.message)}.", hint=capital(error.hint))
 
 

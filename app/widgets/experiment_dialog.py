@@ -8,7 +8,7 @@ from typing import Any
 from PySide6.QtCore import QTimer, Signal
 from PySide6.QtWidgets import QDialog, QWidget
 
-from app.presenters.experiment import USUAL_SEEDS, ExperimentState, Wish, settings
+from app.presenters.experiment import TYPE_MORE, USUAL_SEEDS, ExperimentState, Wish, settings
 from app.theme import GAP, GAP_PAGE, GAP_WIDE
 from app.widgets.form import QuietCombo
 from app.widgets.kit import Notice, SideBySide, boxed, button, column, label, row, scrolled
@@ -97,7 +97,7 @@ class ExperimentDialog(QDialog):
             self.editors[place].changed.connect(self._settle)
             self._choose(place)
         self.seeds.activated.connect(lambda *_: self._settle())
-        self.show_state(ExperimentState(total="Type two or more values."))
+        self.show_state(ExperimentState(total=TYPE_MORE))
 
     def _choose(self, place: int) -> None:
         path = self.which[place].currentData()

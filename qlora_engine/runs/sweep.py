@@ -30,6 +30,9 @@ ASSUMED_LENGTH = 512
 SEED = "training.seed"
 KEYS = ("name", "job", "seeds", "vary")
 
+SINGLE = "sweep.single"
+"""The code of an experiment of a single cell."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -135,8 +138,13 @@ def make(base: TrainingConfig, vary: Any, *, seeds: Any = 1, name: Any = "experi
         _require_setting(path, values)
     numbers = tuple(base.training.seed + n for n in range(seeds))
     grid = list(itertools.product(*vary.values()))
-    if len(grid) < 2 or len(grid) * seeds > MOST_RUNS:
-        raise _wrong(f"{len(grid)} cells of {seeds} seeds are {len(grid) * seeds} runs; from 2 to {MOST_RUNS} are carried out", "change the lists")  # fmt: skip
+    if len(grid) < 2:
+        raise EngineError(SINGLE, "one value of each setting leaves nothing to compare", "write two or more")
+    if len(grid) * seeds > MOST_RUNS:
+        raise _wrong(
+            f"{len(grid)} cells, each {seeds} times, are {len(grid) * seeds} runs; at most {MOST_RUNS} are carried out",
+            "shorten a list, or take fewer seeds",
+        )
     cells = tuple(_cell(base, tuple(vary), values, numbers) for values in grid)
     return Sweep(str(name), tuple(vary), numbers, cells)
 

@@ -13,11 +13,11 @@ from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
 from app.presenters import experiment
-from app.presenters.experiment import Wish, typed_values
+from app.presenters.experiment import TYPE_MORE, ExperimentState, Wish, refused, typed_values
 from app.presenters.memory_words import Capacity
 from app.widgets.experiment_dialog import ExperimentDialog
 from app.window import MainWindow
-from qlora_engine.config import all_knobs
+from qlora_engine.config import TrainingConfig, all_knobs
 from qlora_engine.errors import EngineError
 from qlora_engine.runs import queue, sweep
 from qlora_engine.runs.index import RunIndex
@@ -209,3 +209,10 @@ def test_the_dialog_fits_the_smallest_screen(qtbot: QtBot, make_window: MakeWind
             assert not [*clipped(seen), *covered_or_outside(seen), *unnamed(seen)]
     finally:
         QApplication.setFont(usual)
+
+
+def test_one_value_is_no_mistake_yet() -> None:
+    """So the dialog opens: with the draft's own value, which others are to join."""
+    with pytest.raises(EngineError) as refusal:
+        experiment.asked(TrainingConfig(), Wish((("lora.rank", ("8",)),), 3))
+    assert refused(refusal.value) == ExperimentState(total=TYPE_MORE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication
@@ -10,6 +11,7 @@ from pytestqt.qtbot import QtBot
 from app.tabs.model.known import BY_SIZE, HEADS, Judged, Wish, judged, shown, summary
 from app.tabs.model.known_dialog import KnownModelsDialog
 from qlora_engine.config import TrainingConfig
+from qlora_engine.errors import EngineError
 from qlora_engine.models import known
 from tests.app.conftest import MakeWindow
 from tests.app.geometry import clipped, unnamed, visible
@@ -53,8 +55,29 @@ def opened(qtbot: QtBot, make_window: MakeWindow) -> KnownModelsDialog:
     window.tabs.screens["model"].browse_asked.emit()
     dialog = window.tabs.controllers["model"].known.dialog
     assert dialog is not None
-    qtbot.waitUntil(lambda: dialog.order.rowCount() == len(known.known_models()), timeout=30_000)
+    qtbot.waitUntil(lambda: dialog.order.rowCount() > 0, timeout=30_000)
     return dialog  # type: ignore[no-any-return]
+
+
+def test_it_opens_with_what_fits(qtbot: QtBot, make_window: MakeWindow) -> None:
+    """The first one shown can be used at once."""
+    dialog = opened(qtbot, make_window)
+    fitting = dialog.order.rowCount()
+    assert dialog.fits.isChecked()
+    assert "too large" not in dialog.order.index(0, 6).data()
+    dialog.fits.setChecked(False)
+    assert fitting < dialog.order.rowCount() == len(known.known_models())
+
+
+def test_a_list_that_cannot_be_judged_says_why(qtbot: QtBot, make_window: MakeWindow, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    def failing(*_: object) -> Judged:
+        raise EngineError("gpu.unknown", "there is no such GPU", "choose another")
+
+    monkeypatch.setattr("app.tabs.model.known_controller.judged", failing)
+    window = make_window()
+    window.tabs.screens["model"].browse_asked.emit()
+    dialog = window.tabs.controllers["model"].known.dialog
+    qtbot.waitUntil(lambda: dialog.summary.text() == "There is no such GPU. Choose another.", timeout=30_000)
 
 
 def test_one_is_found_ordered_and_chosen_by_keyboard(qtbot: QtBot, make_window: MakeWindow) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from PySide6.QtCore import QObject
 
+from app.presenters.words import capital
 from app.studio import Studio
 from app.tabs.model.known import Judged, Wish, judged, shown, summary
 from app.tabs.model.known_dialog import KnownModelsDialog
 from app.tabs.model.screen import ModelScreen
+from qlora_engine.errors import EngineError
 
 
 class KnownModels(QObject):
@@ -26,7 +28,7 @@ class KnownModels(QObject):
             self.dialog.wished.connect(self._show)
             self.dialog.chosen.connect(self._screen.chosen)
         config, gpu = self._studio.workspace.job.config, self._studio.workspace.memory.gpu
-        self._studio.background.submit("known models", lambda: judged(config, gpu), self._take)
+        self._studio.background.submit("known models", lambda: judged(config, gpu), self._take, self._fail)
         self._show(self.dialog.wish)
         self.dialog.show()
         self.dialog.raise_()
@@ -37,6 +39,10 @@ class KnownModels(QObject):
         if self.dialog is not None:
             self.dialog.fill(found.rows)
             self._show(self.dialog.wish)
+
+    def _fail(self, error: EngineError) -> None:
+        if self.dialog is not None:
+            self.dialog.show_only((), f"{capital(error.message)}. {capital(error.hint)}.")
 
     def _show(self, wish: Wish) -> None:
         names = frozenset[str]() if self._found is None else shown(self._found, wish)

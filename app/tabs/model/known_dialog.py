@@ -19,7 +19,9 @@ from PySide6.QtWidgets import (
 from app.tabs.model.known import BY_SIZE, HEADS, KnownRow, Wish
 from app.theme import GAP, GAP_PAGE, GAP_WIDE
 from app.widgets.kit import button, column, label, row, set_tip
+from qlora_engine.memory.choosing import USUAL_LENGTH
 
+WIDTH = 1180
 SETTLE_MS = 150
 """Typing is followed when it rests for so long."""
 KEY, NAME, SHOWN = (Qt.ItemDataRole.UserRole + place for place in range(3))
@@ -35,13 +37,15 @@ class KnownModelsDialog(QDialog):
     def __init__(self, parent: QWidget) -> None:
         super().__init__(parent)
         self.setWindowTitle("Known models \u2013 QLoRA Studio")
-        self.resize(1020, 600)
+        self.resize(min(WIDTH, parent.width() - 2 * GAP_WIDE), 600)
         self.query = QLineEdit()
         self.query.setPlaceholderText("Words of a name, a type or a licence")
         self.query.setAccessibleName("Search the known models")
         self.fits, self.chat, self.here = (
-            QCheckBox(text) for text in ("Fits", "Tuned to chat", "On this computer")
+            QCheckBox(text)
+            for text in (f"Fits with {USUAL_LENGTH:,} tokens a row", "Tuned to chat", "On this computer")
         )
+        self.fits.setChecked(True)
         self.items = QStandardItemModel(0, len(HEADS), self)
         self.items.setHorizontalHeaderLabels(list(HEADS))
         self.order = QSortFilterProxyModel(self)

@@ -140,7 +140,7 @@ def test_memory_and_time_of_every_cell_before_anything_runs() -> None:
         ({"output.name": ["a", "b"]}, 1, "no setting"),
         ({"training.seed": [1, 2]}, 1, "not varied"),
         ({"lora.rank": [8, 8]}, 1, "different values"),
-        ({"lora.rank": [8]}, 1, "1 cells"),
+        ({"lora.rank": [8]}, 1, "nothing to compare"),
         ({"lora.rank": [8, 16]}, 0, "seeds must be"),
         ({"lora.rank": list(range(1, 150))}, 2, "298 runs"),
         ({"lora.rank": [8, -1]}, 1, "lora.rank = -1"),
