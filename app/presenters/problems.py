@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.presenters.data_doctor import FINDINGS
 from app.presenters.draft import Draft
 from app.presenters.words import capital
 from qlora_engine.config import all_knobs
@@ -13,6 +12,9 @@ from qlora_engine.errors import EngineError
 PAGES = ("model", "data", "settings", "memory")
 """The tabs of a draft on which something can be mended."""
 
+MEANING = "data.meaning"
+FINDINGS = (MEANING, "data.preference", "data.columns", "data.nothing_trained")
+"""What can block, and is mended on the doctor's tab."""
 DOCTOR = "data.doctor"
 """Where on the Data page the doctor's findings are, as if it were an option."""
 

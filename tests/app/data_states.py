@@ -8,7 +8,7 @@ from typing import Any
 
 from PySide6.QtWidgets import QApplication
 
-from app.controllers.data import DataController
+from app.tabs.data.controller import DataController
 from app.window import MainWindow
 from qlora_engine import paths
 

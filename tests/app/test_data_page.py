@@ -12,10 +12,10 @@ from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QPushButton
 from pytestqt.qtbot import QtBot
 
-from app.controllers.data import DataController
-from app.presenters.data_rows import row_detail
 from app.presenters.problems import problems_of
-from app.widgets.token_chips import TokenChips, chip_fonts, paint_chip
+from app.tabs.data.controller import DataController
+from app.tabs.data.presenters.rows import row_detail
+from app.tabs.data.widgets.token_chips import TokenChips, chip_fonts, paint_chip
 from app.window import MainWindow
 from qlora_engine import events as ev
 from qlora_engine.config import DataSettings, all_knobs

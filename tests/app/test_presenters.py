@@ -10,8 +10,6 @@ import pytest
 
 from app.presenters import memory as memory_presenter
 from app.presenters.conversation import Conversation
-from app.presenters.data import READ_ANEW, report_notice
-from app.presenters.data_doctor import doctor_state
 from app.presenters.draft import restored, starter_draft
 from app.presenters.export import ExportFold, default_target
 from app.presenters.memory import memory_state
@@ -27,6 +25,8 @@ from app.presenters.runcard import planned_steps, run_card
 from app.presenters.runs import interrupted_run
 from app.presenters.strip import strip_state
 from app.presenters.tried import settings_text
+from app.tabs.data.presenters.doctor import doctor_state
+from app.tabs.data.presenters.head import READ_ANEW, report_notice
 from qlora_engine import config_io
 from qlora_engine import events as ev
 from qlora_engine.config import TrainingConfig

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def _make(studio: Studio, ways: Ways) -> tuple[Page, TabController]:
-    from app.controllers.data import DataController
-    from app.screens.data import DataScreen
+    from app.tabs.data.controller import DataController
+    from app.tabs.data.screen import DataScreen
 
     screen = DataScreen()
 

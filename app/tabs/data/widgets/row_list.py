@@ -9,7 +9,7 @@ from PySide6.QtCore import QAbstractTableModel, QModelIndex, QPersistentModelInd
 from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableView
 
-from app.presenters.data_rows import TITLES, row_cells
+from app.tabs.data.presenters.rows import TITLES, row_cells
 from app.widgets.kit import as_written
 
 AROUND = 40

@@ -1,4 +1,4 @@
-"""Data page, Report and Doctor: what was found, and what a click does about it."""
+"""Data tab, Report and Doctor: what was found, and what a click does about it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import QObject
 
-from app.presenters.data_doctor import Repair, doctor_state, written_text
-from app.presenters.data_report import ReportState, report_state
 from app.presenters.words import capital
-from app.screens.data_doctor import DoctorPanel
-from app.screens.data_report import ReportPanel
+from app.tabs.data.doctor_panel import DoctorPanel
+from app.tabs.data.presenters.doctor import Repair, doctor_state, written_text
+from app.tabs.data.presenters.report import ReportState, report_state
+from app.tabs.data.report_panel import ReportPanel
 from qlora_engine.errors import EngineError
 
 if TYPE_CHECKING:
-    from app.controllers.data import DataController
+    from app.tabs.data.controller import DataController
 
 
 class ReportController(QObject):

@@ -1,15 +1,15 @@
-"""Data page, Report: rows kept and left out, their lengths with the maximum, and what is in them."""
+"""Data tab, Report: rows kept and left out, their lengths with the maximum, and what is in them."""
 
 from __future__ import annotations
 
 from PySide6.QtCore import Signal
 from PySide6.QtWidgets import QWidget
 
-from app.presenters.data_report import ReportState, keeps_text
+from app.tabs.data.presenters.report import ReportState, keeps_text
+from app.tabs.data.widgets.length_histogram import LengthHistogram
+from app.tabs.data.widgets.row_links import RowLinks
 from app.theme import GAP_WIDE
 from app.widgets.kit import Card, Facts, Notice, SideBySide, boxed, button, column, label, row
-from app.widgets.length_histogram import LengthHistogram
-from app.widgets.row_links import RowLinks
 
 
 class ReportPanel(QWidget):

@@ -1,4 +1,4 @@
-"""Data page, Source: the dataset and those mixed in, looked at as soon as they are chosen."""
+"""Data tab, Source: the dataset and those mixed in, looked at as soon as they are chosen."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from PySide6.QtCore import QObject, QTimer
 
 from app.controllers.options import option_values
-from app.presenters.data_source import ON_HUB, columns_for, source_state, with_column, with_sources
 from app.presenters.words import capital
-from app.screens.data_source import SourcePanel
-from app.widgets.rows_dialog import RowsDialog
+from app.tabs.data.presenters.source import ON_HUB, columns_for, source_state, with_column, with_sources
+from app.tabs.data.source_panel import SourcePanel
+from app.tabs.data.widgets.rows_dialog import RowsDialog
 from qlora_engine.config import DataSettings
 from qlora_engine.data import own_rows
 from qlora_engine.errors import EngineError
 
 if TYPE_CHECKING:
-    from app.controllers.data import DataController
+    from app.tabs.data.controller import DataController
 
 DELAY_MS = 150
 """How long nothing must change before the first rows are looked at."""

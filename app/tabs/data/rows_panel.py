@@ -1,4 +1,4 @@
-"""Data page, Rows: every row of the data, as it is stored beside what the model is fed of it."""
+"""Data tab, Rows: every row of the data, as it is stored beside what the model is fed of it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QCheckBox, QLineEdit, QPlainTextEdit, QSplitter, QStackedWidget, QWidget
 
-from app.presenters.data_rows import KINDS, Rendered, RowDetail
+from app.tabs.data.presenters.rows import KINDS, Rendered, RowDetail
+from app.tabs.data.widgets.row_list import RowList
+from app.tabs.data.widgets.token_chips import TokenChips, legend
 from app.widgets.form import QuietCombo
 from app.widgets.kit import Elided, Notice, boxed, button, column, label, row
-from app.widgets.row_list import RowList
-from app.widgets.token_chips import TokenChips, legend
 
 
 class RowsPanel(QWidget):

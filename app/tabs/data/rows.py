@@ -1,4 +1,4 @@
-"""Data page, Rows: pages of rows as they come into sight, and the chosen one in full."""
+"""Data tab, Rows: pages of rows as they come into sight, and the chosen one in full."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import QObject
 
-from app.presenters.data_rows import batch_rows, position_text, row_detail
 from app.presenters.words import capital
-from app.screens.data import ROWS
-from app.screens.data_rows import RowsPanel
+from app.tabs.data.presenters.rows import batch_rows, position_text, row_detail
+from app.tabs.data.rows_panel import RowsPanel
+from app.tabs.data.screen import ROWS
 from qlora_engine.errors import EngineError
 
 if TYPE_CHECKING:
-    from app.controllers.data import DataController
+    from app.tabs.data.controller import DataController
 
 FIRST_PAGE = 60
 IN_BATCH = 4

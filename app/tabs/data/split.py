@@ -1,4 +1,4 @@
-"""Data page, Split and reasoning: the options, and an example of what each policy on reasoning does."""
+"""Data tab, Split and reasoning: the options, and an example of what each policy on reasoning does."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from PySide6.QtCore import QObject
 
 from app.controllers.options import option_values
-from app.presenters.data_split import split_state
-from app.screens.data import SPLIT
-from app.screens.data_split import SplitPanel
+from app.tabs.data.presenters.split import split_state
+from app.tabs.data.screen import SPLIT
+from app.tabs.data.split_panel import SplitPanel
 
 if TYPE_CHECKING:
-    from app.controllers.data import DataController
+    from app.tabs.data.controller import DataController
 
 
 class SplitController(QObject):

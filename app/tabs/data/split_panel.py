@@ -1,4 +1,4 @@
-"""Data page, Split and reasoning: what is held out, what is trained of a row, and what becomes of the thoughts before answers."""
+"""Data tab, Split and reasoning: what is held out, what is trained of a row, and what becomes of the thoughts before answers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from PySide6.QtCore import Signal
 from PySide6.QtWidgets import QButtonGroup, QFileDialog, QRadioButton, QWidget
 
-from app.presenters.data_split import SplitState
+from app.tabs.data.presenters.split import SplitState
+from app.tabs.data.widgets.token_chips import TokenChips, legend
 from app.theme import GAP_WIDE
 from app.widgets.form import KnobForm
 from app.widgets.kit import Card, Facts, Notice, SideBySide, boxed, button, column, label, row
-from app.widgets.token_chips import TokenChips, legend
 from qlora_engine.config import DataSettings, all_knobs
 from qlora_engine.knobs import knobs_of
 

@@ -1,4 +1,4 @@
-"""Data page: source, rows, report, doctor, split and reasoning, one tab each; files dropped anywhere are taken."""
+"""Data tab: source, rows, report, doctor, split and reasoning, one tab each; files dropped anywhere are taken."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from PySide6.QtCore import Signal
 from PySide6.QtGui import QDragEnterEvent, QDropEvent, QShowEvent
 from PySide6.QtWidgets import QProgressBar, QStackedWidget, QWidget
 
-from app.presenters.data import DataState
+from app.tabs.data.presenters.head import DataState
 from app.widgets.kit import Elided, Segments, boxed, button, column, row, scrolled
 from app.widgets.page import Page
 

@@ -21,7 +21,7 @@ from PySide6.QtGui import (
 from PySide6.QtWidgets import QAbstractScrollArea, QSizePolicy, QToolTip, QWidget
 
 from app import theme
-from app.presenters.data_rows import STATES, Rendered, Token
+from app.tabs.data.presenters.rows import STATES, Rendered, Token
 from app.widgets.kit import as_written, label, row
 
 HIGH, LINE, INSET, PAD = 22, 27, 4, 5

@@ -8,7 +8,7 @@ from functools import partial
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QGridLayout, QWidget
 
-from app.presenters.data_source import SourceLine
+from app.tabs.data.presenters.source import SourceLine
 from app.theme import GAP
 from app.widgets.drawing import NumberField
 from app.widgets.kit import Elided, button, emptied, label, set_tip

@@ -19,7 +19,7 @@ from PySide6.QtGui import (
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
 from app import theme
-from app.presenters.data_report import Lengths, keeps_text
+from app.tabs.data.presenters.report import Lengths, keeps_text
 
 LEFT, RIGHT, TOP, BOTTOM = 8, 12, 26, 36
 GRIP = 8

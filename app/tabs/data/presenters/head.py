@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.presenters.data_doctor import attention
 from app.presenters.words import capital
+from app.tabs.data.presenters.doctor import attention
 from qlora_engine.errors import EngineError
 
 NOT_READ = "Not looked at yet."

@@ -1,4 +1,4 @@
-"""Data page, Source: where the rows come from, what they are, and which column is what beside the raw rows."""
+"""Data tab, Source: where the rows come from, what they are, and which column is what beside the raw rows."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from app.presenters.data_source import SourceState
+from app.tabs.data.presenters.source import SourceState
+from app.tabs.data.widgets.mapping_form import MappingForm
+from app.tabs.data.widgets.source_list import SourceList
 from app.theme import GAP_WIDE
 from app.widgets.form import KnobForm
 from app.widgets.kit import Card, Facts, Notice, SideBySide, boxed, button, column, label, row, set_tip
-from app.widgets.mapping_form import MappingForm
-from app.widgets.source_list import SourceList
 from qlora_engine.config import all_knobs
 
 FILES = "Datasets (*.json *.jsonl *.ndjson *.csv *.tsv *.parquet *.arrow *.txt *.md *.gz *.zst *.zip);;All files (*)"

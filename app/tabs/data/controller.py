@@ -1,4 +1,4 @@
-"""Data page: its head, its tabs, and what they have in common."""
+"""Data tab: its head, its tabs, and what they have in common."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, Protocol
 from PySide6.QtCore import QObject, QTimer
 from PySide6.QtWidgets import QWidget
 
-from app.controllers.data_findings import DoctorController, ReportController
-from app.controllers.data_rows import RowsController
-from app.controllers.data_source import SourceController
-from app.controllers.data_split import SplitController
-from app.presenters.data import data_state, report_notice
-from app.presenters.data_source import with_sources
 from app.presenters.problems import DOCTOR as DOCTOR_OPTION
-from app.screens.data import DOCTOR, REPORT, ROWS, SOURCE, SPLIT, TAB_NAMES, DataScreen
 from app.studio import Studio
+from app.tabs.data.findings import DoctorController, ReportController
+from app.tabs.data.presenters.head import data_state, report_notice
+from app.tabs.data.presenters.source import with_sources
+from app.tabs.data.rows import RowsController
+from app.tabs.data.screen import DOCTOR, REPORT, ROWS, SOURCE, SPLIT, TAB_NAMES, DataScreen
+from app.tabs.data.source import SourceController
+from app.tabs.data.split import SplitController
 from app.widgets.form import KnobForm
 
 IDLE_MS = 40
@@ -133,35 +133,35 @@ class DataController(QObject):
     # ------------------------------------------------------------ one maker per tab
 
     def _make_source(self) -> Tab:
-        from app.screens.data_source import SourcePanel
+        from app.tabs.data.source_panel import SourcePanel
 
         panel = SourcePanel()
         self.screen.add_panel(SOURCE, panel)
         return SourceController(self, panel)
 
     def _make_rows(self) -> Tab:
-        from app.screens.data_rows import RowsPanel
+        from app.tabs.data.rows_panel import RowsPanel
 
         panel = RowsPanel()
         self.screen.add_panel(ROWS, panel, scrolls=False)
         return RowsController(self, panel)
 
     def _make_report(self) -> Tab:
-        from app.screens.data_report import ReportPanel
+        from app.tabs.data.report_panel import ReportPanel
 
         panel = ReportPanel()
         self.screen.add_panel(REPORT, panel)
         return ReportController(self, panel)
 
     def _make_doctor(self) -> Tab:
-        from app.screens.data_doctor import DoctorPanel
+        from app.tabs.data.doctor_panel import DoctorPanel
 
         panel = DoctorPanel()
         self.screen.add_panel(DOCTOR, panel)
         return DoctorController(self, panel)
 
     def _make_split(self) -> Tab:
-        from app.screens.data_split import SplitPanel
+        from app.tabs.data.split_panel import SplitPanel
 
         panel = SplitPanel()
         self.screen.add_panel(SPLIT, panel)

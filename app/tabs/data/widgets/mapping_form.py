@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PySide6.QtCore import Signal
 from PySide6.QtWidgets import QGridLayout, QLabel, QWidget
 
-from app.presenters.data_source import FieldLine
+from app.tabs.data.presenters.source import FieldLine
 from app.theme import GAP
 from app.widgets.form import QuietCombo
 from app.widgets.kit import emptied, label, set_role

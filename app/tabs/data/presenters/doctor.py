@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from app.presenters.problems import MEANING
 from app.presenters.words import capital, plural
 from qlora_engine.config import DataSettings
 from qlora_engine.data.grades import BLOCKS, LOOK, NOTE
@@ -17,9 +18,6 @@ CONSENTS = {
     "data.preference": "Train the wanted answers only",
     "data.nothing_held_out": "Hold 5 % of the rows out",
 }
-MEANING = "data.meaning"
-FINDINGS = (MEANING, "data.preference", "data.columns", "data.nothing_trained")
-"""What can block, and is mended on the doctor's tab."""
 WRITE_CLEAN = "write_clean"
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.presenters.data_rows import Rendered, Token, visible
 from app.presenters.words import count_text, percent_text, plural
+from app.tabs.data.presenters.rows import Rendered, Token, visible
 from qlora_engine.config import DataSettings
 from qlora_engine.knobs import knobs_of
 

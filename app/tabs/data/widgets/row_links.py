@@ -8,7 +8,7 @@ from functools import partial
 from PySide6.QtCore import Signal
 from PySide6.QtWidgets import QWidget
 
-from app.presenters.data_report import RowsLine
+from app.tabs.data.presenters.report import RowsLine
 from app.widgets.kit import boxed, button, column, emptied, label, row
 
 

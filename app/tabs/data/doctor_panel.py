@@ -1,4 +1,4 @@
-"""Data page, Doctor: what is wrong with the data, the gravest first, each with its rows and with what one click mends."""
+"""Data tab, Doctor: what is wrong with the data, the gravest first, each with its rows and with what one click mends."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from functools import partial
 from PySide6.QtCore import Signal
 from PySide6.QtWidgets import QFileDialog, QWidget
 
-from app.presenters.data_doctor import WRITE_CLEAN, DoctorState, FindingLine, Repair
+from app.tabs.data.presenters.doctor import WRITE_CLEAN, DoctorState, FindingLine, Repair
+from app.tabs.data.widgets.row_links import links
 from app.theme import GAP, GAP_WIDE
 from app.widgets.kit import Card, Notice, boxed, button, column, emptied, label, row
-from app.widgets.row_links import links
 
 
 class DoctorPanel(QWidget):
