@@ -6,7 +6,7 @@ import json
 import queue
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from qlora_engine import config_io
@@ -30,7 +30,8 @@ def desk_job(job: DataDeskJob, control: Control) -> Iterator[Event]:
     """Answer questions until stopped; result: {"answers": number}.
 
     Topics: `preview` {"is_read"} (data.preview), `check` (data.reading_check), `list` {"kind", "first", "count"} or {"search": text},
-    `row` {"number"}, `batch` {"numbers"}, `reasoning` {"chat_template"}, `write_clean` {"path"}.
+    `row` {"number"}, `batch` {"numbers"}, `reasoning` {"chat_template"}, `write_clean` {"path"}. Those about rows take "of"
+    (inspection.SETS).
     """
     desk, count = Desk(control), 0
     while (command := desk.inbox.next_command()) is not None:
@@ -114,6 +115,7 @@ class Desk:
         self.inbox = Inbox(control)
         self._key = ""
         self._table: RowTable | None = None
+        self._held_table: RowTable | None = None
         self._stores: dict[str, RowStore] = {}
 
     def answer(self, command: Command, emit: Emit) -> dict[str, Any]:
@@ -148,8 +150,13 @@ class Desk:
 
     def _of_rows(self, topic: str, table: RowTable, ask: Mapping[str, Any]) -> dict[str, Any]:
         """What needs the model's tokenizer; importing it takes seconds, a preview does not wait for that."""
-        from qlora_engine.data import clean, policy_example
+        from qlora_engine.data import clean, inspection, policy_example
+        from qlora_engine.data.row_table import RowTable
 
+        if ask.get("of") == inspection.HELD_OUT:
+            table = self._held_table = self._held_table or RowTable(
+                replace(table.inspector, of=inspection.HELD_OUT)
+            )
         match topic:
             case "list":
                 return table.listed(ask, self.inbox.check)
@@ -170,7 +177,7 @@ class Desk:
 
         key = json.dumps([asdict(config.data), asdict(config.model), config.training.seed], sort_keys=True)
         if self._table is None or key != self._key:
-            self._table = None
+            self._table = self._held_table = None
             inspector = reporting.opened(
                 config,
                 _Patience(self.inbox.check),

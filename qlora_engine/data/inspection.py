@@ -6,8 +6,10 @@ through.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from qlora_engine.data import working
@@ -15,13 +17,15 @@ from qlora_engine.data.conversation import RowProblem
 from qlora_engine.data.formats import read_row
 from qlora_engine.data.pipeline import PreparedData
 from qlora_engine.data.rectangle import IGNORED, lay_out
-from qlora_engine.data.sources import UnreadableRow
+from qlora_engine.data.sources import RowStore, UnreadableRow
 from qlora_engine.data.tokenize import TokenRow, cut
 from qlora_engine.data.tokens import TokenRows
+from qlora_engine.data.working import Plan
 from qlora_engine.errors import EngineError, did_you_mean
 from qlora_engine.jobs import WORST_ROWS
 
 SEARCH_LIMIT = 50
+DATA, HELD_OUT = SETS = ("data", "held_out")
 RAW_CHARS = 20_000
 
 
@@ -65,10 +69,44 @@ def _token(tokenizer: Any, token: int, state: str, position: int) -> dict[str, A
 
 @dataclass(frozen=True)
 class Inspector:
-    """Rows of prepared data by number, by how bad they are, or by what they say; answers are ready for JSON."""
+    """Rows of prepared data by number, by how bad they are, or by what they say; answers are ready for JSON.
+
+    `of` says which: `data` are those of the dataset, `held_out` those that are held out, by the numbers of their own file or,
+    where they are a share of the dataset, of the dataset.
+    """
 
     prepared: PreparedData
     tokenizer: Any
+    of: str = DATA
+
+    def __post_init__(self) -> None:
+        if self.of not in SETS:
+            raise EngineError("data.of", f"there are no rows of {self.of!r}", did_you_mean(self.of, SETS))
+
+    @property
+    def is_share(self) -> bool:
+        """The rows are some of the dataset's."""
+        return self.of == HELD_OUT and not self.prepared.has_held_out_file
+
+    @property
+    def store(self) -> RowStore:
+        return self.prepared.held_store if self.of == HELD_OUT else self.prepared.store
+
+    @property
+    def plan(self) -> Plan:
+        return self.prepared.held_plan if self.of == HELD_OUT else self.prepared.plan
+
+    @property
+    def kept(self) -> TokenRows:
+        """Those that are used: trained, or held out."""
+        return self.prepared.held_out if self.of == HELD_OUT else self.prepared.whole
+
+    @cached_property
+    def numbers(self) -> Sequence[int]:
+        """The numbers of the rows, ascending."""
+        if self.is_share:
+            return sorted(set(self.kept.numbers.tolist()))
+        return range(1, len(self.store) + 1)
 
     def row(self, number: int) -> dict[str, Any]:
         """A row as it is stored beside what the model sees of it, or why it is left out.
@@ -76,11 +114,8 @@ class Inspector:
         Raises:
             EngineError: there is no such row.
         """
-        store = self.prepared.store
-        if not 1 <= number <= len(store):
-            raise EngineError(
-                "data.row", f"there is no row {number}; the data has {len(store):,}", "choose a smaller one"
-            )
+        store = self.store
+        self.require(number)
         file, place = store.place(number)
         found: dict[str, Any] = {
             "row": number, "file": file, "row_in_file": place, "raw": store.raw(number)[:RAW_CHARS],
@@ -95,16 +130,27 @@ class Inspector:
         return found
 
     def rows(self, first: int, count: int) -> list[dict[str, Any]]:
-        """All rows from `first` on, good and bad."""
-        return [self.row(number) for number in range(first, min(first + count, len(self.prepared.store) + 1))]
+        """All rows from number `first` on, good and bad."""
+        start = bisect_left(self.numbers, first)
+        return [self.row(number) for number in self.numbers[start : start + count]]
+
+    def require(self, number: int) -> None:
+        """Raises:
+        EngineError: there is no such row.
+        """
+        total = len(self.store)
+        if not 1 <= number <= total:
+            raise EngineError(
+                "data.row", f"there is no row {number}; the data has {total:,}", "choose a smaller one"
+            )
 
     def worst(self, kind: str, count: int) -> list[dict[str, Any]]:
-        """Training rows: the longest, most cut, with the fewest trained or the most unknown tokens.
+        """Rows that are used: the longest, most cut, with the fewest trained or the most unknown tokens.
 
         Raises:
             EngineError: there is no such kind.
         """
-        rows = self.prepared.whole
+        rows = self.kept
         if kind not in WORST_ROWS:
             raise EngineError("data.worst", f"there is no worst {kind!r}", did_you_mean(kind, WORST_ROWS))
         whole = rows.store.lengths[rows.places]
@@ -126,37 +172,40 @@ class Inspector:
         return list(self._found(text.casefold(), check, limit))
 
     def _found(self, wanted: str, check: Callable[[], None], limit: int) -> Iterator[int]:
-        count = 0
-        for block in self.prepared.store.blocks(1000):
+        count, mine = 0, set(self.numbers) if self.is_share else self.numbers
+        for block in self.store.blocks(1000):
             check()
             for number, text in block.texts():
-                if wanted in text.casefold():
+                if wanted in text.casefold() and number in mine:
                     yield number
                     count += 1
                     if count >= limit:
                         return
 
     def _processed(self, number: int) -> list[TokenRow]:
-        plan, store = self.prepared.plan, self.prepared.store
+        plan, store = self.plan, self.store
         row = store.row(number)
         conversation = read_row(row, number, plan.detections[store.source_of(number)])
         return working.as_processed(plan, conversation.with_system(plan.system_prompt))
 
     def _side(self, number: int) -> str:
-        if (self.prepared.whole.numbers == number).any():
+        """Of what is in a file of its own nothing is trained."""
+        prepared, is_own = self.prepared, self.of == HELD_OUT and not self.is_share
+        if not is_own and (prepared.whole.numbers == number).any():
             return "train"
-        own = self.prepared.held_out.store is self.prepared.whole.store
-        return "held_out" if own and (self.prepared.held_out.numbers == number).any() else "left_out"
+        is_here = is_own or not prepared.has_held_out_file
+        return HELD_OUT if is_here and (prepared.held_out.numbers == number).any() else "left_out"
 
 
 def asked(inspector: Inspector, ask: Mapping[str, Any], check: Callable[[], None]) -> dict[str, Any]:
     """Answers to the questions of a DataReportJob: "numbers", "first" and "count", "worst", "search", "list" (a kind of
-    row_fates.KINDS), "reasoning" (with the
-    job's chat template), "write_clean"."""
+    row_fates.KINDS), each about the rows "of" the data or those held out; "reasoning" (with the job's chat template),
+    "write_clean"."""
     from qlora_engine.data import clean, policy_example
     from qlora_engine.data.row_table import RowTable
 
     found: dict[str, Any] = {}
+    whole, inspector = inspector, replace(inspector, of=str(ask.get("of") or DATA))
     count = int(ask.get("count", 5))
     if ask.get("numbers"):
         found["numbers"] = [inspector.row(int(number)) for number in ask["numbers"]]
@@ -170,7 +219,7 @@ def asked(inspector: Inspector, ask: Mapping[str, Any], check: Callable[[], None
     if ask.get("list"):
         found["list"] = RowTable(inspector).listed({"kind": ask["list"], "count": count}, check)
     if ask.get("reasoning"):
-        found["reasoning"] = policy_example.examples(inspector, str(ask["reasoning"]))
+        found["reasoning"] = policy_example.examples(whole, str(ask["reasoning"]))
     if ask.get("write_clean"):
         found["write_clean"] = clean.write(inspector.prepared, str(ask["write_clean"]), check)
     return found

@@ -38,7 +38,8 @@ CUT_AWAY = "no trained token is left within the sequence length"
 @dataclass(frozen=True, eq=False)
 class PreparedData:
     """Rows ready for training, made one by one from the memory-mapped cache. `held_out` shares no row's content with
-    `train` and is never packed. `whole` are the training rows unpacked; `store` holds the rows as they were stored."""
+    `train` and is never packed. `whole` are the training rows unpacked; `store` holds the rows as they were stored, and
+    `held_store` those that are held out: a file of its own, or the same."""
 
     train: Sequence[TokenRow]
     held_out: TokenRows
@@ -47,6 +48,12 @@ class PreparedData:
     whole: TokenRows
     store: RowStore
     plan: Plan
+    held_store: RowStore
+    held_plan: Plan
+
+    @property
+    def has_held_out_file(self) -> bool:
+        return self.held_out.store is not self.whole.store
 
     @property
     def longest_row_tokens(self) -> int:
@@ -56,6 +63,16 @@ class PreparedData:
     @property
     def most_trained_tokens(self) -> int:
         return self.report.most_trained_tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenized:
+    """Stored rows, how they are read, and the tokens that were made of them, with the cache's key."""
+
+    store: RowStore
+    plan: Plan
+    key: str
+    tokens: TokenStore
 
 
 @dataclass(frozen=True)
@@ -103,12 +120,11 @@ def prepare(
     store = sources.open_store(settings, is_offline=is_offline, check=request.check)
     plan = plan_of(store, request)
     held_store = sources.open_held_out(settings, check=request.check)
-    key, tokens = _tokens(store, plan, request)
-    held_key, held_tokens = "", tokens
+    read = held = _tokens(store, plan, request)
     if held_store is not None:
         held_plan = replace(plan, detections=_held_detections(held_store, plan, settings))
-        held_key, held_tokens = _tokens(held_store, held_plan, request)
-    prepared = _from_cache_or_made(request, store, plan, (key, tokens), (held_key, held_tokens))
+        held = _tokens(held_store, held_plan, request)
+    prepared = _from_cache_or_made(request, read, held)
     if not is_look:
         doctor.require_start(prepared.report.findings)
     return prepared
@@ -175,18 +191,18 @@ def _held_detections(held: RowStore, plan: Plan, settings: DataSettings) -> tupl
         return plan.detections[:1]
 
 
-def _tokens(store: RowStore, plan: Plan, request: Request) -> tuple[str, TokenStore]:
+def _tokens(store: RowStore, plan: Plan, request: Request) -> Tokenized:
     """Every row as tokens: from the cache, else made now."""
     key = cache.key_of([store.sha256, [len(source) for source in store.sources], _fingerprint(plan)])
     kept = cache.find("tokens", key)
     if kept is not None:
         try:
-            return key, TokenStore(kept)
+            return Tokenized(store, plan, key, TokenStore(kept))
         except (OSError, ValueError, KeyError):
             pass  # damaged: made again
     entry = cache.keep("tokens", key, lambda folder: _tokenize_all(store, plan, request, folder))
     cache.trim()
-    return key, TokenStore(entry)
+    return Tokenized(store, plan, key, TokenStore(entry))
 
 
 def _fingerprint(plan: Plan) -> list[Any]:
@@ -231,38 +247,30 @@ def _tokenize_all(store: RowStore, plan: Plan, request: Request, folder: Path) -
     (folder / META_FILE).write_text(json.dumps(meta), encoding="utf-8")
 
 
-def _from_cache_or_made(
-    request: Request,
-    store: RowStore,
-    plan: Plan,
-    tokens: tuple[str, TokenStore],
-    held: tuple[str, TokenStore],
-) -> PreparedData:
-    settings = request.settings
+def _from_cache_or_made(request: Request, read: Tokenized, held: Tokenized) -> PreparedData:
+    settings, store = request.settings, read.store
     weights = [source.weight for source in store.sources]
     key = cache.key_of([
-        tokens[0], held[0], request.seed, settings.seq_len, settings.held_out_fraction, settings.packing, weights,
-        request.model_max_length, settings.bad_rows, store.origin, store.notes, plan.template.why,
+        read.key, held.key if held is not read else "", request.seed, settings.seq_len, settings.held_out_fraction, settings.packing, weights,
+        request.model_max_length, settings.bad_rows, store.origin, store.notes, read.plan.template.why,
     ])  # fmt: skip
     entry = cache.find("prepared", key)
-    prepared = _loaded(entry, store, plan, tokens[1], held[1]) if entry else None
+    prepared = _loaded(entry, read, held) if entry else None
     if prepared is None:
-        prepared = _made(request, store, plan, tokens[1], held[1])
+        prepared = _made(request, read, held)
         made = prepared
         cache.keep("prepared", key, lambda folder: _save(made, folder))
     return prepared
 
 
-def _made(
-    request: Request, store: RowStore, plan: Plan, tokens: TokenStore, held_tokens: TokenStore
-) -> PreparedData:
+def _made(request: Request, read: Tokenized, held: Tokenized) -> PreparedData:
     import numpy as np
 
-    settings = request.settings
-    own_file = held_tokens is not tokens
+    settings, store, plan = request.settings, read.store, read.plan
+    tokens, held_tokens = read.tokens, held.tokens
     sides = (
         split.by_file(tokens, held_tokens)
-        if own_file
+        if held is not read
         else split.by_share(tokens, settings.held_out_fraction, request.seed)
     )
     numbers = tokens.column("number")
@@ -285,7 +293,8 @@ def _made(
     findings = doctor.findings(found, report, settings)
     notices = tuple(finding.text for finding in findings)
     report = replace(report, findings=tuple(f.to_json() for f in findings), notices=notices)
-    return PreparedData(train if packed is None else packed, held_out, report, seq_len, train, store, plan)
+    fed: Sequence[TokenRow] = train if packed is None else packed
+    return PreparedData(fed, held_out, report, seq_len, train, store, plan, held.store, held.plan)
 
 
 def _save(prepared: PreparedData, folder: Path) -> None:
@@ -299,21 +308,21 @@ def _save(prepared: PreparedData, folder: Path) -> None:
     (folder / "report.json").write_text(json.dumps(prepared.report.to_json()), encoding="utf-8")
 
 
-def _loaded(
-    entry: Path, store: RowStore, plan: Plan, tokens: TokenStore, held_tokens: TokenStore
-) -> PreparedData | None:
+def _loaded(entry: Path, read: Tokenized, held: Tokenized) -> PreparedData | None:
     import numpy as np
 
     try:
         report = DataReport(**object_from_json((entry / "report.json").read_bytes()))
-        whole = TokenRows(tokens, np.load(entry / "train.npy"), report.seq_len)
-        held_out = TokenRows(held_tokens, np.load(entry / "held_out.npy"), report.seq_len)
+        whole = TokenRows(read.tokens, np.load(entry / "train.npy"), report.seq_len)
+        held_out = TokenRows(held.tokens, np.load(entry / "held_out.npy"), report.seq_len)
         train: Sequence[TokenRow] = whole
         if report.packed_rows is not None:
             train = PackedRows(whole, np.load(entry / "members.npy"), np.load(entry / "edges.npy"))
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return PreparedData(train, held_out, report, report.seq_len, whole, store, plan)
+    return PreparedData(
+        train, held_out, report, report.seq_len, whole, read.store, read.plan, held.store, held.plan
+    )
 
 
 def automatic_length(lengths: Any, model_max_length: int | None) -> int:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from qlora_engine.data.pipeline import CUT_AWAY, PreparedData
+from qlora_engine.data.inspection import HELD_OUT, Inspector
+from qlora_engine.data.pipeline import CUT_AWAY
+from qlora_engine.data.tokens import TokenStore
 from qlora_engine.errors import EngineError, did_you_mean
 
 SIDES = ("left_out", "train", "held_out")
@@ -19,30 +21,34 @@ KINDS = ("all", *SIDES, *ORDERS)
 
 @dataclass(frozen=True, eq=False)
 class RowFates:
-    """Rows by number from 1."""
+    """Rows by number from 1; those `of` the inspector."""
 
-    prepared: PreparedData
+    inspector: Inspector
+
+    @property
+    def _tokens(self) -> TokenStore:
+        return self.inspector.kept.store
 
     @cached_property
     def _store_numbers(self) -> Any:
         """(token rows,) the data row of each, ascending."""
-        return self.prepared.whole.store.column("number")
+        return self._tokens.column("number")
 
     @cached_property
     def sides(self) -> Any:
         """(rows + 1,) place in SIDES; a row of which one part is trained is trained."""
         import numpy as np
 
-        prepared = self.prepared
-        found = np.zeros(len(prepared.store) + 1, np.int8)
-        if prepared.held_out.store is prepared.whole.store:
-            found[prepared.held_out.numbers] = 2
-        found[prepared.whole.numbers] = 1
+        prepared = self.inspector.prepared
+        found = np.zeros(len(self.inspector.store) + 1, np.int8)
+        for side, rows in ((2, prepared.held_out), (1, prepared.whole)):
+            if rows.store is self._tokens:
+                found[rows.numbers] = side
         return found
 
     @cached_property
     def _reasons(self) -> dict[int, str]:
-        problems = self.prepared.whole.store.problems
+        problems = self._tokens.problems
         return {number: reason for reason, numbers in problems.items() for number in numbers}
 
     @cached_property
@@ -62,24 +68,26 @@ class RowFates:
         first, end = np.searchsorted(self._store_numbers, [number, number + 1]).tolist()
         if first == end:
             return None, None
-        store = self.prepared.whole.store
+        store = self._tokens
         return int(store.lengths[first:end].sum()), int(self._trained[first:end].sum())
 
     @cached_property
     def _trained(self) -> Any:
-        return self.prepared.whole.store.column("trained")
+        return self._tokens.column("trained")
 
     def numbers(self, kind: str) -> Any:
+        """Of a share that is held out, none is trained or left out."""
         import numpy as np
 
         if kind not in KINDS:
             raise EngineError("data.rows", f"there are no rows {kind!r}", did_you_mean(kind, KINDS))
         if kind == "all":
-            return range(1, len(self.prepared.store) + 1)
+            return self.inspector.numbers
         if kind not in self._orders:
             if kind in SIDES:
                 found = np.flatnonzero(self.sides == SIDES.index(kind))
-                self._orders[kind] = found[found > 0]
+                is_none = self.inspector.is_share and kind != HELD_OUT
+                self._orders[kind] = found[:0] if is_none else found[found > 0]
             else:
                 self._orders[kind] = self._worst(kind)
         return self._orders[kind]
@@ -87,7 +95,7 @@ class RowFates:
     def _worst(self, kind: str) -> Any:
         import numpy as np
 
-        rows = self.prepared.whole
+        rows = self.inspector.kept
         whole = rows.store.lengths[rows.places]
         badness = {
             "longest": lambda: whole,

@@ -19,7 +19,6 @@ from qlora_engine.data.row_fates import SIDES, RowFates
 from qlora_engine.data.sources import UnreadableRow
 from qlora_engine.data.tokenize import TokenRow, cut
 from qlora_engine.data.working import as_processed
-from qlora_engine.errors import EngineError
 
 BEGINNING = 160
 HEAD, TAIL = 3000, 500
@@ -36,7 +35,7 @@ class RowTable:
 
     @cached_property
     def fates(self) -> RowFates:
-        return RowFates(self.inspector.prepared)
+        return RowFates(self.inspector)
 
     @cached_property
     def _searches(self) -> dict[str, list[int]]:
@@ -58,7 +57,7 @@ class RowTable:
 
     def brief(self, number: int) -> dict[str, Any]:
         """One line: where the row stands, what became of it, and how it begins."""
-        store = self.inspector.prepared.store
+        store = self.inspector.store
         file, place = store.place(number)
         length, trained = self.fates.sizes(number)
         side = SIDES[int(self.fates.sides[number])]
@@ -73,16 +72,10 @@ class RowTable:
         Raises:
             EngineError: there is no such row.
         """
-        prepared = self.inspector.prepared
-        if not 1 <= number <= len(prepared.store):
-            raise EngineError(
-                "data.row",
-                f"there is no row {number}; the data has {len(prepared.store):,}",
-                "choose a smaller one",
-            )
+        self.inspector.require(number)
         found = {
             **self.brief(number),
-            "raw": prepared.store.raw(number)[:RAW_CHARS],
+            "raw": self.inspector.store.raw(number)[:RAW_CHARS],
             "rendered": [],
             "said": [],
         }
@@ -90,7 +83,7 @@ class RowTable:
             conversation = self._conversation(number)
             found["said"] = [message.to_json() for message in conversation.messages]
             found["rendered"] = [
-                self._shown(row, conversation) for row in as_processed(prepared.plan, conversation)
+                self._shown(row, conversation) for row in as_processed(self.inspector.plan, conversation)
             ]
         except (UnreadableRow, RowProblem) as problem:
             found["problem"] = str(problem)
@@ -98,11 +91,11 @@ class RowTable:
 
     def batch(self, numbers: Sequence[int]) -> dict[str, Any]:
         """Rows side by side as one micro-batch, padded to the longest of them; rows that are left out are not in it."""
-        prepared, rows = self.inspector.prepared, []
+        rows = []
         for number in numbers:
             try:
-                made = as_processed(prepared.plan, self._conversation(number))
-                rows += [cut(row, prepared.seq_len) for row in made]
+                made = as_processed(self.inspector.plan, self._conversation(number))
+                rows += [cut(row, self.inspector.prepared.seq_len) for row in made]
             except (UnreadableRow, RowProblem):
                 continue
         if not rows:
@@ -129,7 +122,7 @@ class RowTable:
         try:
             read = self._conversation(number)
         except (UnreadableRow, RowProblem):
-            return self.inspector.prepared.store.raw(number)[:BEGINNING]
+            return self.inspector.store.raw(number)[:BEGINNING]
         if read.text is not None:
             return read.text[:BEGINNING]
         said = [
@@ -140,14 +133,13 @@ class RowTable:
         return " \u2192 ".join(text[: BEGINNING // 2] for text in said[:2])
 
     def _conversation(self, number: int) -> Conversation:
-        prepared = self.inspector.prepared
-        plan, store = prepared.plan, prepared.store
+        plan, store = self.inspector.plan, self.inspector.store
         read = read_row(store.row(number), number, plan.detections[store.source_of(number)])
         return read.with_system(plan.system_prompt)
 
     def _shown(self, whole: TokenRow, conversation: Conversation | None) -> dict[str, Any]:
-        prepared, tokenizer = self.inspector.prepared, self.inspector.tokenizer
-        row = cut(whole, prepared.seq_len)
+        tokenizer = self.inspector.tokenizer
+        row = cut(whole, self.inspector.prepared.seq_len)
         roles = roles_of(whole, conversation, tokenizer) if conversation is not None else []
         special = set(tokenizer.all_special_ids)
         states = [

@@ -9,7 +9,7 @@ import pytest
 from PySide6.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
 from PySide6.QtGui import QDropEvent, QImage, QPainter
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QPushButton
+from PySide6.QtWidgets import QComboBox, QPushButton
 from pytestqt.qtbot import QtBot
 
 from app.presenters.problems import problems_of
@@ -168,7 +168,7 @@ def test_a_finding_opens_its_row_and_one_click_mends_it(qtbot: QtBot, make_windo
     links["17"].click()
     assert window.tabs.screens["data"].current == "rows"
     asked = answer(qtbot, "row", data_states.full_row(17))
-    assert asked["ask"] == {"number": 17}
+    assert asked["ask"] == {"of": "data", "number": 17}
     qtbot.waitUntil(lambda: panels["rows"].where.text().startswith("Row 17: "))
     assert panels["rows"].position.text() == "17 of 12,480 rows"
     links["Train them without their images"].click()
@@ -242,7 +242,7 @@ def test_rows_are_read_in_pages_as_they_come_into_sight(qtbot: QtBot, make_windo
     answer(qtbot, "list", {"total": 12_480, "first": first, "rows": [data_states.row(n + 1) for n in range(first, first + asked["count"])]})  # fmt: skip
     qtbot.waitUntil(lambda: rows.list.rows.number(9000) == 9001)
     rows.kind_chosen.emit("longest")
-    assert newest("list")["ask"] == {"kind": "longest", "first": 0, "count": 60}
+    assert newest("list")["ask"] == {"of": "data", "kind": "longest", "first": 0, "count": 60}
     rows.search.setText("needle")
     rows.search.returnPressed.emit()
     assert newest("list")["ask"]["search"] == "needle"
@@ -250,6 +250,62 @@ def test_rows_are_read_in_pages_as_they_come_into_sight(qtbot: QtBot, make_windo
     qtbot.waitUntil(lambda: rows.notice.text == "No row holds that text.")
     rows.search.clear()
     assert newest("list")["ask"]["kind"] == "longest"
+
+
+def shown(combo: QComboBox) -> list[str]:
+    return [combo.itemText(place) for place in range(combo.count())]
+
+
+def choose(combo: QComboBox, words: str) -> None:
+    combo.setCurrentIndex(combo.findText(words))
+    combo.activated.emit(combo.currentIndex())
+
+
+def test_a_held_out_file_is_browsed_searched_and_sorted_like_the_dataset(
+    qtbot: QtBot, make_window: MakeWindow
+) -> None:
+    window = make_window()
+    work = window.studio.workspace
+    work.job.edit("data.held_out_path", "/data/held.jsonl")
+    controller = data_states.read(window)
+    controller.show_tab("rows")
+    rows = window.tabs.screens["data"].panels["rows"]
+    assert shown(rows.sets) == ["Training data", "Held-out data"]
+    assert "Held out" not in shown(rows.kinds)
+    choose(rows.sets, "Held-out data")
+    assert newest("list")["ask"] == {"of": "held_out", "kind": "all", "first": 0, "count": 60}
+    assert shown(rows.kinds)[:3] == ["All rows", "Held out", "Left out"]
+    answer(qtbot, "list", {"total": 5, "first": 0, "rows": [data_states.row(n) for n in range(1, 6)]})
+    qtbot.waitUntil(lambda: newest("row")["ask"] == {"of": "held_out", "number": 1})
+    assert rows.position.text() == "1 of 5 held-out rows"
+    rows.number.setText("4")
+    rows.number.returnPressed.emit()
+    assert newest("row")["ask"] == {"of": "held_out", "number": 4}
+    choose(rows.kinds, "Most cut first")
+    assert newest("list")["ask"] == {"of": "held_out", "kind": "most_cut", "first": 0, "count": 60}
+    rows.search.setText("needle")
+    rows.search.returnPressed.emit()
+    assert newest("list")["ask"] == {"of": "held_out", "search": "needle", "first": 0, "count": 60}
+    controller.open_row(17)  # what a finding names is a row of the dataset
+    assert (rows.sets.currentText(), newest("list")["ask"]["of"]) == ("Training data", "data")
+
+
+def test_a_share_that_is_held_out_is_browsed_by_the_numbers_of_the_dataset(
+    qtbot: QtBot, make_window: MakeWindow
+) -> None:
+    window = make_window()
+    window.studio.workspace.job.edit("data.path", "/data/a.jsonl")
+    data_states.read(window).show_tab("rows")
+    rows = window.tabs.screens["data"].panels["rows"]
+    assert shown(rows.sets) == ["Whole dataset", "Held-out share"]
+    assert "Held out" in shown(rows.kinds)
+    choose(rows.sets, "Held-out share")
+    assert shown(rows.kinds)[:2] == ["All rows", "Longest first"]
+    answer(qtbot, "list", {"total": 2, "first": 0, "rows": [data_states.row(n) for n in (8, 30)]})
+    qtbot.waitUntil(lambda: rows.position.text() == "1 of 2 held-out rows")
+    rows.number.setText("9")
+    rows.number.returnPressed.emit()
+    assert newest("list")["ask"] == {"of": "data", "kind": "all", "first": 0, "count": 60}
 
 
 def test_the_maximum_length_is_a_line_that_is_dragged(qtbot: QtBot, make_window: MakeWindow) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QCheckBox, QLineEdit, QPlainTextEdit, QSplitter, QStackedWidget, QWidget
 
-from app.tabs.data.presenters.rows import KINDS, Rendered, RowDetail
+from app.tabs.data.presenters.rows import Rendered, RowDetail
 from app.tabs.data.widgets.row_list import RowList
 from app.tabs.data.widgets.token_chips import TokenChips, legend
 from app.widgets.form import QuietCombo
@@ -15,9 +15,10 @@ from app.widgets.kit import Elided, Notice, boxed, button, column, label, row
 
 
 class RowsPanel(QWidget):
-    """Signals: `kind_chosen(kind)`, `search_asked(text)`, `number_asked(number)`, `step_asked(by)`, `batch_wanted(bool)`,
+    """Signals: `set_chosen(rows_of)`, `kind_chosen(kind)`, `search_asked(text)`, `number_asked(number)`, `step_asked(by)`, `batch_wanted(bool)`,
     `check_asked`."""
 
+    set_chosen = Signal(str)
     kind_chosen = Signal(str)
     search_asked = Signal(str)
     number_asked = Signal(int)
@@ -41,12 +42,8 @@ class RowsPanel(QWidget):
         self.setLayout(outer)
 
     def _choosing(self) -> QWidget:
-        self.kinds = QuietCombo()
-        self.kinds.setAccessibleName("Which rows")
-        for value, words in KINDS:
-            self.kinds.addItem(words, value)
-        self.kinds.activated.connect(lambda index: self.kind_chosen.emit(self.kinds.itemData(index)))
-        self.kinds.setMinimumWidth(110)
+        self.sets = _combo("Whose rows", self.set_chosen.emit)
+        self.kinds = _combo("Which rows", self.kind_chosen.emit)
         self.search = QLineEdit()
         self.search.setAccessibleName("Search the rows")
         self.search.setPlaceholderText("Search the rows")
@@ -58,12 +55,8 @@ class RowsPanel(QWidget):
         self.number.setPlaceholderText("Row")
         self.number.setMaximumWidth(84)
         self.number.returnPressed.connect(self._to_number)
-        self.previous = button(
-            "Previous", lambda: self.step_asked.emit(-1), tip="The row above (Up in the list)"
-        )
-        self.next = button("Next", lambda: self.step_asked.emit(1), tip="The row below (Down in the list)")
-        found = row(self.kinds, self.search, self.number, self.previous, self.next)
-        found.setStretch(1, 1)
+        found = row(self.sets, self.kinds, self.search, self.number)
+        found.setStretch(2, 1)
         return boxed(found)
 
     def _detail(self) -> QWidget:
@@ -99,12 +92,23 @@ class RowsPanel(QWidget):
         across.addWidget(fed)
         across.setStretchFactor(0, 2)
         across.setStretchFactor(1, 3)
-        top = row(self.where, self.position)
+        self.previous = button(
+            "Previous", lambda: self.step_asked.emit(-1), tip="The row above (Up in the list)"
+        )
+        self.next = button("Next", lambda: self.step_asked.emit(1), tip="The row below (Down in the list)")
+        top = row(self.where, self.position, self.previous, self.next)
         top.setStretch(0, 1)
         found = column(top, self.problem, across, gap=4)
         found.setContentsMargins(0, 6, 0, 0)
         found.setStretch(2, 1)
         return boxed(found)
+
+    def show_choices(
+        self, sets: Sequence[tuple[str, str]], rows_of: str, kinds: Sequence[tuple[str, str]], kind: str
+    ) -> None:
+        """What can be chosen, and what is."""
+        _offer(self.sets, sets, rows_of)
+        _offer(self.kinds, kinds, kind)
 
     def show_rows(self, notice: str, hint: str, is_ready: bool) -> None:
         """The rows, or why there are none."""
@@ -134,6 +138,23 @@ class RowsPanel(QWidget):
         text = self.number.text().replace(",", "").strip()
         if text.isascii() and text.isdigit():
             self.number_asked.emit(int(text))
+
+
+def _combo(name: str, chosen: Callable[[str], None]) -> QuietCombo:
+    found = QuietCombo()
+    found.setAccessibleName(name)
+    found.activated.connect(lambda index: chosen(found.itemData(index)))
+    found.setMinimumWidth(110)
+    return found
+
+
+def _offer(combo: QuietCombo, choices: Sequence[tuple[str, str]], chosen: str) -> None:
+    known = [(combo.itemData(place), combo.itemText(place)) for place in range(combo.count())]
+    if known != list(choices):
+        combo.clear()
+        for value, words in choices:
+            combo.addItem(words, value)
+    combo.setCurrentIndex(max(0, combo.findData(chosen)))
 
 
 def _text(name: str) -> QPlainTextEdit:

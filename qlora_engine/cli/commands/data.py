@@ -65,6 +65,12 @@ LEGEND = "[trained] masked ~cut~"
 @click.option("--list", "kind", type=click.Choice(ROW_KINDS), help="List rows with what becomes of each.")
 @click.option("--search", metavar="TEXT", help="Show the rows that hold TEXT.")
 @click.option(
+    "--held-out",
+    "is_held_out",
+    is_flag=True,
+    help="Ask --row, --worst, --list and --search of the held-out rows: those of data.held_out_path, else the share.",
+)
+@click.option(
     "--count",
     type=click.IntRange(1, 1000),
     default=5,
@@ -94,6 +100,7 @@ def data(
     worst: str | None,
     kind: str | None,
     search: str | None,
+    is_held_out: bool,
     count: int,
     show_reasoning: bool,
     is_first_look: bool,
@@ -108,6 +115,7 @@ def data(
         return
     ask = {
         "numbers": list(numbers), "worst": worst, "list": kind, "search": search, "write_clean": write_clean, "count": count,
+        "of": "held_out" if is_held_out else "data",
         "reasoning": config.data.chat_template if show_reasoning else None,
     }  # fmt: skip
     result = _reported(config, shown, ask, is_quiet=as_json)

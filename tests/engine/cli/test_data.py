@@ -141,6 +141,20 @@ def test_rows_are_listed_with_what_becomes_of_them_and_policies_are_shown(
         assert f"data.reasoning = {policy}: " in result.out
 
 
+def test_a_held_out_file_is_listed_and_searched(qlora: Any, tiny_model: Path, tmp_path: Path) -> None:
+    places = []
+    for name, said in (("train", "ask"), ("held", "needle")):
+        places.append(tmp_path / f"{name}.jsonl")
+        rows = [{"instruction": f"{said} {n}", "output": str(n)} for n in range(1, 5)]
+        places[-1].write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    own = ("--set", f"data.held_out_path={places[1]}", "--held-out")
+    result = qlora("data", places[0], "--model", tiny_model, *own, "--list", "all", "--search", "needle 3")
+    assert result.code == 0, result.err
+    assert "found in 1 rows: 3" in result.out
+    assert "row 3 (held.jsonl, row 3; held out)" in result.out
+    assert "\n4 rows\n1: held out, " in result.out
+
+
 def test_a_first_look_needs_no_model(qlora: Any, tmp_path: Path) -> None:
     file = tmp_path / "fragen.csv"
     file.write_text("Frage;Antwort;Quelle\nWie viel ist 1 + 1?;2;Kopf\n", encoding="utf-8")

@@ -180,6 +180,7 @@ def test_the_desk_answers_the_newest_question_of_a_topic_and_says_what_fails(
     control = Control()
     asked: list[tuple[str, dict[str, Any]]] = [
         ("list", {"kind": KINDS[0]}), ("list", {"kind": "train", "count": 2}), ("preview", {}), ("row", {"number": 99}), ("check", {}),
+        ("batch", {"of": "held_out", "numbers": list(range(1, 13))}),
     ]  # fmt: skip
     for number, (topic, ask) in enumerate(asked):
         control.handle({"command": "data", "request": number, "topic": topic, "config": config, "ask": ask})
@@ -188,14 +189,15 @@ def test_the_desk_answers_the_newest_question_of_a_topic_and_says_what_fails(
         for event in desk.desk_job(DataDeskJob(), control):
             if isinstance(event, DataAnswered):
                 yield event
-                if event.request == 4:
+                if event.request == 5:
                     control.request_stop()
             else:
                 assert isinstance(event, RunFinished)
 
     found = {event.request: event for event in answers()}
-    assert sorted(found) == [1, 2, 3, 4]  # 0 was asked anew as 1
+    assert sorted(found) == [1, 2, 3, 4, 5]  # 0 was asked anew as 1
     assert len(found[1].answer["rows"]) == 2
     assert found[2].answer["format"] == "alpaca"
     assert found[3].error["message"] == "there is no row 99; the data has 12"
     assert found[4].answer == {"findings": []}
+    assert len(found[5].answer["rows"]) == 12

@@ -9,7 +9,10 @@ from typing import Any
 
 from app.presenters.words import capital, count_text, plural
 from qlora_engine import parsing
+from qlora_engine.config import DataSettings
 
+DATA, HELD_OUT = "data", "held_out"
+"""Whose rows: the dataset's, or those that are held out."""
 KINDS = (
     ("all", "All rows"), ("train", "Trained"), ("held_out", "Held out"), ("left_out", "Left out"),
     ("longest", "Longest first"), ("most_cut", "Most cut first"), ("fewest_trained", "Fewest trained first"),
@@ -136,12 +139,35 @@ def said_text(messages: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def position_text(place: int | None, total: int, kind: str, search: str) -> str:
+def sets_of(settings: DataSettings) -> tuple[tuple[str, str], ...]:
+    """(set, words): the rows of the dataset, and those that are held out, of a file of their own or a share."""
+    if is_own_file(settings):
+        return ((DATA, "Training data"), (HELD_OUT, "Held-out data"))
+    return ((DATA, "Whole dataset"), (HELD_OUT, "Held-out share"))
+
+
+def kinds_of(rows_of: str, settings: DataSettings) -> tuple[tuple[str, str], ...]:
+    """What rows of a set there can be: a share that is held out holds no others, a file of its own no trained ones."""
+    if rows_of == DATA:
+        missing = {"held_out"} if is_own_file(settings) else set()
+    else:
+        missing = {"train"} if is_own_file(settings) else {"train", "held_out", "left_out"}
+    return tuple((kind, words) for kind, words in KINDS if kind not in missing)
+
+
+def is_own_file(settings: DataSettings) -> bool:
+    """Whether what is held out has numbers of its own."""
+    return bool(settings.held_out_path) or settings.path == "starter"
+
+
+def position_text(place: int | None, total: int, rows_of: str, kind: str, search: str) -> str:
     """`12 of 1,000 rows that hold "abc"`."""
-    of = f"{total:,} rows" if total != 1 else "1 row"
+    of = plural(total, "held-out row" if rows_of == HELD_OUT else "row")
     what = (
         f" that hold \u201c{search}\u201d"
         if search
-        else {"left_out": " left out", "held_out": " held out", "train": " trained"}.get(kind, "")
+        else {"left_out": " left out", "held_out": " held out" * (rows_of == DATA), "train": " trained"}.get(
+            kind, ""
+        )
     )
     return f"{place + 1:,} of {of}{what}" if place is not None else f"{of}{what}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from app.presenters.words import count_text, percent_text, plural
-from app.tabs.data.presenters.rows import Rendered, Token, visible
+from app.tabs.data.presenters.rows import Rendered, Token, is_own_file, visible
 from qlora_engine.config import DataSettings
 from qlora_engine.knobs import knobs_of
 
@@ -58,7 +58,7 @@ def _headline(settings: DataSettings) -> str:
 def _facts(
     settings: DataSettings, seed: int, report: Mapping[str, Any] | None
 ) -> tuple[tuple[str, ...], ...]:
-    is_own = bool(settings.held_out_path) or settings.path == "starter"
+    is_own = is_own_file(settings)
     facts: list[tuple[str, ...]] = []
     if report is not None:
         held, trained = int(report["held_out_rows"]), int(report["train_rows"])
