@@ -7,12 +7,14 @@ from collections.abc import Callable
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QCheckBox, QDialog, QMessageBox, QTabWidget, QTextBrowser, QVBoxLayout, QWidget
 
+from app.presenters.numerals import example
 from app.presenters.run_fold import RunFold
-from app.presenters.words import duration_text
+from app.presenters.words import count_text, duration_text
+from app.services.number_style import LANGUAGES, style_of
 from app.services.settings import Settings
 from app.theme import GAP, GAP_PAGE, GAP_WIDE
-from app.widgets.kit import Segments, as_written, button, column, label, row
-from app.widgets.settings_parts import HomeForm, TokenForm
+from app.widgets.kit import Segments, as_written, button, column, label, row, scrolled
+from app.widgets.settings_parts import HomeForm, NumbersForm, TokenForm
 from qlora_engine import paths
 from qlora_engine.runs.outlook import Busy
 
@@ -20,6 +22,8 @@ SAVE, DISCARD, KEEP, CLOSE_ANYWAY, DELETE, GO_ON = "save", "discard", "keep", "c
 QUEUE, START_ANYWAY = "queue", "start"
 DESTRUCTIVE = (DISCARD, CLOSE_ANYWAY, DELETE, START_ANYWAY)
 """Answers that lose something: never the default, and never what Escape gives."""
+SETTINGS_SIZE = (600, 640)
+"""Pixels: what all of it takes, and a small screen has."""
 HELP_PAGES = (
     ("start", "First steps"),
     ("qlora", "What QLoRA is"),
@@ -43,7 +47,7 @@ def ask_stop(parent: QWidget, run: RunFold) -> str:
     return ask(
         parent,
         "Stop the run?",
-        f"The run is at step {step}.",
+        f"The run is at step {count_text(step)}.",
         "Saving takes a moment and lets you resume at exactly this step. Without saving, the work since the last "
         "checkpoint is lost.",
         (("Stop and save", SAVE), ("Stop without saving", DISCARD), ("Keep training", KEEP)),
@@ -112,7 +116,6 @@ class SettingsDialog(QDialog):
     def __init__(self, parent: QWidget, settings: Settings, choose: Callable[..., None]) -> None:
         super().__init__(parent)
         self.setWindowTitle("Settings \u2013 QLoRA Studio")
-        self.setMinimumWidth(520)
         self.theme = Segments(
             (
                 ("system", "As the desktop"),
@@ -133,19 +136,24 @@ class SettingsDialog(QDialog):
         self.notifies = QCheckBox("Tell the desktop when a run ends and this window is not in front")
         self.notifies.setChecked(settings.notifies)
         self.notifies.toggled.connect(lambda is_wanted: choose(notifies=is_wanted))
+        self.numbers = NumbersForm(LANGUAGES, settings.numbers, lambda name: example(style_of(name)))
+        self.numbers.chosen.connect(lambda value: choose(numbers=value))
         self.token = TokenForm()
         self.home = HomeForm()
-        close = button("Close", self.accept)
-        layout = column(
+        inner = QWidget()
+        inner.setLayout(column(
             label("Appearance", "strong"), self.theme,
             label("Engine", "strong"), self.engine,
             label("In a process of its own the window stays smooth, and only the end of a process gives all GPU memory back. A change holds for the next job.", "small", wraps=True),
+            label("Language of numbers", "strong"), self.numbers,
             label("Notifications", "strong"), self.notifies,
             label("Hugging Face hub", "strong"), self.token,
-            label("Models, runs and settings are kept in", "strong"), self.home, row(None, close), gap=GAP,
-        )  # fmt: skip
+            label("Models, runs and settings are kept in", "strong"), self.home, None, gap=GAP,
+        ))  # fmt: skip
+        layout = column(scrolled(inner), row(None, button("Close", self.accept)), gap=GAP)
         layout.setContentsMargins(GAP_PAGE, GAP_PAGE, GAP_PAGE, GAP_WIDE)
         self.setLayout(layout)
+        self.resize(*SETTINGS_SIZE)
 
 
 class HelpWindow(QDialog):

@@ -45,10 +45,13 @@ def make_application(arguments: list[str]) -> QApplication:
 
 
 def make_window(app: QApplication) -> MainWindow:
+    from app.presenters import numerals
+    from app.services.number_style import style_of
     from app.studio import Studio
     from app.window import MainWindow
 
     studio = Studio()
+    numerals.use(style_of(studio.settings.value.numbers))
     theme.apply(app, studio.settings.value.theme)
     return MainWindow(studio)
 

@@ -12,6 +12,7 @@ from PySide6.QtWidgets import QApplication
 
 from app.presenters.run_numbers import numbers_of
 from app.presenters.runs import interrupted_run, loss_text
+from app.presenters.words import count_text, of_text
 from app.studio import Studio
 from app.widgets.banner import Banner
 from qlora_engine import events as ev
@@ -54,7 +55,7 @@ class Announcer(QObject):
             case ev.RunFailed():
                 self._say(f"{event.message}.", event.hint, "bad")
             case ev.RunStopped(is_resumable=True):
-                text = f"Stopped at step {event.result.get('step')}, and saved."
+                text = f"Stopped at step {count_text(event.result.get('step'))}, and saved."
                 self._say(text, "Resume it at any time: choose it in the list of runs.", "accent")
             case _:
                 self._say("Stopped. Nothing was saved.", "", "accent")
@@ -82,7 +83,7 @@ class Announcer(QObject):
             return
         found = interrupted_run(self._studio.history.summaries, self._studio.settings.value.unfinished)
         if found is not None and not self._studio.trainer.is_running:
-            step = f" at step {found.last_step} of {found.total_steps}" if found.last_step else ""
+            step = f" at step {of_text(found.last_step, found.total_steps)}" if found.last_step else ""
             self._say(
                 f"The run {found.run_id} was interrupted{step}.",
                 f"Its last checkpoint is whole. Held-out loss {loss_text(found)}.",

@@ -72,9 +72,16 @@ class Beside(QObject):
         )
 
     def choose_setting(
-        self, *, theme: str | None = None, engine: str | None = None, notifies: bool | None = None
+        self,
+        *,
+        theme: str | None = None,
+        engine: str | None = None,
+        notifies: bool | None = None,
+        numbers: str | None = None,
     ) -> None:
-        """Take over a choice of the settings dialog."""
+        """Take over a choice of the settings dialog. That of numbers holds from the next start: texts of runs are made once."""
+        if numbers is not None:
+            self._studio.settings.change(numbers=numbers)
         if notifies is not None:
             self._studio.settings.change(notifies=notifies)
         if engine is not None:

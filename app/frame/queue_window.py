@@ -9,6 +9,7 @@ from PySide6.QtCore import QObject
 from PySide6.QtWidgets import QWidget
 
 from app.frame.queueing import Queueing
+from app.presenters import numerals
 from app.presenters.waiting import waiting_state
 from app.presenters.words import capital
 from app.studio import Studio
@@ -31,7 +32,7 @@ class QueueWindow(QObject):
 
     def open(self) -> None:
         if self.dialog is None:
-            self.dialog = QueueDialog(self._window, outlook.TONIGHT)
+            self.dialog = QueueDialog(self._window, numerals.time_of_day(outlook.TONIGHT))
             self.dialog.move_asked.connect(self._move)
             self.dialog.pause_asked.connect(self._waiting.pause)
             self.dialog.begin_asked.connect(self._begin)
@@ -56,7 +57,7 @@ class QueueWindow(QObject):
         """At a time of the day, or at once."""
         assert self.dialog is not None
         try:
-            self._waiting.begin_at(outlook.next_time(text) if text else None)
+            self._waiting.begin_at(outlook.next_time(numerals.plain_time(text)) if text else None)
         except EngineError as error:
             self.dialog.notice.say(f"{capital(error.message)}.", capital(error.hint), "bad")
             return

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.presenters.tried import speed_text
-from app.presenters.words import capital, plural
+from app.presenters.words import capital, count_text, plural
 from qlora_engine import events as ev
 
 BASE, TUNED = "base", "tuned"
@@ -47,7 +47,7 @@ class Voices:
         """What is loaded there: `rsLoRA, step 60`."""
         voice = self.told.get(side) or {}
         step = voice.get("adapter_step")
-        words = [voice.get("variant"), None if step is None else f"checkpoint of step {step}"]
+        words = [voice.get("variant"), None if step is None else f"checkpoint of step {count_text(step)}"]
         return ", ".join(str(word) for word in words if word)
 
     def side_of(self, run_dir: str) -> str | None:

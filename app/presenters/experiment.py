@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from app.presenters import numerals
 from app.presenters.memory_words import Capacity, verdict_text
-from app.presenters.typed import parsed
-from app.presenters.words import UNKNOWN, capital, duration_text, number_text, plural
+from app.presenters.typed import parsed, value_text
+from app.presenters.words import UNKNOWN, capital, duration_text, number_text, of_text, plural
 from qlora_engine.config import TrainingConfig, get_value
 from qlora_engine.errors import EngineError
 from qlora_engine.knobs import Knob, problem_with
@@ -64,18 +66,27 @@ def choices_of(knob: Knob) -> tuple[tuple[Any, str], ...]:
 
 
 def typed_values(knob: Knob, text: str) -> tuple[Any, ...]:
-    """What a typed list means: with commas between, with semicolons where a value has commas itself.
+    """What a typed list means: with commas between, with semicolons where a value has commas itself, a decimal comma say.
 
     Raises:
         EngineError: a value that the option cannot have.
     """
-    has_lists = tuple in map(_kind, knob.accepted_types)
-    parts = [part.strip() for part in text.split(";" if has_lists or ";" in text else ",")]
+    mark = ";" if ";" in text or _has_lists(knob) else r",\s" if _has_commas(knob) else ","
+    parts = [part.strip(", ") for part in re.split(mark, text)]
     return tuple(_value(knob, part) for part in parts if part)
 
 
 def separator(knob: Knob) -> str:
-    return "semicolons" if tuple in map(_kind, knob.accepted_types) else "commas"
+    return "semicolons" if _has_lists(knob) or _has_commas(knob) else "commas"
+
+
+def _has_lists(knob: Knob) -> bool:
+    return tuple in map(_kind, knob.accepted_types)
+
+
+def _has_commas(knob: Knob) -> bool:
+    """Its numbers have one where English has a point; `0,1, 0,2` can be read all the same."""
+    return float in map(_kind, knob.accepted_types) and numerals.style().decimal == ","
 
 
 def asked(config: TrainingConfig, wish: Wish) -> Sweep:
@@ -139,9 +150,11 @@ def result_rows(planned: Planned, found: Sequence[Result]) -> list[tuple[str, ..
     return [
         (
             *_words(planned.settings, cell.values),
-            f"{sum(state == 'finished' for state in cell.states)} of {len(cell.states)} finished",
+            f"{of_text(sum(state == 'finished' for state in cell.states), len(cell.states))} finished",
             number_text(cell.mean_loss),
-            "Compared with" if cell.margin is None else capital(cell.margin.words),
+            "Compared with"
+            if cell.margin is None
+            else capital(cell.margin.told(lambda amount: numerals.decimal(amount, 4))),
         )
         for cell in found
     ]
@@ -151,9 +164,16 @@ def _words(paths: Sequence[str], values: Sequence[Any]) -> tuple[str, ...]:
     """A choice as the settings name it, anything else as it is written."""
     named = (dict(choices_of(sweep.settings()[path])) for path in paths)
     return tuple(
-        names.get(value, text) if names else text
-        for names, value, text in zip(named, values, sweep.words_of(values), strict=True)
+        names.get(value, _word(value)) if names else _word(value)
+        for names, value in zip(named, values, strict=True)
     )
+
+
+def _word(value: Any) -> str:
+    """A value of a cell."""
+    if isinstance(value, list | tuple):
+        return "+".join(map(str, value))
+    return "none" if value is None else value_text(value)
 
 
 def _label(path: str) -> str:

@@ -18,7 +18,8 @@ from app.presenters.memory_words import (
     saving_of,
     verdict_of,
 )
-from app.presenters.words import bytes_text, capital, gib_text, joined
+from app.presenters.typed import value_text
+from app.presenters.words import bytes_text, capital, count_text, gib_text, joined
 from qlora_engine.config import all_knobs
 from qlora_engine.memory import gpus
 from qlora_engine.memory.explain import MOVING, Bar, Comparison, Part
@@ -194,8 +195,8 @@ def _basis(found: Comparison, *, is_assumed: bool) -> str:
     settings = found.estimate.settings
     assumed = " (assumed until the data is checked)" if is_assumed else ""
     return (
-        f"For {settings['seq_len']:,} tokens{assumed} \u00d7 micro-batch {settings['micro_batch']}, "
-        f"rank {settings['rank']}, {settings['optimizer']}, checkpointing {'on' if settings['checkpointing'] else 'off'}, "
+        f"For {count_text(settings['seq_len'])} tokens{assumed} \u00d7 micro-batch {count_text(settings['micro_batch'])}, "
+        f"rank {count_text(settings['rank'])}, {settings['optimizer']}, checkpointing {'on' if settings['checkpointing'] else 'off'}, "
         f"on {'an NVIDIA GPU' if settings['device'] == 'cuda' else 'the CPU in float32'}."
     )
 
@@ -230,7 +231,7 @@ def _part_line(part: Part, chosen: Bar, other: Bar) -> PartLine:
         other_text=bytes_text(other.part(part.name).bytes_),
         changed_by=joined([knobs[path].label for path in part.changed_by if path in knobs]),
         formula=part.formula,
-        numbers=joined([f"{name} {value}" for name, value in part.numbers]),
+        numbers=joined([f"{name} {value_text(value)}" for name, value in part.numbers]),
         source="counted, storage by storage, in a rehearsed step" if is_counted else part.source,
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from app.presenters.words import capital
+from app.presenters.words import capital, gib_figure
 from qlora_engine.monitor import parts, trace
 from qlora_engine.monitor.residency import ACCOUNTED, ESTIMATED
 from qlora_engine.monitor.series import Curve, Ring, numbers
@@ -284,7 +284,7 @@ def _rest(sample: Mapping[str, Any]) -> str:
     rest = _amounts(sample).get("rest")
     if not rest or not sample.get("parts"):
         return ""
-    return f"+ {rest / GIB:.2f} libraries and rest, not in the estimate"
+    return f"+ {gib_figure(rest)} libraries and rest, not in the estimate"
 
 
 def _unknown(fields: Mapping[str, Any], name: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from app.presenters.words import bytes_text, count_text
+from app.presenters.words import bytes_text, count_text, plural
 from qlora_engine.config import TrainingConfig, with_value
 from qlora_engine.memory import advise
 from qlora_engine.memory import estimate as closed_form
@@ -106,7 +106,7 @@ def _length(subject: Subject, found: Fitting | None) -> Size:
     fits = f"All {count_text(largest)} tokens of the model fit" if is_limit else f"At most {count_text(largest)} tokens fit"  # fmt: skip
     return _size(
         SEQ_LEN, "Sequence length", f"{count_text(subject.seq_len)} tokens", subject.seq_len, stops,
-        found, largest, fits, f"Not even {SHORTEST_ASKED} tokens fit", lambda n: f"Use {n:,} tokens",
+        found, largest, fits, f"Not even {count_text(SHORTEST_ASKED)} tokens fit", lambda n: f"Use {count_text(n)} tokens",
         tip="Longest row that fits, all else as it is",
     )  # fmt: skip
 
@@ -127,8 +127,8 @@ def _rank(subject: Subject, found: Fitting | None) -> Size:
     rank = subject.config.lora.rank
     largest = found.largest.rank if found else None
     return _size(
-        RANK, "Rank", f"rank {rank}", rank, RANKS, found, largest, f"At most rank {count_text(largest)} fits", "Not even rank 1 fits",
-        lambda n: f"Use rank {n:,}", tip="Highest rank that fits, all else as it is",
+        RANK, "Rank", f"rank {count_text(rank)}", rank, RANKS, found, largest, f"At most rank {count_text(largest)} fits", "Not even rank 1 fits",
+        lambda n: f"Use rank {count_text(n)}", tip="Highest rank that fits, all else as it is",
     )  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def _size(
 
 
 def _rows_text(count: int) -> str:
-    return f"{count:,} {'row' if count == 1 else 'rows'}"
+    return plural(count, "row")
 
 
 def length_stops(limit: int) -> tuple[int, ...]:
@@ -203,7 +203,7 @@ def _logits(subject: Subject) -> Cost:
     if subject.config.training.loss == "full":
         text = f"Held at once, as set. Chunks would lower the peak by {more}."
     else:
-        text = f"Here at most {CHUNK_TOKENS:,} trained tokens at a time; all at once would raise the peak by {more}."
+        text = f"Here at most {count_text(CHUNK_TOKENS)} trained tokens at a time; all at once would raise the peak by {more}."
     return Cost(f"Logits in fp32, one copy for {count_text(tokens)} tokens", bytes_text(whole), text)
 
 

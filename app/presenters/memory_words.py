@@ -8,8 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from app.presenters import numerals
 from app.presenters.memory_sizes import Fitting
-from app.presenters.words import GIB, bytes_text, capital, duration_text, gib_text, joined, plural
+from app.presenters.words import (
+    bytes_text,
+    capital,
+    count_text,
+    duration_text,
+    gib_figure,
+    gib_text,
+    joined,
+    percent_text,
+    plural,
+)
 from qlora_engine.config import all_knobs
 from qlora_engine.memory import advise
 from qlora_engine.memory.explain import Bar, Comparison
@@ -89,7 +100,9 @@ def _setting_text(path: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"{name} {'on' if value else 'off'}"
     return (
-        f"{name} {value:,}" if isinstance(value, int) else f"{name} {(knob.choices or {}).get(value, value)}"
+        f"{name} {count_text(value)}"
+        if isinstance(value, int)
+        else f"{name} {(knob.choices or {}).get(value, value)}"
     )
 
 
@@ -99,7 +112,7 @@ def _range_text(found: Comparison, bar: Bar) -> str:
     if found.estimate.settings["device"] == "cpu":
         return (
             f"The run's tensors take {gib_text(variant.device_likely)}; the program itself about "
-            f"{HOST_BASE_BYTES / GIB:.1f} GiB more."
+            f"{gib_figure(HOST_BASE_BYTES, 1)} GiB more."
         )
     return (
         f"The GPU will show about {gib_text(variant.device_likely)}: at least {gib_text(variant.device_low)}, "
@@ -116,7 +129,7 @@ def verdict_text(needed: int, capacity: Capacity | None) -> str:
     if capacity is None:
         return f"about {gib_text(needed)}"
     fits = "fits" if needed <= capacity.usable_bytes else "does not fit"
-    return f"{fits}: {needed / GIB:.2f} of {capacity.usable_bytes / GIB:.1f} GiB"
+    return f"{fits}: {gib_figure(needed)} of {gib_figure(capacity.usable_bytes, 1)} GiB"
 
 
 def saving_of(found: Comparison) -> str:
@@ -124,7 +137,7 @@ def saving_of(found: Comparison) -> str:
     double, single = found.bar("double_quant"), found.bar("single_quant")
     saved = single.part("quantization_constants").bytes_ - double.part("quantization_constants").bytes_
     quantized = found.estimate.quantized_parameters
-    bits = f", {8 * saved / quantized:.3f} bits per quantized parameter" if quantized else ""
+    bits = f", {numerals.decimal(8 * saved / quantized, 3)} bits per quantized parameter" if quantized else ""
     return f"Double quantization saves {bytes_text(saved)} of constants{bits}."
 
 
@@ -134,7 +147,7 @@ def mark_of(chosen: Bar, rehearsal: RehearsalStatus) -> str:
     if variant.source == "rehearsal":
         ago = f" {ago_text(rehearsal.seconds_ago)}" if rehearsal.seconds_ago is not None else ""
         return f"Rehearsed{ago} on the real model class, without its weights. {_peak_text(variant.peak_operation)}{_difference(variant.peak_bytes, rehearsal.formula_bytes)}"
-    percent = f", {100 * rehearsal.share:.0f} % done" if rehearsal.share is not None else ""
+    percent = f", {percent_text(rehearsal.share)} done" if rehearsal.share is not None else ""
     then = {
         "waiting": " A rehearsal of one step will check it in a moment.",
         "running": f" Rehearsing one step to check it{percent}.",
@@ -165,8 +178,8 @@ def _place(phase: str) -> str:
 def _difference(rehearsed: int, formula: int | None) -> str:
     if not formula:
         return ""
-    percent = 100 * (formula / rehearsed - 1)
-    much = "the same" if abs(percent) < 0.05 else f"{abs(percent):.1f} % {'more' if percent > 0 else 'less'}"
+    ratio = formula / rehearsed - 1
+    much = "the same" if abs(ratio) < 0.0005 else _difference_words(ratio)
     return f" The formula said {much}."
 
 
@@ -177,24 +190,24 @@ def ago_text(seconds: float) -> str:
 def past_error(runs: Sequence[RunSummary]) -> str:
     """How far off the prediction was in past runs: measured over predicted peak of tensors."""
     errors = [
-        100 * (run.measured_peak_bytes / run.predicted_peak_bytes - 1)
+        run.measured_peak_bytes / run.predicted_peak_bytes - 1
         for run in runs
         if run.measured_peak_bytes and run.predicted_peak_bytes
     ]
     if not errors:
         return "No run on this computer has been measured yet."
-    newest = f"measured {_percent(errors[0])} than predicted in the newest run"
+    newest = f"measured {_difference_words(errors[0])} than predicted in the newest run"
     if len(errors) == 1:
         return f"On this computer: {newest}."
     worst = max(errors, key=abs)
     return (
-        f"On this computer: {newest}, {_percent(statistics.median(errors))} in the middle of {plural(len(errors), 'run')}, "
-        f"{_percent(worst)} at worst."
+        f"On this computer: {newest}, {_difference_words(statistics.median(errors))} in the middle of {plural(len(errors), 'run')}, "
+        f"{_difference_words(worst)} at worst."
     )
 
 
-def _percent(percent: float) -> str:
-    return f"{abs(percent):.1f} % {'more' if percent >= 0 else 'less'}"
+def _difference_words(ratio: float) -> str:
+    return f"{percent_text(abs(ratio), 1)} {'more' if ratio >= 0 else 'less'}"
 
 
 def _advice_sentence(text: str) -> str:

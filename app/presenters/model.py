@@ -133,13 +133,17 @@ def _known_text(model: KnownModel) -> str:
 
 def fact_rows(facts: ModelFacts) -> tuple[tuple[str, ...], ...]:
     """What memory and quality depend on, named as the field does."""
-    experts = f"{facts.experts} experts, {facts.experts_per_token} per token" if facts.experts else ""
-    heads = f"{facts.heads} heads, {facts.kv_heads} key-value heads of {facts.head_dim}"
+    experts = (
+        f"{count_text(facts.experts)} experts, {count_text(facts.experts_per_token)} per token"
+        if facts.experts
+        else ""
+    )
+    heads = f"{count_text(facts.heads)} heads, {count_text(facts.kv_heads)} key-value heads of {count_text(facts.head_dim)}"
     rows = [
         ("Parameters", f"{count_text(facts.parameters)}"),
         ("Quantized", f"{parameters_text(facts.quantized_parameters)} in linear layers become 4-bit", "Embeddings, norms, biases and the head stay in 16 bits"),
         ("Architecture", facts.architecture),
-        ("Layers", f"{facts.layers}, hidden size {count_text(facts.hidden_size)}"),
+        ("Layers", f"{count_text(facts.layers)}, hidden size {count_text(facts.hidden_size)}"),
         ("Attention", heads + (f", window {count_text(facts.sliding_window)}" if facts.sliding_window else "")),
         ("MLP", f"{count_text(facts.intermediate_size)}{', gated' if facts.is_gated_mlp else ''}{', ' + experts if experts else ''}"),
         ("Vocabulary", f"{count_text(facts.vocab_size)}{_added(facts)}{', tied with the head' if facts.is_tied else ''}"),

@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.presenters import numerals
 from app.presenters.run_fold import RunFold
-from app.presenters.words import capital, duration_text, number_text
+from app.presenters.words import capital, count_text, duration_text, number_text, of_text
 from qlora_engine import events as ev
 from qlora_engine.errors import EngineError
 from qlora_engine.runs import endings
@@ -61,7 +62,7 @@ def outcome_of(state: str, run: RunFold, ending: Ending, summary: RunSummary | N
             text = "This run broke off: its program ended without a word."
             return Outcome(text, ending.message and capital(ending.message), "warning", is_resumable)
         case "stopped":
-            text = f"Stopped at step {run.step} of {run.total_steps}." if run.total_steps else "Stopped."
+            text = f"Stopped at step {of_text(run.step, run.total_steps)}." if run.total_steps else "Stopped."
             hint = "It can go on from its newest checkpoint." if is_resumable else "Nothing was saved of it."
             return Outcome(text, hint, "accent", is_resumable)
         case "finished":
@@ -91,7 +92,7 @@ def _finished(run: RunFold, ending: Ending, summary: RunSummary | None) -> Outco
     if before is None or after is None:
         learned = "Finished. No held-out loss was measured."
     else:
-        learned = f"Learned: held-out loss {number_text(before)} before, {number_text(after)} after ({100 * (after / before - 1):+.0f} %)."
+        learned = f"Learned: held-out loss {number_text(before)} before, {number_text(after)} after ({numerals.change(after / before - 1)})."
     parts = [_ends(ending), _kept_words(run, ending), _why_ended(run), _took(ending)]
     is_well = ending.ends is None or endings.is_most(ending.ends)
     return Outcome(learned, " ".join(part for part in parts if part), "good" if is_well else "warning")
@@ -106,15 +107,15 @@ def _kept_words(run: RunFold, ending: Ending) -> str:
     if not best or not last:
         return ""
     if best == last:
-        return f"The last step, {last}, was kept: none was better."
-    return f"Step {best} of {last} was kept: its held-out loss was the lowest."
+        return f"The last step, {count_text(last)}, was kept: none was better."
+    return f"Step {of_text(best, last)} was kept: its held-out loss was the lowest."
 
 
 def _why_ended(run: RunFold) -> str:
     early = next((m for m in reversed(run.notices) if m.code == EARLY), None)
     if early is not None:
         return f"{early.message}."
-    return f"It went through all of its {run.total_steps} steps." if run.total_steps else ""
+    return f"It went through all of its {count_text(run.total_steps)} steps." if run.total_steps else ""
 
 
 def _took(ending: Ending) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.presenters.words import UNKNOWN, capital, date_text, number_text, plural
+from app.presenters.words import capital, count_text, date_text, number_text, of_text, plural
 from qlora_engine import events as ev
 
 ENDS = {"worst": "Worst", "best": "Best"}
@@ -85,7 +85,7 @@ def summary_text(found: Mapping[str, Any]) -> str:
     rows = int(found.get("scored_rows") or 0)
     return (
         f"{plural(rows, 'held-out row')}: mean loss {number_text(found.get('loss'))} per token; "
-        f"{int(found.get('faultless_rows') or 0):,} predicted without a wrong token. Scored {date_text(found.get('unix_time'))}."
+        f"{count_text(int(found.get('faultless_rows') or 0))} predicted without a wrong token. Scored {date_text(found.get('unix_time'))}."
     )
 
 
@@ -93,7 +93,7 @@ def _row(row: Mapping[str, Any]) -> PredictionRow:
     expected, got = str(row.get("expected") or ""), str(row.get("got") or "")
     same = common_length(expected, got)
     return PredictionRow(
-        heading=f"Row {row.get('row', UNKNOWN)} \u00b7 loss {number_text(row.get('loss'))} per token",
+        heading=f"Row {count_text(row.get('row'))} \u00b7 loss {number_text(row.get('loss'))} per token",
         detail=_wrong_text(row),
         question=str(row.get("question") or ""),
         expected=Split(expected[:same], expected[same:]),
@@ -106,7 +106,7 @@ def _wrong_text(row: Mapping[str, Any]) -> str:
     if wrong is None:
         return "no wrong token"
     return (
-        f"first wrong token {wrong + 1} of {row.get('answer_tokens')}: "
+        f"first wrong token {of_text(wrong + 1, row.get('answer_tokens'))}: "
         f"{_quoted(row.get('wrong_token'))} expected, {_quoted(row.get('likeliest_token'))} likelier"
     )
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from app.presenters.words import capital, date_text, duration_text, joined
+from app.presenters import numerals
+from app.presenters.words import (
+    UNKNOWN,
+    capital,
+    count_text,
+    date_text,
+    duration_text,
+    joined,
+    of_text,
+    percent_text,
+)
 from qlora_engine.errors import EngineError
 from qlora_engine.quantization import words
 from qlora_engine.quantization.report import ModuleErrors, QualityReport, Score, WeightErrors
@@ -127,8 +137,7 @@ def quality_state(
 
 def progress_text(phase: str, done: int, total: int | None, unit: str) -> str:
     """`60 of 210 layers stored`."""
-    of = f" of {total:,}" if total else ""
-    return f"{done:,}{of} {UNITS.get(phase, f'{unit}, {phase}')}"
+    return f"{of_text(done, total or None)} {UNITS.get(phase, f'{unit}, {phase}')}"
 
 
 def _with_report(state: QualityState, report: QualityReport, own: Variant) -> QualityState:
@@ -158,9 +167,9 @@ def _rows(report: QualityReport, own: Variant) -> Iterator[TableRow]:
         score = report.held_out.scores.get(variant.key) if report.held_out else None
         cells = (
             variant.title,
-            f"{total.bits:.3f}",
+            numerals.decimal(total.bits, 3),
             percent(total.relative_error),
-            words.decibels(total.snr_db),
+            decibels(total.snr_db),
             *_score_cells(score),
         )
         yield TableRow(cells, variant == own)
@@ -170,8 +179,8 @@ def _score_cells(score: Score | None) -> tuple[str, str, str, str]:
     if score is None or score.extra is None or score.kl is None or score.agreement is None:
         return ("n/a",) * 4
     return (
-        f"{score.loss:.3f}", words.margin(score.extra, score.extra_error), f"{score.kl:.3f}",
-        f"{100 * score.agreement:.1f} %",
+        numerals.decimal(score.loss, 3), margin(score.extra, score.extra_error), numerals.decimal(score.kl, 3),
+        percent_text(score.agreement, 1),
     )  # fmt: skip
 
 
@@ -184,12 +193,12 @@ def _blocks(weights: WeightErrors, own: Variant) -> str:
     for quant_type, name in TYPES.items():
         found = (weights.totals[Variant(quant_type, size, own.double_quant).key] for size in sizes)
         told.append(
-            f"{name} {joined([f'{percent(m.relative_error)} at {s}' for s, m in zip(sizes, found, strict=True)])}"
+            f"{name} {joined([f'{percent(m.relative_error)} at {count_text(s)}' for s, m in zip(sizes, found, strict=True)])}"
         )
     bits = [weights.totals[Variant(own.quant_type, size, own.double_quant).key].bits for size in sizes]
     return (
-        f"Weights per block: {'; '.join(told)}. Training uses blocks of {own.block_size}; "
-        f"{joined([f'{b:.3f} bits at {s}' for s, b in zip(sizes, bits, strict=True)])}."
+        f"Weights per block: {'; '.join(told)}. Training uses blocks of {count_text(own.block_size)}; "
+        f"{joined([f'{numerals.decimal(b, 3)} bits at {count_text(s)}' for s, b in zip(sizes, bits, strict=True)])}."
     )
 
 
@@ -198,8 +207,8 @@ def _worst_line(rank: int, module: ModuleErrors, own: Variant) -> WorstLine:
     return WorstLine(
         rank,
         module.module,
-        f"{percent(module.typical_error(own.key))} \u00b7 {words.decibels(measure.snr_db)} \u00b7 largest weight "
-        f"{module.peak_ratio:.1f}\u00d7 a typical one",
+        f"{percent(module.typical_error(own.key))} \u00b7 {decibels(measure.snr_db)} \u00b7 largest weight "
+        f"{numerals.decimal(module.peak_ratio, 1)}\u00d7 a typical one",
     )
 
 
@@ -217,7 +226,7 @@ def _picture(weights: WeightErrors, own: Variant, worst: Sequence[ModuleErrors])
         series=tuple(series),
         layers=weights.layers,
         top=max(dot.error for found in series for dot in found.dots),
-        summary=f"Error of {len(weights.modules)} linear layers along the depth of the model, for {joined([s.title for s in series])}",
+        summary=f"Error of {count_text(len(weights.modules))} linear layers along the depth of the model, for {joined([s.title for s in series])}",
     )
 
 
@@ -226,8 +235,8 @@ def _dot(module: ModuleErrors, variant: Variant, rank: int) -> Dot:
     error = module.typical_error(variant.key)
     tip = (
         f"{module.module}\n{words.name_of(variant)}: {percent(error)} of a typical weight, "
-        f"{percent(measure.relative_error)} of all, {words.decibels(measure.snr_db)}\n"
-        f"largest error {measure.largest_error:.3g}, {measure.bits:.3f} bits per parameter"
+        f"{percent(measure.relative_error)} of all, {decibels(measure.snr_db)}\n"
+        f"largest error {numerals.short(measure.largest_error, 3)}, {numerals.decimal(measure.bits, 3)} bits per parameter"
     )
     return Dot(module.layer, error, tip, rank)
 
@@ -245,4 +254,15 @@ def _means(weights: WeightErrors, variant: Variant) -> tuple[tuple[int, float], 
 
 def percent(ratio: float) -> str:
     """`9.36 %`."""
-    return f"{100 * ratio:.2f} %"
+    return percent_text(ratio, 2)
+
+
+def margin(value: float, error: float | None) -> str:
+    """`0.012 \u00b1 0.004`: a value and its standard error over rows."""
+    told = numerals.decimal(value, 3)
+    return told if error is None else f"{told} \u00b1 {numerals.decimal(error, 3)}"
+
+
+def decibels(value: float | None) -> str:
+    """`20.6 dB`; `n/a` where nothing was lost."""
+    return UNKNOWN if value is None else f"{numerals.decimal(value, 1)} dB"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.presenters.tried import speed_text
-from app.presenters.words import capital, plural
+from app.presenters.words import capital, count_text, plural
 from qlora_engine import events as ev
 from qlora_engine.evaluate.answers import StoredAnswer
 from qlora_engine.evaluate.replay_plan import Plan
@@ -102,7 +102,7 @@ class ReplayFold:
             return "Choose a run to ask."
         if self.missing == 0:
             return f"All {plural(total, 'answer')} are kept with the runs."
-        return f"{len(self._answers)} of {plural(total, 'answer')} are there; {self.missing} to ask."
+        return f"{count_text(len(self._answers))} of {plural(total, 'answer')} are there; {count_text(self.missing)} to ask."
 
 
 def _cell(kept: StoredAnswer) -> AnswerCell:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.presenters.words import UNKNOWN, capital, number_text, plural
+from app.presenters.words import UNKNOWN, capital, count_text, number_text, plural
 from qlora_engine.evaluate.rows_across import RowAcross, RowsAcross
 
 LONGEST = 400
@@ -44,12 +44,12 @@ def _nothing(missing: int) -> str:
 def _summary(found: RowsAcross) -> str:
     return (
         f"{plural(found.common, 'row')} that all scored runs held out; their mean loss per token stands beside each run's name. "
-        f"Shown are {len(found.rows):,}, those first on which the runs differ most."
+        f"Shown are {count_text(len(found.rows))}, those first on which the runs differ most."
     )
 
 
 def _row(row: RowAcross) -> tuple[tuple[str, str], ...]:
-    first = f"Row {row.row}: {row.question}\n\nExpected: {row.expected}"
+    first = f"Row {count_text(row.row)}: {row.question}\n\nExpected: {row.expected}"
     pairs = zip(row.losses, row.answers, strict=True)
     return tuple((_short(text), text) for text in (first, *(_cell(loss, answer) for loss, answer in pairs)))
 

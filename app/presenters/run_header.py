@@ -8,7 +8,7 @@ from app.presenters.run_fold import RunFold
 from app.presenters.run_rows import LIVE, STATES
 from app.presenters.runcard import RunCardState
 from app.presenters.runs import loss_text
-from app.presenters.words import duration_text
+from app.presenters.words import count_text, duration_text, of_text, plural
 from qlora_engine.runs.index import RunEntry
 
 START, RESUME, TRY = "start", "resume", "try"
@@ -32,7 +32,7 @@ class RunHeader:
 
 
 def several_header(count: int) -> RunHeader:
-    return RunHeader(f"{count} runs", "Their curves, and what differs between them")
+    return RunHeader(plural(count, "run"), "Their curves, and what differs between them")
 
 
 def draft_header(
@@ -40,7 +40,11 @@ def draft_header(
 ) -> RunHeader:
     """Of the run that is being prepared."""
     ends = f" and ends about {ends_text}" if ends_text else ""
-    queued = f"Queued, place {queue_place}: it starts by itself{ends}. " if queue_place is not None else ""
+    queued = (
+        f"Queued, place {count_text(queue_place)}: it starts by itself{ends}. "
+        if queue_place is not None
+        else ""
+    )
     return RunHeader(
         name or "New run", queued + card.headline, card.tone, START, card.start_text, can_act=card.can_start
     )
@@ -68,12 +72,12 @@ def live_sentence(run: RunFold) -> str:
     """`Training, step 120 of 800, 14 min left`."""
     step = run.last_step
     if run.status.is_pausing:
-        at = f", step {step.step} of {step.total_steps}" if step else ""
+        at = f", step {of_text(step.step, step.total_steps)}" if step else ""
         return f"Pausing{at}. It pauses after this micro-batch"
     if step is None or run.state != "running":
         return run.phase_text
     left = f", {duration_text(step.eta_seconds)} left" if step.eta_seconds is not None else ""
-    return f"{run.phase_text}, step {step.step} of {step.total_steps}{left}"
+    return f"{run.phase_text}, step {of_text(step.step, step.total_steps)}{left}"
 
 
 def kept_header(entry: RunEntry | None, run: RunFold, state: str) -> RunHeader:
@@ -83,14 +87,14 @@ def kept_header(entry: RunEntry | None, run: RunFold, state: str) -> RunHeader:
     summary = entry.summary
     if state in LIVE:
         share = run.share
-        step = f", step {run.step} of {run.total_steps}" if run.total_steps else ""
+        step = f", step {of_text(run.step, run.total_steps)}" if run.total_steps else ""
         is_paused = run.state == "paused"
         return RunHeader(
             entry.title, f"{'Paused' if is_paused else 'Training'} in another program{step}", "accent", is_live=True,
             can_pause=True, pause_text="Continue" if is_paused else "Pause", can_stop=True, share=share,
         )  # fmt: skip
     at = (
-        f" at step {summary.last_step} of {summary.total_steps}"
+        f" at step {of_text(summary.last_step, summary.total_steps)}"
         if summary.last_step and summary.total_steps
         else ""
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from app.presenters.words import number_text
+from app.presenters.words import count_text, number_text
 from qlora_engine import events as ev
 
 OUT_OF_MEMORY = "memory."
@@ -23,10 +23,10 @@ def mark_of(event: ev.Event, newest_unix: float) -> Mark | None:
     """`newest_unix` stands for the time of events that do not tell theirs."""
     match event:
         case ev.EvaluationFinished():
-            text = f"held-out loss {number_text(event.loss)} at step {event.step}"
+            text = f"held-out loss {number_text(event.loss)} at step {count_text(event.step)}"
             return Mark(event.unix_time, "evaluation", text)
         case ev.CheckpointSaved():
-            return Mark(event.unix_time, "checkpoint", f"checkpoint at step {event.step}")
+            return Mark(event.unix_time, "checkpoint", f"checkpoint at step {count_text(event.step)}")
         case ev.Noticed(level="warning") | ev.RunFailed() if event.code.startswith(OUT_OF_MEMORY):
             return Mark(newest_unix, "out of memory", event.message)
     return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from app.presenters.draft import Draft
 from app.presenters.run_fold import RunFold
 from app.presenters.runcard import short_name
-from app.presenters.words import UNKNOWN, number_text, percent_text
+from app.presenters.words import UNKNOWN, count_text, number_text, percent_text
 from qlora_engine.runs.index import RunEntry
 
 STATES: dict[str, tuple[str, str, str]] = {
@@ -72,7 +72,7 @@ class RunRow:
         """`Training, 41 %`."""
         if self.queue_place is not None and self.state == "queued":
             ends = f", ends {self.ends_text}" if self.ends_text else ""
-            return f"{self.word}, place {self.queue_place}{ends}"
+            return f"{self.word}, place {count_text(self.queue_place)}{ends}"
         is_partial = self.share is not None and self.state not in ("finished", "draft")
         return f"{self.word}, {percent_text(self.share)}" if is_partial else self.word
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from app.presenters.run_words import stopped_text
+from app.presenters.words import count_text
 from qlora_engine import events as ev
 
 LIVE = ("starting", "running", "paused", "stopping")
@@ -46,7 +47,7 @@ class RunStatus:
                 self.phase_text = "Training"
             case ev.Paused():
                 self.is_pausing = False
-                self.state, self.phase_text = "paused", f"Paused at step {event.step}"
+                self.state, self.phase_text = "paused", f"Paused at step {count_text(event.step)}"
             case ev.Continued():
                 self.state, self.phase_text = "running", "Training"
             case ev.RunFinished():

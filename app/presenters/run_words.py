@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.presenters.words import bytes_text, number_text
+from app.presenters.words import bytes_text, count_text, number_text
 from qlora_engine import events as ev
 from qlora_engine.runs import endings
 
@@ -45,12 +45,12 @@ def _preparing(event: ev.Event) -> str:
             kind = str(report.get("quant_type", "")).upper()
             return f"Model loaded: {kind} {nested} double quantization, computing in {report.get('compute_dtype')}"
         case ev.AdaptersAttached():
-            return f"{event.variant}: {event.trainable_parameters:,} trainable parameters in {event.dtype}"
+            return f"{event.variant}: {count_text(event.trainable_parameters)} trainable parameters in {event.dtype}"
         case ev.DatasetPrepared(report=report):
-            return f"Data: {report.get('train_rows'):,} rows to train on, {report.get('held_out_rows'):,} held out"
+            return f"Data: {count_text(report.get('train_rows'))} rows to train on, {count_text(report.get('held_out_rows'))} held out"
         case ev.PlanMade():
             rows = event.micro_batch * event.accumulation
-            return f"Plan: {event.total_steps} steps of {rows} rows on {event.device}"
+            return f"Plan: {count_text(event.total_steps)} steps of {count_text(rows)} rows on {event.device}"
         case ev.OptimizerBuilt():
             text = f"Optimizer: {event.class_name}, {bytes_text(event.state_bytes)} of state"
             return f"{text}. {event.why_not_paged}" if event.why_not_paged else text
@@ -61,17 +61,17 @@ def _training(event: ev.Event) -> str:
     match event:
         case ev.EvaluationFinished():
             best = ", the best so far" if event.is_best and event.step else ""
-            return f"Held-out loss {number_text(event.loss)} at step {event.step}{best}"
+            return f"Held-out loss {number_text(event.loss)} at step {count_text(event.step)}{best}"
         case ev.SampleAnswered():
             answer = " ".join(event.answer.split())
             shown = answer if len(answer) <= SHOWN_ANSWER else answer[:SHOWN_ANSWER] + "\u2026"
-            return f"Asked \u201c{event.prompt}\u201d at step {event.step}: {shown}"
+            return f"Asked \u201c{event.prompt}\u201d at step {count_text(event.step)}: {shown}"
         case ev.CheckpointSaved():
-            return f"Checkpoint at step {event.step} saved ({bytes_text(event.total_bytes)})"
+            return f"Checkpoint at step {count_text(event.step)} saved ({bytes_text(event.total_bytes)})"
         case ev.Paused():
-            return f"Paused at step {event.step}"
+            return f"Paused at step {count_text(event.step)}"
         case ev.Continued():
-            return f"Going on from step {event.step}"
+            return f"Going on from step {count_text(event.step)}"
         case ev.RunStopped():
             return stopped_text(event)
     return ""

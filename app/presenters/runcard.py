@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from app.presenters import numerals
 from app.presenters.draft import CUSTOM, Draft
 from app.presenters.problems import Problem
 from app.presenters.words import count_text, duration_text, parameters_text, plural
@@ -45,7 +46,7 @@ def run_card(
     is_too_large = memory_text.startswith("does not fit")
     ready = "Does not fit" if is_too_large else "Ready to train"
     return RunCardState(
-        headline=f"{count} to fix" if count else ready,
+        headline=f"{count_text(count)} to fix" if count else ready,
         tone="warning" if count or is_too_large else "good",
         rows=_rows(draft, facts, report, memory_text, seconds),
         problems=tuple(problems),
@@ -78,14 +79,14 @@ def _rows(
     kind = f"{config.quantization.quant_type.upper()}{' + double quantization' if config.quantization.double_quant else ''}"
     changed = len(draft.changes)
     steps = planned_steps(draft, report)
-    batch = f"{config.training.effective_batch} rows each"
+    batch = f"{count_text(config.training.effective_batch)} rows each"
     return (
         ("Model", short_name(config.model.name) + size, config.model.name),
         ("Data", short_name(config.data.path) + rows_text, config.data.path),
         ("Base", kind),
-        ("Adapter", f"LoRA rank {config.lora.rank}, alpha {config.lora.alpha:g}"),
+        ("Adapter", f"LoRA rank {count_text(config.lora.rank)}, alpha {numerals.short(config.lora.alpha)}"),
         ("Recipe", preset_title(draft.preset) + (f", {changed} changed" if changed else "")),
-        ("Steps", f"{count_text(steps)}, {batch}" if steps else f"by {config.training.epochs:g} epochs, {batch}"),
+        ("Steps", f"{count_text(steps)}, {batch}" if steps else f"by {numerals.short(config.training.epochs)} epochs, {batch}"),
         ("Memory" if report or config.data.seq_len else "Memory, before data is read", memory_text),
         ("Time", duration_text(seconds), TIME_KNOWN if seconds is not None else TIME_UNKNOWN),
         ("Saved to", str(paths.runs_dir(config.output.runs_dir))),

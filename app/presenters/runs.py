@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.presenters.words import UNKNOWN, bytes_text, date_text, duration_text, number_text
+from app.presenters.words import UNKNOWN, bytes_text, date_text, duration_text, number_text, ratio_text
 from qlora_engine.runs.record import RunSummary
 
 STATE_WORDS = {
@@ -64,5 +64,4 @@ def detail_rows(summary: RunSummary) -> tuple[tuple[str, ...], ...]:
 
 
 def _steps(summary: RunSummary) -> str:
-    done = UNKNOWN if summary.last_step is None else f"{summary.last_step:,}"
-    return done if summary.total_steps is None else f"{done} / {summary.total_steps:,}"
+    return ratio_text(summary.last_step, summary.total_steps)

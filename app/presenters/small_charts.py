@@ -5,18 +5,17 @@ Imports numpy through `series`: import it late.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app.presenters.words import capital
+from app.presenters import numerals
+from app.presenters.words import GIB, MIB, capital, gib_figure, gib_text, percent_text
 from qlora_engine.monitor.residency import ESTIMATED
 from qlora_engine.monitor.series import numbers
 
 HELD_BACK = "\u25bc"
 """Behind a clock that could be higher; why is in the tooltip."""
-GIB = 1024**3
-MIB = 1024**2
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def small_reading(chart: SmallChart, sample: Mapping[str, Any] | None) -> SmallR
     values = numbers(sample)
     known = [(line, values.get(line.series)) for line in chart.lines]
     texts = [
-        f"{line.title + ' ' if line.title and len(chart.lines) > 1 else ''}{value * line.factor:,.{chart.digits}f}"
+        f"{line.title + ' ' if line.title and len(chart.lines) > 1 else ''}{numerals.decimal(value * line.factor, chart.digits)}"
         for line, value in known
         if value is not None
     ]
@@ -148,15 +147,15 @@ def _reason(sample: Mapping[str, Any], block: Mapping[str, Any], chart: SmallCha
 def _limit(chart: SmallChart, block: Mapping[str, Any]) -> str:
     """What it is measured against, where that is known."""
     if chart.name.endswith(".power") and block.get("power_limit_watts"):
-        return f" of {block['power_limit_watts']:.0f}"
+        return f" of {numerals.decimal(block['power_limit_watts'], 0)}"
     if chart.name.endswith(".clock") and held_back_by(block):
         return f" {HELD_BACK}"
     if chart.name == "host" and block.get("total_bytes"):
-        return f" of {block['total_bytes'] / GIB:.2f}"
+        return f" of {gib_figure(block['total_bytes'])}"
     if chart.name == "swap" and block.get("swap_total_bytes") is not None:
-        return f" of {block['swap_total_bytes'] / GIB:.2f}"
+        return f" of {gib_figure(block['swap_total_bytes'])}"
     if chart.name.endswith(".memory") and block.get("total_bytes"):
-        return f" of {block['total_bytes'] / GIB:.2f}"
+        return f" of {gib_figure(block['total_bytes'])}"
     return ""
 
 
@@ -170,12 +169,12 @@ def _more(chart: SmallChart, block: Mapping[str, Any]) -> str:
     if chart.name == "host":
         return _host_words(block)
     if chart.name == "faults":
-        return f"All page faults, most of them without the disk: {_told(block, 'page_faults_per_second', '{:,.0f}/s')}"
+        return f"All page faults, most of them without the disk: {_told(block, 'page_faults_per_second', _per_second)}"
     if chart.name == "pages":
         return _moving_words(block)
     if chart.name == "moves":
         return "\n".join(
-            f"{title}: {_told(block, name, '{:,.0f}/s')}"
+            f"{title}: {_told(block, name, _per_second)}"
             for title, name in (("By the GPU", "gpu_page_faults_per_second"), ("By the CPU", "cpu_page_faults_per_second"))
         )  # fmt: skip
     return _gpu_words(chart, block)
@@ -183,7 +182,7 @@ def _more(chart: SmallChart, block: Mapping[str, Any]) -> str:
 
 def _host_words(host: Mapping[str, Any]) -> str:
     lines = [
-        f"{title}: {_told(host, name, '{:.2f} GiB', 1 / GIB)}"
+        f"{title}: {_told(host, name, gib_text)}"
         for title, name in (
             ("Engine, resident", "process_resident_bytes"),
             ("of it shared with others", "process_shared_bytes"),
@@ -211,22 +210,30 @@ def _moving_words(paged: Mapping[str, Any]) -> str:
 def _gpu_words(chart: SmallChart, gpu: Mapping[str, Any]) -> str:
     if chart.name.endswith(".use"):
         return (
-            f"Memory controller: {_told(gpu, 'memory_utilisation_ratio', '{:.0f} %', 100)}\n"
-            f"Video encoder: {_told(gpu, 'encoder_ratio', '{:.0f} %', 100)}"
+            f"Memory controller: {_told(gpu, 'memory_utilisation_ratio', percent_text)}\n"
+            f"Video encoder: {_told(gpu, 'encoder_ratio', percent_text)}"
         )
     if not chart.name.endswith(".clock"):
         return ""
     reasons = gpu.get("throttle_reasons")
     held = f"Held back by: {', '.join(reasons)}" if reasons else "Not held back"
     if reasons is None:
-        held = f"What holds it back: {_told(gpu, 'throttle_reasons', '')}"
-    return f"Memory clock: {_told(gpu, 'memory_clock_mhz', '{:,.0f} MHz')}\n{held}"
+        held = f"What holds it back: {_told(gpu, 'throttle_reasons', str)}"
+    return f"Memory clock: {_told(gpu, 'memory_clock_mhz', _megahertz)}\n{held}"
 
 
-def _told(block: Mapping[str, Any], name: str, form: str, factor: float = 1.0) -> str:
+def _told(block: Mapping[str, Any], name: str, write: Callable[[Any], str]) -> str:
     """A figure in words, or n/a and why."""
     value = block.get(name)
     if value is not None:
-        return form.format(value * factor)
+        return write(value)
     why = (block.get("unavailable") or {}).get(name)
     return f"n/a ({why})" if why else "n/a"
+
+
+def _per_second(count: float) -> str:
+    return f"{numerals.decimal(count, 0)}/s"
+
+
+def _megahertz(mhz: float) -> str:
+    return f"{numerals.decimal(mhz, 0)} MHz"

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from app.presenters import numerals
 from app.presenters.run_fold import RunFold
-from app.presenters.words import GIB, bytes_text, duration_text
+from app.presenters.words import bytes_text, duration_text, gib_figure, percent_text, ratio_text
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def strip_state(sample: Mapping[str, Any] | None, run: RunFold, predicted_bytes:
         else None
     )
     gpu = next(iter(sample.get("gpus") or ()), None)
-    host_text = f"host {used / GIB:.1f} / {total / GIB:.1f} GiB"
+    host_text = f"host {gib_figure(used, 1)} / {gib_figure(total, 1)} GiB"
     if gpu is None:
         tick = predicted_bytes / total if predicted_bytes and total else None
         return StripState(
@@ -49,7 +50,7 @@ def strip_state(sample: Mapping[str, Any] | None, run: RunFold, predicted_bytes:
             paged_text=f"engine {bytes_text(engine)}" if engine else "",
             host_text="",
             host_share=None,
-            sensors_text=f"CPU {100 * host['cpu_ratio']:.0f} %",
+            sensors_text=f"CPU {percent_text(host['cpu_ratio'])}",
             run_text=_run_text(run),
         )
     whole = gpu.get("total_bytes")
@@ -57,7 +58,7 @@ def strip_state(sample: Mapping[str, Any] | None, run: RunFold, predicted_bytes:
     return StripState(
         device_text=f"GPU {gpu['index']} {gpu.get('name') or ''}".strip(),
         device_tip="\n".join(f"{k}: {v}" for k, v in (gpu.get("unavailable") or {}).items()),
-        memory_text=f"{on_card / GIB:.1f} / {whole / GIB:.1f} GiB"
+        memory_text=f"{gib_figure(on_card, 1)} / {gib_figure(whole, 1)} GiB"
         if whole and on_card is not None
         else "n/a",
         used_share=on_card / whole if whole and on_card is not None else None,
@@ -83,11 +84,11 @@ def _paged_text(run: RunFold) -> str:
 def _sensors(gpu: Mapping[str, Any]) -> str:
     found = []
     if gpu.get("utilisation_ratio") is not None:
-        found.append(f"{100 * gpu['utilisation_ratio']:.0f} %")
+        found.append(percent_text(gpu["utilisation_ratio"]))
     if gpu.get("temperature_celsius") is not None:
-        found.append(f"{gpu['temperature_celsius']:.0f} \u00b0C")
+        found.append(f"{numerals.decimal(gpu['temperature_celsius'], 0)} \u00b0C")
     if gpu.get("power_watts") is not None:
-        found.append(f"{gpu['power_watts']:.0f} W")
+        found.append(f"{numerals.decimal(gpu['power_watts'], 0)} W")
     return " \u00b7 ".join(found)
 
 
@@ -100,4 +101,4 @@ def _run_text(run: RunFold) -> str:
     if step is None or run.state != "running":
         return run.phase_text
     eta = f", {duration_text(step.eta_seconds)} left" if step.eta_seconds is not None else ""
-    return f"Step {step.step} / {step.total_steps}{eta}"
+    return f"Step {ratio_text(step.step, step.total_steps)}{eta}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.presenters.words import number_text, plural
+from app.presenters.words import count_text, number_text, plural
 from qlora_engine.runs.timeline import Timeline
 
 COLUMNS = ("Step", "Held-out loss", "Answer")
@@ -40,7 +40,7 @@ def timeline_state(found: Sequence[Timeline], chosen: str) -> TimelineState:
     points = found[place].points
     rows = tuple(
         TimelineRow(
-            step_text="0, before training" if point.step == 0 else f"{point.step:,}",
+            step_text="0, before training" if point.step == 0 else count_text(point.step),
             loss_text=number_text(point.held_out_loss),
             answer=point.answer or "(nothing)",
             is_changed=index > 0 and point.answer != points[index - 1].answer,

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from app.presenters import numerals
 from app.presenters.runcard import short_name
 from app.presenters.runs import loss_text
-from app.presenters.words import capital, plural
+from app.presenters.words import capital, count_text, plural
 from qlora_engine.errors import EngineError
 from qlora_engine.evaluate.origin import BaseKey, base_key, why_not_beside
 from qlora_engine.runs.record import RunFolder, RunSummary
@@ -61,13 +62,13 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     """`Greedy, at most 128 tokens`."""
     longest = f"at most {plural(int(settings.get('max_new_tokens', 0)), 'token')}"
     penalty = settings.get("repetition_penalty", 1.0)
-    more = f", repetition penalty {penalty:g}" if penalty != 1.0 else ""
+    more = f", repetition penalty {numerals.short(penalty)}" if penalty != 1.0 else ""
     if not settings.get("do_sample"):
         return f"Greedy, {longest}{more}"
-    drawn = f"temperature {settings['temperature']:g}, top-p {settings['top_p']:g}, top-k {settings['top_k']}"
+    drawn = f"temperature {numerals.short(settings['temperature'])}, top-p {numerals.short(settings['top_p'])}, top-k {count_text(settings['top_k'])}"
     return f"Sampled with {drawn}, seed {settings['seed']}, {longest}{more}"
 
 
 def speed_text(tokens: int, seconds: float) -> str:
     """`32.0 tokens/s`; empty for nothing said."""
-    return f"{tokens / seconds:.1f} tokens/s" if tokens and seconds > 0 else ""
+    return f"{numerals.decimal(tokens / seconds, 1)} tokens/s" if tokens and seconds > 0 else ""

@@ -1,11 +1,15 @@
-"""What a text in a field means for an option, and how a value is written there. Without Qt."""
+"""What a text in a field means for an option, and how a value is written there: in the language of numbers. Without Qt."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from app.presenters import numerals
 from qlora_engine.knobs import Knob
+
+SEED = "seed"
+"""The option whose number is a name."""
 
 
 def parsed(knob: Knob, text: str) -> Any:
@@ -14,14 +18,14 @@ def parsed(knob: Knob, text: str) -> Any:
     if not stripped and knob.is_optional:
         return None
     kinds = knob.accepted_types
-    plain = stripped.replace(",", "").replace("\u2009", "") if "," not in stripped[-3:] else stripped
+    plain = numerals.plain(stripped)
     if int in kinds:
         try:
             return int(plain)
         except ValueError:
-            return _number(plain) if float in kinds else stripped
+            return _number(plain, stripped) if float in kinds else stripped
     if float in kinds:
-        return _number(plain)
+        return _number(plain, stripped)
     if any(getattr(kind, "__origin__", kind) is tuple for kind in kinds):
         parts = tuple(part.strip() for part in stripped.split(",") if part.strip())
         return stripped if str in kinds and len(parts) < 2 else parts
@@ -31,11 +35,11 @@ def parsed(knob: Knob, text: str) -> Any:
     return stripped
 
 
-def _number(text: str) -> Any:
+def _number(plain: str, typed: str) -> Any:
     try:
-        return float(text)
+        return float(plain)
     except ValueError:
-        return text
+        return typed
 
 
 def shown(value: Any) -> str:
@@ -43,9 +47,18 @@ def shown(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:g}"
+        return numerals.short(value)
     if isinstance(value, tuple):
         return ", ".join(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{name} = {column_name}" for name, column_name in value.items())
     return str(value)
+
+
+def value_text(value: object, *, is_counted: bool = True) -> str:
+    """A value where it is only read: whole numbers in groups, unless they are names as seeds are (`is_counted`)."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and is_counted:
+        return numerals.count(value)
+    return numerals.short(value) if isinstance(value, float) else str(value)

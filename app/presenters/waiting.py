@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from app.presenters import numerals
 from app.presenters.run_rows import STATES
-from app.presenters.words import UNKNOWN, capital, date_text, plural
+from app.presenters.words import UNKNOWN, capital, count_text, date_text, plural
 from qlora_engine.runs import queue_runner
 from qlora_engine.runs.outlook import Forecast, whole_seconds
 from qlora_engine.runs.queue import Queue
@@ -82,7 +83,7 @@ def when_text(unix: float | None, now: float) -> str:
     """`22:10`, `tomorrow 03:10`, `2026-12-03 08:00`: the local clock."""
     if unix is None:
         return UNKNOWN
-    clock, day = time.strftime("%H:%M", time.localtime(unix)), time.localtime(unix)[:3]
+    clock, day = numerals.clock(unix), time.localtime(unix)[:3]
     if day == time.localtime(now)[:3]:
         return clock
     # Noon of tomorrow is tomorrow, also on the day on which clocks change.
@@ -124,7 +125,7 @@ def _rows(seen: Outlook, titles: Mapping[str, str], now: float) -> tuple[Waiting
         place += not is_run
         where = str((entry.runner or {}).get("place") or entry.gpu)
         cells = (
-            "now" if is_run else str(place),
+            "now" if is_run else count_text(place),
             titles.get(key, entry.run_dir.name),
             capital(queue_runner.title(where)) if where else "Any device" if entry.device == "auto" else entry.device.upper(),
             "has begun" if is_run else when_text(begins, now),

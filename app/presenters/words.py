@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import Sequence
+
+from app.presenters import numerals
 
 UNKNOWN = "n/a"
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
@@ -22,13 +23,18 @@ def bytes_text(count: float | None) -> str:
         if size >= least:
             whole = size / unit
             decimals = 2 if whole < 10 or (unit == GIB and whole < 100) else 1 if whole < 100 else 0
-            return f"{count / unit:.{decimals}f} {name}"
-    return f"{count:.0f} B"
+            return f"{numerals.decimal(count / unit, decimals)} {name}"
+    return f"{numerals.decimal(count, 0)} B"
 
 
 def gib_text(count: float | None) -> str:
     """Always GiB with two digits: for figures that are compared with each other."""
-    return UNKNOWN if count is None else f"{count / GIB:.2f} GiB"
+    return UNKNOWN if count is None else f"{gib_figure(count)} GiB"
+
+
+def gib_figure(count: float, decimals: int = 2) -> str:
+    """In GiB, without the unit: where it stands beside."""
+    return numerals.decimal(count / GIB, decimals)
 
 
 def duration_text(seconds: float | None) -> str:
@@ -36,22 +42,22 @@ def duration_text(seconds: float | None) -> str:
     if seconds is None or not math.isfinite(seconds):
         return UNKNOWN
     if 0 < seconds < 1:
-        return f"{seconds:.2f} s"
+        return f"{numerals.decimal(seconds, 2)} s"
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{numerals.decimal(seconds, 0)} s"
     minutes = round(seconds / 60)
     if minutes < 90:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     if hours < 48:
-        return f"{hours} h {minutes:02d} min"
-    return f"{hours // 24} d {hours % 24} h"
+        return f"{hours} h {numerals.two_digits(minutes)} min"
+    return f"{numerals.count(hours // 24)} d {hours % 24} h"
 
 
 def clock_text(seconds: float) -> str:
     """`00:12:40`."""
     whole = max(0, int(seconds))
-    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+    return ":".join(map(numerals.two_digits, (whole // 3600, whole // 60 % 60, whole % 60)))
 
 
 def number_text(value: float | None, digits: int = 4) -> str:
@@ -62,13 +68,13 @@ def number_text(value: float | None, digits: int = 4) -> str:
         return "0"
     if 1e-4 <= abs(value) < 10 ** (digits + 2):
         decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-        return f"{value:,.{decimals}f}"
-    return f"{value:.{digits - 1}e}"
+        return numerals.decimal(value, decimals)
+    return numerals.scientific(value, digits - 1)
 
 
 def count_text(value: int | None) -> str:
     """`22,680`."""
-    return UNKNOWN if value is None else f"{value:,}"
+    return UNKNOWN if value is None else numerals.count(value)
 
 
 def parameters_text(value: int | None) -> str:
@@ -76,24 +82,39 @@ def parameters_text(value: int | None) -> str:
     if value is None:
         return UNKNOWN
     if value >= 1e9:
-        return f"{value / 1e9:.2f} B" if value < 1e11 else f"{value / 1e9:.0f} B"
+        return f"{numerals.decimal(value / 1e9, 2 if value < 1e11 else 0)} B"
     if value >= 1e6:
-        return f"{value / 1e6:.1f} M" if value < 1e8 else f"{value / 1e6:.0f} M"
-    return f"{value / 1e3:.0f} K"
+        return f"{numerals.decimal(value / 1e6, 1 if value < 1e8 else 0)} M"
+    return f"{numerals.decimal(value / 1e3, 0)} K"
 
 
-def percent_text(ratio: float | None) -> str:
-    return UNKNOWN if ratio is None else f"{100 * ratio:.0f} %"
+def percent_text(ratio: float | None, places: int = 0) -> str:
+    return UNKNOWN if ratio is None else numerals.percent(ratio, places)
+
+
+def rate_text(tokens_per_second: float | None) -> str:
+    """`812 tokens/s`."""
+    return UNKNOWN if tokens_per_second is None else f"{number_text(tokens_per_second, 3)} tokens/s"
+
+
+def ratio_text(done: int | None, total: int | None) -> str:
+    """`120 / 4,000`, as `of_text` for a figure."""
+    return count_text(done) if total is None else f"{count_text(done)} / {count_text(total)}"
+
+
+def of_text(done: int | None, total: int | None) -> str:
+    """`120 of 4,000`; without the end where that is unknown."""
+    return count_text(done) if total is None else f"{count_text(done)} of {count_text(total)}"
 
 
 def date_text(unix: float | None) -> str:
     """`2026-11-23 14:05`, local time."""
-    return UNKNOWN if unix is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(unix))
+    return UNKNOWN if unix is None else numerals.date(unix)
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:
     """`1 row`, `2 rows`."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+    return f"{numerals.count(count)} {one if count == 1 else many or one + 's'}"
 
 
 def joined(words: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from PySide6.QtCore import QObject, Signal
 
-from app.presenters.words import capital
+from app.presenters.words import capital, of_text
 from app.services.engine_thread import JobRunner, NewestJob, as_error
 from qlora_engine import config_io
 from qlora_engine.config import TrainingConfig
@@ -56,8 +56,7 @@ class DataCheck(QObject):
         if isinstance(event, PhaseChanged):
             self.progress = event.text
         elif isinstance(event, Progressed):
-            of = f" of {event.total:,}" if event.total else ""
-            self.progress = f"{capital(event.phase)}: {event.done:,}{of} {event.unit}"
+            self.progress = f"{capital(event.phase)}: {of_text(event.done, event.total or None)} {event.unit}"
         elif isinstance(event, TERMINAL):
             self.progress, self.error = "", as_error(event)
             if isinstance(event, RunFinished):

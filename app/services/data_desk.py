@@ -8,6 +8,7 @@ from typing import Any
 
 from PySide6.QtCore import QObject, QTimer, Signal
 
+from app.presenters.words import of_text
 from app.services.drafting import Drafting
 from app.services.engine_thread import JobRunner, as_error
 from qlora_engine import config_io
@@ -80,8 +81,7 @@ class DataDesk(QObject):
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Progressed):
-            of = f" of {event.total:,}" if event.total else ""
-            self.progress = f"{event.phase}: {event.done:,}{of} {event.unit}"
+            self.progress = f"{event.phase}: {of_text(event.done, event.total or None)} {event.unit}"
             self.changed.emit()
         elif isinstance(event, DataAnswered):
             self._answered(event)

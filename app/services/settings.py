@@ -17,6 +17,7 @@ class Settings:
     """`theme`: system, dark, light or contrast. `engine`: process or inline. `folders`: model folders the person added.
     `job`: the job file being edited, as plain values; None: the starter.
     `had_gpu` is what was found last time, so that the window need not wait for the driver.
+    `numbers`: the language that numbers are written in, one of `number_style.LANGUAGES`.
     `notifies`: the desktop is told when a run ends while another window is in front.
     `unfinished` is the folder of a run that was going on when the window went, however it went."""
 
@@ -32,6 +33,7 @@ class Settings:
     had_gpu: bool = False
     unfinished: str | None = None
     notifies: bool = True
+    numbers: str = "system"
 
 
 class SettingsFile:

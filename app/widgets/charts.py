@@ -14,10 +14,13 @@ from PySide6.QtGui import QColor, QWheelEvent
 from PySide6.QtWidgets import QSizePolicy
 
 from app import theme
+from app.presenters import numerals
 from app.presenters.words import number_text
 from app.widgets.kit import Card, Elided, markup, row, set_tip
 from app.widgets.time_chart import nice_step, swatch
 
+LEAST_TICK, MOST_TICK = 1e-3, 1e7
+"""Labels between these have no exponent."""
 ACROSS_PIXELS, UP_PIXELS = 64.0, 18.0
 
 
@@ -52,8 +55,12 @@ class QuietAxis(pg.AxisItem):
 
     def tickStrings(self, values: list[float], scale: float, spacing: float) -> list[str]:
         """The first label below the plot tells what is counted, which takes no line of its own."""
-        found: list[str] = super().tickStrings(values, scale, spacing)
         is_across = self.orientation == "bottom"
+        if self.logMode:
+            found = [numerals.in_style(each) for each in self.logTickStrings(values, scale, spacing)]
+        else:
+            places = max(0, math.ceil(-math.log10(spacing * scale)))
+            found = [_tick(value * scale, places) for value in values]
         is_named = is_across and found and self.counted
         return [f"{self.counted} {found[0]}", *found[1:]] if is_named else found
 
@@ -207,10 +214,14 @@ class Chart(Card):
         return f"{at}: " + ", ".join(found) if found else ""
 
     def x_text(self, x: float) -> str:
-        return f"step {x:.0f}"
+        return f"step {numerals.count(round(x))}"
 
     def y_text(self, y: float) -> str:
         return f"{number_text(y)}{' ' + self._unit if self._unit else ''}"
+
+
+def _tick(value: float, places: int) -> str:
+    return numerals.decimal(value, places) if LEAST_TICK <= abs(value) < MOST_TICK else numerals.short(value)
 
 
 def _colour(name: str) -> QColor:

@@ -13,6 +13,7 @@ from PySide6.QtGui import QKeyEvent
 from PySide6.QtWidgets import QFrame, QSizePolicy, QVBoxLayout
 
 from app import theme
+from app.presenters import numerals
 from app.presenters.words import duration_text, number_text
 from app.widgets import compare_picture
 from app.widgets.charts import QuietAxis, QuietPlot
@@ -139,7 +140,8 @@ class CompareChart(QFrame):
     def _along(self, x: float) -> str:
         if self._axis == "seconds":
             return duration_text(x)
-        return f"step {x:.0f}" if self._axis == "step" else f"{x:,.0f} tokens"
+        whole = numerals.count(round(x))
+        return f"step {whole}" if self._axis == "step" else f"{whole} tokens"
 
     def _set_bounds(self, bounds: tuple[float, float] | None) -> None:
         if bounds is None:

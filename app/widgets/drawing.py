@@ -15,6 +15,7 @@ from PySide6.QtWidgets import (
 )
 
 from app import theme
+from app.presenters import numerals
 from app.widgets.kit import column, label, set_role, set_tip
 from app.widgets.size_slider import QuietSlider
 
@@ -37,11 +38,16 @@ class NumberField(QLineEdit):
     """A number in its range. What cannot be read is marked while it stands there, and goes back to the last good one."""
 
     def __init__(self, name: str, default: float, least: float, most: float, tip: str) -> None:
-        super().__init__(f"{default:g}")
+        super().__init__(_written(default))
         self._kind, self._least, self._most = type(default), least, most
         self._good = default
         self.setAccessibleName(name)
-        set_tip(self, f"{tip}. From {least:g} to {most:,g}" if most < 1e6 else tip)
+        set_tip(
+            self,
+            f"{tip}. From {_written(least)} to {numerals.short(most, is_grouped=True)}"
+            if most < 1e6
+            else tip,
+        )
         self.textEdited.connect(lambda *_: set_role(self, state="" if self._read() is not None else "bad"))
         self.editingFinished.connect(self._settle)
 
@@ -53,13 +59,13 @@ class NumberField(QLineEdit):
 
     def _read(self) -> float | None:
         try:
-            found = self._kind(self.text().strip())
+            found = self._kind(numerals.plain(self.text()))
         except ValueError:
             return None
         return found if self._least <= found <= self._most else None
 
     def _settle(self) -> None:
-        self.setText(f"{self.value():g}" if self._kind is float else str(self.value()))
+        self.setText(_written(self.value()))
         set_role(self, state="")
 
 
@@ -85,7 +91,7 @@ class StrengthSlider(QuietSlider):
         for value in (0, STRENGTH_STEPS, self.maximum()):
             x = self.place_of(value)
             painter.drawLine(x, middle + 5, x, middle + 7)
-            text = f"{value / STRENGTH_STEPS:g}"
+            text = numerals.short(value / STRENGTH_STEPS)
             wide = painter.fontMetrics().horizontalAdvance(text) + 2
             left = min(max(0, x - wide // 2), self.width() - wide)
             painter.drawText(QRect(left, middle + 7, wide, 13), Qt.AlignmentFlag.AlignCenter, text)
@@ -128,7 +134,7 @@ class DrawingForm(QWidget):
         self.system.setPlaceholderText("As trained")
         self.system.setFixedHeight(64)
         self.strength = StrengthSlider()
-        self.strength_text = label("1.00 (as trained)", "small")
+        self.strength_text = label(strength_text(1.0), "small")
         self.strength.valueChanged.connect(self._show_strength)
         self.setLayout(
             column(
@@ -163,6 +169,16 @@ class DrawingForm(QWidget):
         self.changed.emit()
 
     def _show_strength(self, value: int) -> None:
-        words = {0.0: " (off: the base)", 1.0: " (as trained)"}.get(value / STRENGTH_STEPS, "")
-        self.strength_text.setText(f"{value / STRENGTH_STEPS:.2f}{words}")
+        self.strength_text.setText(strength_text(value / STRENGTH_STEPS))
         self.changed.emit()
+
+
+def strength_text(strength: float) -> str:
+    """`0.50`, `1.00 (as trained)`."""
+    words = {0.0: " (off: the base)", 1.0: " (as trained)"}.get(strength, "")
+    return numerals.decimal(strength, 2) + words
+
+
+def _written(value: float) -> str:
+    """As a field has it, ungrouped."""
+    return numerals.short(value) if isinstance(value, float) else str(value)

@@ -10,9 +10,10 @@ from PySide6.QtGui import QBrush, QColor, QFontMetricsF, QHelpEvent, QMouseEvent
 from PySide6.QtWidgets import QSizePolicy, QToolTip, QWidget
 
 from app import theme
+from app.presenters import numerals
 from app.presenters.memory import BarState, Segment
 from app.presenters.memory_words import Capacity
-from app.presenters.words import GIB
+from app.presenters.words import gib_figure
 from app.widgets.kit import as_written
 
 LABEL_PADDING = 6
@@ -221,7 +222,7 @@ class MemoryBars(QWidget):
             painter.setPen(QColor(t.line))
             painter.drawLine(int(x), int(top), int(x), int(top) + 4)
             painter.setPen(QColor(t.quiet))
-            text = f"{value:g} {unit}" if value == 0 else f"{value:g}"
+            text = numerals.short(value, is_grouped=True) + (f" {unit}" if value == 0 else "")
             painter.drawText(QRectF(x - 40, top + 5, 80, 16), Qt.AlignmentFlag.AlignHCenter, text)
             value += step
 
@@ -241,7 +242,7 @@ class MemoryBars(QWidget):
         x = left + self._capacity.usable_bytes * per_byte
         painter.setFont(theme.font(theme.SMALL - 1))
         painter.setPen(QColor(t.text))
-        text = f"usable {self._capacity.usable_bytes / GIB:.1f} GiB"
+        text = f"usable {gib_figure(self._capacity.usable_bytes, 1)} GiB"
         wide = QFontMetricsF(painter.font()).horizontalAdvance(text)
         end = min(left + width, x) if x <= left + width else left + width
         shown = text if x <= left + width else f"{text}  \u2192"

@@ -12,6 +12,7 @@ from PySide6.QtGui import QColor, QFontMetricsF, QMouseEvent, QPainter, QPaintEv
 from PySide6.QtWidgets import QSizePolicy, QToolTip, QWidget
 
 from app import theme
+from app.presenters import numerals
 from app.presenters.quality import Dot, QualityPicture, Series
 from app.widgets.kit import as_written
 
@@ -102,7 +103,9 @@ class QualityChart(QWidget):
             painter.drawLine(QPointF(area.left(), y), QPointF(area.right(), y))
             painter.setPen(QColor(t.quiet))
             right = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
-            painter.drawText(QRectF(0, y - 8, LEFT - 8, 16), right, f"{100 * number * step:g} %")
+            painter.drawText(
+                QRectF(0, y - 8, LEFT - 8, 16), right, f"{numerals.short(100 * number * step)} %"
+            )
         for layer in range(0, picture.layers, layer_step(picture.layers)):
             x = self.place_of(Dot(layer, 0.0, "")).x()
             painter.drawText(

@@ -1,13 +1,47 @@
-"""Parts of the settings dialog that are kept elsewhere: the hub's token, in the hub library's own store, and the home folder."""
+"""Parts of the settings dialog: the language of numbers, the hub's token (in the hub library's own store) and the home folder."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PySide6.QtCore import Signal
 from PySide6.QtWidgets import QFileDialog, QLineEdit, QWidget
 
+from app.widgets.form import QuietCombo
 from app.widgets.kit import button, column, label, row
+
+NUMBERS_NOTE = (
+    "Holds from the next start. Fields take numbers as they are shown here. Sentences that the engine writes (errors, "
+    "advice) keep the English form, as do files and the terminal."
+)
+
+
+class NumbersForm(QWidget):
+    """How numbers are written. `languages` are (name, title), `example_of` what a name looks like. Signal: `chosen(name)`."""
+
+    chosen = Signal(str)
+
+    def __init__(
+        self, languages: Sequence[tuple[str, str]], now: str, example_of: Callable[[str], str]
+    ) -> None:
+        super().__init__()
+        self._example_of = example_of
+        self.language = QuietCombo()
+        self.language.setAccessibleName("Language of numbers")
+        for name, title in languages:
+            self.language.addItem(title, name)
+        self.language.setCurrentIndex(max(0, self.language.findData(now)))
+        self.example = label("", "strong", wraps=True, selectable=True)
+        self._show_example()
+        self.language.currentIndexChanged.connect(self._show_example)
+        self.language.activated.connect(lambda _: self.chosen.emit(self.language.currentData()))
+        self.setLayout(
+            column(row(self.language, None), self.example, label(NUMBERS_NOTE, "small", wraps=True), gap=4)
+        )
+
+    def _show_example(self) -> None:
+        self.example.setText(self._example_of(self.language.currentData()))
 
 
 class TokenForm(QWidget):

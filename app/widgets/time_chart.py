@@ -23,6 +23,7 @@ from PySide6.QtGui import (
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
 from app import theme
+from app.presenters import numerals
 from app.presenters.run_marks import Mark
 from app.widgets.kit import set_tip
 from app.widgets.time_axis import TimeAxis
@@ -161,7 +162,7 @@ class TimeChart(QWidget):
                 continue  # the unit stands there
             painter.setPen(text)
             place = QRectF(0, y - 8, plot.left() - 6, 16)
-            painter.drawText(place, RIGHT_MIDDLE, f"{index * step:,.{decimals}f}")
+            painter.drawText(place, RIGHT_MIDDLE, numerals.decimal(index * step, decimals))
         painter.setPen(text)
         painter.drawText(QRectF(0, 0, plot.left() - 6, TOP + 4), RIGHT_MIDDLE, self._unit)
         if not self._is_small:
@@ -314,7 +315,7 @@ def time_text(seconds: float) -> str:
     """`0:30`, `12:40`, `1:05:00`; before zero with a minus sign."""
     whole = abs(round(seconds))
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    text = f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    text = numerals.of_clock(hours, minutes, rest) if hours else numerals.of_clock(minutes, rest)
     return f"\u2212{text}" if seconds < -0.5 else text
 
 

@@ -10,16 +10,17 @@ from PySide6.QtGui import QColor
 from PySide6.QtWidgets import QGridLayout, QLabel, QSizePolicy, QWidget
 
 from app import theme
+from app.presenters import numerals
 from app.presenters.memory_series import TITLES, MemoryFeed, Picture
 from app.presenters.run_marks import Mark
 from app.presenters.small_charts import SmallChart, SmallReading
+from app.presenters.words import GIB, gib_figure, gib_text
 from app.widgets.kit import Card, Elided, column, label, markup, row, set_tip
 from app.widgets.time_axis import TimeAxis
 from app.widgets.time_chart import Layer, TimeChart, legible, swatch, time_text
 from qlora_engine.monitor.parts import MEASURED
 from qlora_engine.monitor.residency import ACCOUNTED, ESTIMATED
 
-GIB = 1024**3
 ABOUT = "\u2248 "
 KINDS = {
     MEASURED: "Measured",
@@ -76,7 +77,7 @@ class StackPanel(Card):
         if names != self._names:
             self._rebuild(names)
         for name, (_, figure) in self._parts.items():
-            figure.setText(f"{picture.predicted[name] / GIB:.2f}")
+            figure.setText(gib_figure(picture.predicted[name]))
         set_tip(self._level_name, made_of(picture.predicted))
         layers = tuple(
             Layer(
@@ -87,7 +88,7 @@ class StackPanel(Card):
         )  # fmt: skip
         level = picture.level_bytes / GIB if picture.level_bytes else None
         self.chart.show_layers(layers, least_top=0.05, level=level, marks=marks)
-        self._level_text.setText("" if level is None else f"{level:.2f}")
+        self._level_text.setText("" if level is None else numerals.decimal(level, 2))
         self._level_name.setVisible(level is not None)
         self._level_text.setVisible(level is not None)
         self._read()
@@ -127,7 +128,9 @@ class StackPanel(Card):
             amount = shown.get(band.name) if at is not None else _gib(band.latest_bytes)
             about = ABOUT if band.kind == ESTIMATED else ""
             title, figure = self._lines[band.name]
-            figure.setText("n/a" if amount is None else f"{about}{amount:.2f}{self._of(band.name)}")
+            figure.setText(
+                "n/a" if amount is None else f"{about}{numerals.decimal(amount, 2)}{self._of(band.name)}"
+            )
             for each in (title, figure):
                 set_tip(each, KINDS[band.kind])
         self.reading.setText(self._reading(at, shown))
@@ -135,7 +138,7 @@ class StackPanel(Card):
     def _of(self, name: str) -> str:
         """The predicted part beside the real one, where the run is not the next one."""
         predicted = self._picture.predicted.get(name)
-        return f" of {predicted / GIB:.2f}" if predicted and not self._picture.lists_parts else ""
+        return f" of {gib_figure(predicted)}" if predicted and not self._picture.lists_parts else ""
 
     def _under(self, at: float) -> dict[str, float]:
         """The thickness of each band in GiB at a time: the distance to the next lower edge that is known."""
@@ -148,7 +151,7 @@ class StackPanel(Card):
         if at is None:
             return ""
         when = time_text(at - self._axis.zero)
-        total = f"{sum(shown.values()):.2f} GiB" if shown else "n/a"
+        total = f"{numerals.decimal(sum(shown.values()), 2)} GiB" if shown else "n/a"
         mark = self.chart.mark_at(at)
         return f"{when}: {total}{', ' + mark if mark else ''}"
 
@@ -190,7 +193,7 @@ class SmallPanel(Card):
         at = self._axis.cursor
         text = self._newest.text
         if at is not None:
-            found = [f"{value:,.{self.spec.digits}f}" for value in self.chart.values_at(at).values()]
+            found = [numerals.decimal(value, self.spec.digits) for value in self.chart.values_at(at).values()]
             text = f"{', '.join(found)} {self.spec.unit}".rstrip() if found else "n/a"
         self.value.setText(text)
         if self._newest.tip != self._tip:
@@ -207,7 +210,7 @@ def keep_place(widget: QWidget) -> None:
 
 def made_of(parts: Mapping[str, int]) -> str:
     """What the predicted peak is made of, a line each."""
-    lines = [f"{TITLES.get(name, name)}: {amount / GIB:.2f} GiB" for name, amount in parts.items()]
+    lines = [f"{TITLES.get(name, name)}: {gib_text(amount)}" for name, amount in parts.items()]
     return "\n".join(["Made of", *lines]) if lines else ""
 
 

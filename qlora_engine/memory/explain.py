@@ -44,7 +44,7 @@ class Part:
     title: str
     bytes_: int
     formula: str
-    numbers: tuple[tuple[str, str], ...]
+    numbers: tuple[tuple[str, object], ...]
     source: str
     changed_by: tuple[str, ...]
 
@@ -209,9 +209,5 @@ def _bar(name: str, found: Estimate) -> Bar:
 
 def _part(name: str, size: int, numbers: Mapping[str, object]) -> Part:
     text = TEXTS[name]
-    shown = tuple((key, _shown(value)) for key, value in numbers.items())
-    return Part(name, text.title, size, text.formula, shown, text.source, text.changed_by)
-
-
-def _shown(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    known = tuple(numbers.items())
+    return Part(name, text.title, size, text.formula, known, text.source, text.changed_by)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
@@ -31,15 +31,21 @@ class Margin:
     @property
     def words(self) -> str:
         """What a person is told."""
+        return self.told(_plain)
+
+    def told(self, number: Callable[[float], str]) -> str:
+        """`words` with losses written by `number`, which gives them four decimals."""
         if self.difference is None:
             return "no held-out loss to compare"
-        told = f"{abs(self.difference):.4f} {'lower' if self.difference < 0 else 'higher'}"
+        told = f"{number(abs(self.difference))} {'lower' if self.difference < 0 else 'higher'}"
         if self.verdict == "same":
-            width = f" (the noise of {self.seeds} seeds is ± {_amount(self.noise)})" if self.noise else ""
+            width = (
+                f" (the noise of {self.seeds} seeds is ± {_amount(self.noise, number)})" if self.noise else ""
+            )
             return f"no measurable difference{width}"
         if self.verdict == "unknown":
             return f"{told}; with one seed this cannot be told from chance"
-        return f"{told} ± {_amount(self.noise or 0.0)} over {self.seeds} seeds"
+        return f"{told} ± {_amount(self.noise or 0.0, number)} over {self.seeds} seeds"
 
 
 def margin(base: Sequence[float | None], other: Sequence[float | None]) -> Margin:
@@ -58,9 +64,13 @@ def margin(base: Sequence[float | None], other: Sequence[float | None]) -> Margi
     return Margin(count, difference, noise, _verdict(difference, noise, least))
 
 
-def _amount(noise: float) -> str:
+def _plain(amount: float) -> str:
+    return f"{amount:.4f}"
+
+
+def _amount(noise: float, number: Callable[[float], str]) -> str:
     """Four decimals, as losses are shown; what vanishes in them is no zero."""
-    return f"less than {SHOWN:g}" if noise < SHOWN / 2 else f"{noise:.4f}"
+    return f"less than {number(SHOWN)}" if noise < SHOWN / 2 else number(noise)
 
 
 def _verdict(difference: float, noise: float | None, least: float) -> str:

@@ -23,10 +23,12 @@ from pytestqt.qtbot import QtBot
 
 from app import theme
 from app.presenters import memory_series as memory
+from app.presenters import numerals
 from app.presenters import small_charts as small
 from app.presenters.memory_series import MemoryFeed, Prediction, predicted_parts
 from app.presenters.run_marks import Mark
 from app.presenters.words import number_text
+from app.services.number_style import style_of
 from app.widgets.run_charts import MemoryView
 from app.widgets.time_axis import TimeAxis
 from app.widgets.time_chart import (
@@ -441,6 +443,29 @@ def test_no_move_leads_out_of_what_was_sampled(moves: list[tuple[str, float, flo
 )
 def test_times_are_written_as_on_a_clock(seconds: float, text: str) -> None:
     assert time_text(seconds) == text
+
+
+def test_labels_of_an_axis_are_in_the_language_of_numbers(qapp: QApplication) -> None:
+    from app.widgets.charts import QuietAxis
+
+    axis = QuietAxis("left")
+
+    def labels() -> tuple[list[str], list[str], list[str], list[str]]:
+        axis.setLogMode(False)
+        plain = (
+            axis.tickStrings(*each)
+            for each in (([0.0, 0.5], 1.0, 0.5), ([5_000.0, 1.2e6], 1.0, 1.0), ([2e-4], 1.0, 1e-4))
+        )
+        found = [*plain]
+        axis.setLogMode(True)
+        return (*found, axis.tickStrings([math.log10(0.5), 5.0], 1.0, None))  # type: ignore[return-value]
+
+    assert labels() == (["0", "0.5"], ["5,000", "1,200,000"], ["0.0002"], ["0.5", "10\u2075"])
+    numerals.use(style_of("de_DE"))
+    try:
+        assert labels() == (["0", "0,5"], ["5.000", "1.200.000"], ["0,0002"], ["0,5", "10\u2075"])
+    finally:
+        numerals.use(numerals.ENGLISH)
 
 
 @given(st.floats(1e-9, 1e12))

@@ -8,7 +8,7 @@ from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
-from app.tabs.model.known import BY_SIZE, HEADS, Judged, Wish, judged, shown, summary
+from app.tabs.model.known import BY_SIZE, Judged, Wish, heads, judged, shown, summary
 from app.tabs.model.known_dialog import KnownModelsDialog
 from qlora_engine.config import TrainingConfig
 from qlora_engine.errors import EngineError
@@ -37,7 +37,7 @@ def test_filters_leave_what_they_say() -> None:
 
 def test_a_row_has_a_text_and_a_key_of_every_column() -> None:
     found = on_a_card()
-    assert all(len(row.texts) == len(row.keys) == len(HEADS) for row in found.rows)
+    assert all(len(row.texts) == len(row.keys) == len(heads()) for row in found.rows)
     sizes = [row.keys[BY_SIZE] for row in found.rows]
     assert sizes == sorted(sizes, reverse=True), "the largest first"
     too_large = next(row for row in found.rows if row.name == "llama-3.3-70b")

@@ -442,6 +442,31 @@ def test_the_theme_and_the_engine_are_chosen_in_settings_and_kept(make_window: M
     assert all(job.make_engine is InlineEngine for job in window.studio.jobs.values())
 
 
+def test_the_language_of_numbers_is_chosen_in_settings_for_the_next_start(
+    make_window: MakeWindow, qapp: QApplication
+) -> None:
+    from app import main
+    from app.presenters import numerals
+    from app.services.number_style import style_of
+
+    window = make_window()
+    window.beside.open_settings()
+    form = window.beside.settings.numbers
+    assert form.language.currentText() == "As the system"
+    form.language.setCurrentIndex(form.language.findData("de_DE"))
+    form.language.activated.emit(form.language.currentIndex())
+    assert form.example.text().startswith("1.234.567   1.234,5")
+    assert numerals.style() == numerals.ENGLISH, "texts that are shown already keep theirs"
+    assert window.studio.settings.value.numbers == "de_DE"
+    try:
+        again = main.make_window(qapp)
+        assert numerals.style() == style_of("de_DE")
+        again.studio.close()
+        again.deleteLater()
+    finally:
+        numerals.use(numerals.ENGLISH)
+
+
 def test_the_desktop_s_wish_for_contrast_is_followed_at_once(
     make_window: MakeWindow, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from PySide6.QtWidgets import (
 
 from app.presenters.replayed import AnswerCell, ReplayFold, ReplayState
 from app.presenters.runs import loss_text
+from app.presenters.words import count_text
 from app.theme import GAP_WIDE
 from app.widgets.form import QuietCombo
 from app.widgets.kit import Card, Notice, button, column, label, row, set_tip
@@ -98,7 +99,7 @@ class SetsPanel(QWidget):
     def set_sets(self, sets: Sequence[PromptSet], chosen: str) -> None:
         self.sets.clear()
         for found in sets:
-            self.sets.addItem(f"{found.name} ({len(found.prompts)})", found.name)
+            self.sets.addItem(f"{found.name} ({count_text(len(found.prompts))})", found.name)
         self.sets.setCurrentIndex(max(0, self.sets.findData(chosen)))
         is_own = next((not found.is_builtin for found in sets if found.name == chosen), False)
         self.delete.setEnabled(is_own)

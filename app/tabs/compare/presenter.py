@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from app.presenters.experiment import result_heads, result_rows
-from app.presenters.words import UNKNOWN, bytes_text, count_text, duration_text, number_text
+from app.presenters.typed import SEED, value_text
+from app.presenters.words import UNKNOWN, bytes_text, count_text, duration_text, number_text, rate_text
 from qlora_engine.runs import sweep
 from qlora_engine.runs.comparison import Comparison, Side
 from qlora_engine.runs.curves import typical_range
@@ -102,25 +103,30 @@ def figure_rows(found: Comparison) -> list[tuple[str, ...]]:
         ("Steps", *(count_text(f.steps) for f in figures)),
         ("Tokens", *(count_text(f.tokens) for f in figures)),
         ("Training time", *(duration_text(f.seconds) for f in figures)),
-        ("Speed", *(f"{number_text(f.tokens_per_second, 3)} tokens/s" if f.tokens_per_second else UNKNOWN for f in figures)),
+        ("Speed", *(rate_text(f.tokens_per_second or None) for f in figures)),
         ("Peak memory", *(bytes_text(f.measured_peak_bytes) for f in figures)),
     ]  # fmt: skip
 
 
 def difference_rows(found: Comparison) -> list[tuple[str, ...]]:
     """Only what is not the same in all: its name, then its value in every run."""
-    return [(one.label, *(_shown(value) for value in one.values)) for one in found.differences]
+    return [
+        (one.label, *(_shown(value, is_counted=not one.path.endswith(SEED)) for value in one.values))
+        for one in found.differences
+    ]
 
 
 def _at(loss: float | None, step: int | None) -> str:
-    return number_text(loss) + (f" at step {step:,}" if loss is not None and step is not None else "")
+    return number_text(loss) + (
+        f" at step {count_text(step)}" if loss is not None and step is not None else ""
+    )
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, *, is_counted: bool) -> str:
     if value is None:
         return UNKNOWN
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return ", ".join(str(part) for part in value) if isinstance(value, tuple) else str(value)
+    return (
+        ", ".join(str(part) for part in value)
+        if isinstance(value, tuple)
+        else value_text(value, is_counted=is_counted)
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from PySide6.QtCore import Signal
 from PySide6.QtWidgets import QWidget
 
+from app.presenters import numerals
 from app.tabs.data.presenters.report import ReportState, keeps_text
 from app.tabs.data.widgets.length_histogram import LengthHistogram
 from app.tabs.data.widgets.row_links import RowLinks
@@ -68,7 +69,9 @@ class ReportPanel(QWidget):
         self.left_out.show_lines(state.left_out)
         self.left_card.setVisible(bool(state.left_out))
         self.contents.show_lines(state.contents)
-        self.scripts.set_rows([(name, f"{100 * share:.3g} % of rows") for name, share in state.scripts])
+        self.scripts.set_rows(
+            [(name, f"{numerals.short(100 * share, 3)} % of rows") for name, share in state.scripts]
+        )
         self.scripts_card.setVisible(bool(state.scripts))
         self.sources.set_rows(state.sources)
         self.sources_card.setVisible(bool(state.sources))

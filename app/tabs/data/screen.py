@@ -6,6 +6,7 @@ from PySide6.QtCore import Signal
 from PySide6.QtGui import QDragEnterEvent, QDropEvent, QShowEvent
 from PySide6.QtWidgets import QProgressBar, QStackedWidget, QWidget
 
+from app.presenters.words import count_text
 from app.tabs.data.presenters.head import DataState
 from app.widgets.kit import Elided, Segments, boxed, button, column, row, scrolled
 from app.widgets.page import Page
@@ -76,7 +77,9 @@ class DataScreen(Page):
         self.progress_row.setVisible(state.is_checking)
         self.progress_text.setText(state.checking_text)
         self.check.setEnabled(state.can_check and not state.is_checking)
-        self.tabs.set_caption(DOCTOR, f"Doctor ({state.attention})" if state.attention else "Doctor")
+        self.tabs.set_caption(
+            DOCTOR, f"Doctor ({count_text(state.attention)})" if state.attention else "Doctor"
+        )
 
     def restyle(self) -> None:
         """Take the theme's colours into what paints itself."""

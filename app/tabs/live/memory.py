@@ -12,7 +12,7 @@ from PySide6.QtCore import QObject, QTimer
 
 from app.presenters.memory_series import MemoryFeed, Prediction, predicted_parts, tail_since
 from app.presenters.run_fold import RunFold
-from app.presenters.words import capital
+from app.presenters.words import bytes_text, capital, gib_text
 from app.studio import Studio
 from app.tabs.live.kept_memory import KeptMemory
 from app.widgets.run_charts import MemoryView
@@ -113,7 +113,7 @@ class LiveMemory(QObject):
         compared = predicted.tensor_bytes if reached is not None else None
         text = words.memory_line(sample, compared, reached, self._slowdown.ratio)
         if not run.is_live and predicted.tensor_bytes is not None:
-            text += f"; the next run is predicted to need {words.gib(predicted.device_bytes or predicted.tensor_bytes)}"
+            text += f"; the next run is predicted to need {gib_text(predicted.device_bytes or predicted.tensor_bytes)}"
         return capital(text)
 
     def _paging(self, run: RunFold) -> str:
@@ -121,7 +121,7 @@ class LiveMemory(QObject):
         built, never = run.optimizer if run.is_live else None, why_never_paged()
         if built is not None:
             badge = words.paging_badge(built.class_name, built.paged_bytes, built.why_not_paged, never)
-            return badge or f"{built.class_name}: {words.mib(built.state_bytes)} of state" + (
+            return badge or f"{built.class_name}: {bytes_text(built.state_bytes)} of state" + (
                 "" if built.paged_bytes else ", not paged"
             )
         own, config = self._studio.workspace.memory.own, self._studio.workspace.job.config

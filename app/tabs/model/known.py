@@ -11,17 +11,6 @@ from qlora_engine.memory import choosing
 from qlora_engine.memory.choosing import USUAL_LENGTH, Choice, Room
 from qlora_engine.models import catalog
 
-HEADS = (
-    "Model",
-    "Parameters",
-    "Active",
-    "Context",
-    "Tuned to",
-    "Download",
-    f"At {USUAL_LENGTH:,} tokens",
-    "Longest rows",
-    "Licence",
-)
 TUNED_TO = {True: "chat", False: "text", None: UNKNOWN}
 BY_SIZE = 1
 """The column that the list is ordered by at first."""
@@ -39,7 +28,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class KnownRow:
-    """A model of the list: what is read under `HEADS`, and what each column is ordered by."""
+    """A model of the list: what is read under `heads`, and what each column is ordered by."""
 
     name: str
     texts: tuple[str, ...]
@@ -54,6 +43,22 @@ class Judged:
     rows: tuple[KnownRow, ...]
     room: Room
     cached: frozenset[str | None]
+
+
+def heads() -> tuple[str, ...]:
+    """The titles of the columns."""
+    needs = f"At {count_text(USUAL_LENGTH)} tokens"
+    return (
+        "Model",
+        "Parameters",
+        "Active",
+        "Context",
+        "Tuned to",
+        "Download",
+        needs,
+        "Longest rows",
+        "Licence",
+    )
 
 
 def judged(config: TrainingConfig, gpu: str | None) -> Judged:
@@ -75,7 +80,7 @@ def summary(found: Judged | None, count: int) -> str:
     if found is None:
         return "Looking at every known model\u2026"
     return (
-        f"{plural(count, 'model')} of {len(found.rows)}. Judged by {found.room.title}: {bytes_text(found.room.usable_bytes)}, one "
+        f"{plural(count, 'model')} of {count_text(len(found.rows))}. Judged by {found.room.title}: {bytes_text(found.room.usable_bytes)}, one "
         "row at a time, otherwise with this draft's settings."
     )
 

@@ -16,7 +16,8 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from app.tabs.model.known import BY_SIZE, HEADS, KnownRow, Wish
+from app.presenters.words import count_text
+from app.tabs.model.known import BY_SIZE, KnownRow, Wish, heads
 from app.theme import GAP, GAP_PAGE, GAP_WIDE
 from app.widgets.kit import button, column, label, row, set_tip
 from qlora_engine.memory.choosing import USUAL_LENGTH
@@ -43,11 +44,15 @@ class KnownModelsDialog(QDialog):
         self.query.setAccessibleName("Search the known models")
         self.fits, self.chat, self.here = (
             QCheckBox(text)
-            for text in (f"Fits with {USUAL_LENGTH:,} tokens a row", "Tuned to chat", "On this computer")
+            for text in (
+                f"Fits with {count_text(USUAL_LENGTH)} tokens a row",
+                "Tuned to chat",
+                "On this computer",
+            )
         )
         self.fits.setChecked(True)
-        self.items = QStandardItemModel(0, len(HEADS), self)
-        self.items.setHorizontalHeaderLabels(list(HEADS))
+        self.items = QStandardItemModel(0, len(heads()), self)
+        self.items.setHorizontalHeaderLabels(list(heads()))
         self.order = QSortFilterProxyModel(self)
         self.table = QTableView()
         self.summary = label("", "small", wraps=True)
@@ -77,7 +82,7 @@ class KnownModelsDialog(QDialog):
         """Every row, in the order that was chosen."""
         self.items.setRowCount(0)
         for one in rows:
-            self.items.appendRow([_item(one, place) for place in range(len(HEADS))])
+            self.items.appendRow([_item(one, place) for place in range(len(heads()))])
         self.order.setFilterFixedString("")
         self.table.resizeColumnsToContents()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.presenters.problems import MEANING
-from app.presenters.words import capital, plural
+from app.presenters.words import capital, count_text, plural
 from qlora_engine.config import DataSettings
 from qlora_engine.data.grades import BLOCKS, LOOK, NOTE
 
@@ -58,7 +58,7 @@ def doctor_state(
     counts = [(grade, sum(1 for line in lines if line.grade == grade)) for grade in GRADES]
     words = {BLOCKS: "blocks the start", LOOK: "to look at", NOTE: "good to know"}
     said = [
-        f"{count} {words[grade] if count == 1 or grade != BLOCKS else 'block the start'}"
+        f"{count_text(count)} {words[grade] if count == 1 or grade != BLOCKS else 'block the start'}"
         for grade, count in counts
         if count
     ]

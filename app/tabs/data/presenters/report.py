@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from app.presenters import numerals
 from app.presenters.words import capital, count_text, percent_text, plural
 from qlora_engine.config import DataSettings
 from qlora_engine.knobs import knobs_of
@@ -61,7 +62,7 @@ def keeps_text(lengths: Lengths, maximum: int) -> str:
     """What a maximum length keeps."""
     rows, tokens = shares_at(lengths.curve, maximum)
     return (
-        f"{maximum:,} tokens: keeps {percent_text(rows)} of rows whole, "
+        f"{count_text(maximum)} tokens: keeps {percent_text(rows)} of rows whole, "
         f"trains on {percent_text(tokens)} of answer tokens"
     )
 
@@ -86,7 +87,7 @@ def _facts(report: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
     return (
         ("Rows", f"{count_text(report['train_rows'])} to train on, {count_text(report['held_out_rows'])} held out, {count_text(report['rows_dropped'])} left out"),
         ("Tokens", f"{count_text(tokens)} per epoch; {count_text(trained)} trained ({percent_text(trained / tokens if tokens else None)})"),
-        ("Lengths", f"median {report['length_p50']:,} \u00b7 95 % up to {report['length_p95']:,} \u00b7 longest {report['length_max']:,} tokens", "In tokens, before cutting"),
+        ("Lengths", f"median {count_text(report['length_p50'])} \u00b7 95 % up to {count_text(report['length_p95'])} \u00b7 longest {count_text(report['length_max'])} tokens", "In tokens, before cutting"),
         ("Format", f"{formats.get(str(report['format']), report['format'])} \u2013 {report['format_reason']}"),
         ("Columns", columns or "as named"),
         ("Chat template", f"{report['template']} \u2013 {report['template_reason']}"),
@@ -148,7 +149,9 @@ def _contents(report: Mapping[str, Any]) -> list[RowsLine]:
         for name, words in counted
         if report.get(name)
     ]
-    begins = f"Beginning tokens in each row: {bos[0]}" + (f" to {bos[1]}" if bos[1] != bos[0] else "")
+    begins = f"Beginning tokens in each row: {count_text(bos[0])}" + (
+        f" to {count_text(bos[1])}" if bos[1] != bos[0] else ""
+    )
     is_of_turns = bos[1] > 1 and "data.bos" not in by_code
     lines.append(
         RowsLine(begins + (", one before every turn, as the template has it" if is_of_turns else ""))
@@ -173,6 +176,6 @@ def _sources(sources: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], ...
         return ()
     lines = []
     for place, source in enumerate(sources, 1):
-        seen = f"{plural(int(source['rows']), 'row')}, each {source['weight']:g} \u00d7 per epoch; {source['format_reason']}"
+        seen = f"{plural(int(source['rows']), 'row')}, each {numerals.short(source['weight'])} \u00d7 per epoch; {source['format_reason']}"
         lines.append((f"Source {place}", f"{Path(str(source['name'])).name}: {seen}", str(source["name"])))
     return tuple(lines)

@@ -44,7 +44,7 @@ class Token:
         """What hovering says."""
         role = f"; {self.role}" if self.role else ""
         state, meaning = STATES[self.state]
-        return f"Token {self.id}: {json.dumps(self.text, ensure_ascii=False)}\nPosition {self.position:,}{role}\n{capital(state)}: {meaning}"
+        return f"Token {self.id}: {json.dumps(self.text, ensure_ascii=False)}\nPosition {count_text(self.position)}{role}\n{capital(state)}: {meaning}"
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ def row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     if row["problem"]:
         fate = f"{fate}: {row['problem']}"
     text = " ".join(str(row["text"]).split())
-    return (f"{row['row']:,}", fate, count_text(row["tokens"]), count_text(row["trained"]), text)
+    return (count_text(row["row"]), fate, count_text(row["tokens"]), count_text(row["trained"]), text)
 
 
 def row_detail(row: Mapping[str, Any]) -> RowDetail:
-    where = f"Row {row['row']:,}: {row['file']}, row {row['row_in_file']:,}"
+    where = f"Row {count_text(row['row'])}: {row['file']}, row {count_text(row['row_in_file'])}"
     fate = SIDES[row["side"]].lower()
     return RowDetail(
         int(row["row"]), f"{where}. {capital(fate)}.", capital(str(row["problem"])) if row["problem"] else "",
@@ -85,7 +85,7 @@ def row_detail(row: Mapping[str, Any]) -> RowDetail:
 
 
 def batch_rows(answer: Mapping[str, Any]) -> tuple[Rendered, ...]:
-    return tuple(rendered(each, f"Row {each['row']:,}: ") for each in answer["rows"])
+    return tuple(rendered(each, f"Row {count_text(each['row'])}: ") for each in answer["rows"])
 
 
 def rendered(each: Mapping[str, Any], prefix: str = "") -> Rendered:
@@ -170,4 +170,4 @@ def position_text(place: int | None, total: int, rows_of: str, kind: str, search
             kind, ""
         )
     )
-    return f"{place + 1:,} of {of}{what}" if place is not None else f"{of}{what}"
+    return f"{count_text(place + 1)} of {of}{what}" if place is not None else f"{of}{what}"

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.presenters.words import bytes_text, capital, plural
+from app.presenters import numerals
+from app.presenters.words import bytes_text, capital, count_text, plural
 from qlora_engine.config import DataSettings
 from qlora_engine.errors import EngineError
 from qlora_engine.knobs import knobs_of
@@ -114,7 +115,7 @@ def _found(preview: Mapping[str, Any]) -> tuple[str, str, str]:
 def _facts(preview: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
     files = list(preview["files"])
     more = int(preview["file_count"]) - len(files)
-    names = ", ".join(files) + (f" and {more} more" if more > 0 else "")
+    names = ", ".join(files) + (f" and {count_text(more)} more" if more > 0 else "")
     facts: list[tuple[str, ...]] = [
         ("Files", f"{names} ({bytes_text(int(preview['bytes']))})"),
         ("Columns", ", ".join(map(str, preview["columns"])) or "none"),
@@ -127,7 +128,7 @@ def _facts(preview: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
         facts.append(
             (
                 "First rows",
-                f"{plural(len(bad), 'row')} cannot be read; row {first['row']}: {first['problem']}",
+                f"{plural(len(bad), 'row')} cannot be read; row {count_text(first['row'])}: {first['problem']}",
             )
         )
     facts.extend(("Note", capital(str(note))) for note in preview["notes"])
@@ -175,11 +176,15 @@ def _cells(preview: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
         raw = row["raw"]
         if raw is None:
             rows.append(
-                (str(row["row"]), f"cannot be read: {row['problem']}", *[""] * (len(preview["columns"]) - 1))
+                (
+                    count_text(row["row"]),
+                    f"cannot be read: {row['problem']}",
+                    *[""] * (len(preview["columns"]) - 1),
+                )
             )
         else:
             rows.append(
-                (str(row["row"]), *(str(raw.get(str(c), ""))[:CELL_CHARS] for c in preview["columns"]))
+                (count_text(row["row"]), *(str(raw.get(str(c), ""))[:CELL_CHARS] for c in preview["columns"]))
             )
     return tuple(rows)
 
@@ -191,4 +196,5 @@ def _name(path: str) -> str:
 def _weight_text(sources: Sequence[SourceLine]) -> str:
     if not sources:
         return "Rows of other files or hub datasets can be mixed in, each as often as you say."
-    return "Times that each row is seen in an epoch: 2 twice, 0.5 a half that is always the same."
+    half = numerals.short(0.5)
+    return f"Times that each row is seen in an epoch: 2 twice, {half} a half that is always the same."

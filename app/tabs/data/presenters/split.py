@@ -91,7 +91,7 @@ def _example_of(reasoning: Mapping[str, Any] | None) -> str:
     if not reasoning:
         return ""
     if reasoning["is_own"]:
-        return f"Row {reasoning['row']:,} of the data, as this model's template renders it"
+        return f"Row {count_text(reasoning['row'])} of the data, as this model's template renders it"
     return "A small conversation of our own, as this model's template renders it; the data have no reasoning"
 
 

@@ -19,6 +19,7 @@ from PySide6.QtGui import (
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
 from app import theme
+from app.presenters.words import count_text
 from app.tabs.data.presenters.report import Lengths, keeps_text
 
 LEFT, RIGHT, TOP, BOTTOM = 8, 12, 26, 36
@@ -135,7 +136,7 @@ class LengthHistogram(QWidget):
             if end > self._maximum:
                 painter.fillRect(bar, QBrush(QColor(t.quiet), Qt.BrushStyle.BDiagPattern))
         painter.setPen(QColor(t.quiet))
-        painter.drawText(QPointF(LEFT, 14), f"rows (highest bar {highest:,.0f})")
+        painter.drawText(QPointF(LEFT, 14), f"rows (highest bar {count_text(round(highest))})")
 
     def _paint_axis(self, painter: QPainter) -> None:
         t = theme.tokens()
@@ -146,7 +147,7 @@ class LengthHistogram(QWidget):
         metrics = QFontMetricsF(painter.font())
         taken = -1.0
         for tokens in self._scale.ticks():
-            text, x = f"{tokens:,}", self.x_of(tokens)
+            text, x = count_text(tokens), self.x_of(tokens)
             wide = metrics.horizontalAdvance(text)
             left = min(max(0.0, x - wide / 2), self.width() - wide)
             if left > taken:
@@ -165,7 +166,7 @@ class LengthHistogram(QWidget):
         painter.drawPolygon(
             QPolygonF([QPointF(x - 6, TOP - 6), QPointF(x + 6, TOP - 6), QPointF(x, TOP + 3)])
         )
-        text = f"maximum {self._maximum:,}"
+        text = f"maximum {count_text(self._maximum)}"
         wide = QFontMetricsF(painter.font()).horizontalAdvance(text)
         left = x - wide - 12 if x + wide + 12 > self.width() else x + 10
         back = QColor(t.panel)

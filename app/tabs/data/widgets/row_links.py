@@ -8,6 +8,7 @@ from functools import partial
 from PySide6.QtCore import Signal
 from PySide6.QtWidgets import QWidget
 
+from app.presenters.words import count_text
 from app.tabs.data.presenters.report import RowsLine
 from app.widgets.kit import boxed, button, column, emptied, label, row
 
@@ -42,7 +43,7 @@ def links(rows: Sequence[int], open_row: Callable[[int], object]) -> list[QWidge
     """A link for each row."""
     found: list[QWidget] = [label("Row" if len(rows) == 1 else "Rows", "small")]
     for number in rows:
-        link = button(f"{number:,}", partial(open_row, number), "link")
-        link.setAccessibleName(f"Open row {number:,}")
+        link = button(count_text(number), partial(open_row, number), "link")
+        link.setAccessibleName(f"Open row {count_text(number)}")
         found.append(link)
     return found

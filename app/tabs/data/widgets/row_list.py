@@ -9,6 +9,7 @@ from PySide6.QtCore import QAbstractTableModel, QModelIndex, QPersistentModelInd
 from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableView
 
+from app.presenters.words import count_text
 from app.tabs.data.presenters.rows import TITLES, row_cells
 from app.widgets.kit import as_written
 
@@ -127,8 +128,8 @@ class RowList(QTableView):
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)
         metrics = self.fontMetrics()
-        room = self.viewport().width()
-        wide = [metrics.horizontalAdvance(text) + 24 for text in ("1,000,000", "", "1,000,000", "1,000,000")]
+        room, widest = self.viewport().width(), count_text(1_000_000)
+        wide = [metrics.horizontalAdvance(text) + 24 for text in (widest, "", widest, widest)]
         wide[1] = max(metrics.horizontalAdvance(TITLES[1]) + 24, room // 4)
         for place, found in enumerate(wide):
             self.setColumnWidth(place, found)

@@ -21,6 +21,7 @@ from PySide6.QtGui import (
 from PySide6.QtWidgets import QAbstractScrollArea, QSizePolicy, QToolTip, QWidget
 
 from app import theme
+from app.presenters.words import count_text
 from app.tabs.data.presenters.rows import STATES, Rendered, Token
 from app.widgets.kit import as_written, label, row
 
@@ -86,7 +87,7 @@ class ChipLayout:
         x, y = INSET, y + head.height() + 5
         for place, token in enumerate(each.tokens):
             if each.gap and place == each.gap_at:
-                words = f"\u2026 {each.gap:,} tokens between are not shown \u2026"
+                words = f"\u2026 {count_text(each.gap)} tokens between are not shown \u2026"
                 self.heads.append((QRect(INSET, y + LINE, room, HIGH), words))
                 x, y = INSET, y + 2 * LINE
             wide = min(self._width(token), room)
