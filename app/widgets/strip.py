@@ -9,7 +9,7 @@ from PySide6.QtWidgets import QFrame, QHBoxLayout, QSizePolicy, QWidget
 from app.presenters.strip import StripState
 from app.theme import GAP_WIDE
 from app.widgets.kit import Elided, set_tip
-from app.widgets.memory_bar import UseBar
+from app.widgets.use_bar import UseBar
 
 
 class Strip(QFrame):

@@ -22,7 +22,8 @@ from app.presenters.memory_sizes import Subject, divisors_of, fitting, length_st
 from app.presenters.memory_words import Capacity, RehearsalStatus, ago_text, mark_of, past_error
 from app.presenters.words import GIB
 from app.tabs.memory.screen import MemoryScreen
-from app.widgets.memory_bar import MemoryBars, ink_on
+from app.widgets.bar_painting import ink_on
+from app.widgets.memory_bar import MemoryBars
 from app.window import MainWindow
 from qlora_engine import events as ev
 from qlora_engine.config import TrainingConfig, validate, with_value
