@@ -16,8 +16,9 @@ from PySide6.QtWidgets import QSizePolicy
 from app import theme
 from app.presenters import numerals
 from app.presenters.words import number_text
+from app.widgets.colours import swatch
 from app.widgets.kit import Card, Elided, markup, row, set_tip
-from app.widgets.time_chart import nice_step, swatch
+from app.widgets.time_scale import nice_step
 
 LEAST_TICK, MOST_TICK = 1e-3, 1e7
 """Labels between these have no exponent."""

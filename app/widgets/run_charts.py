@@ -22,9 +22,10 @@ from app.presenters.small_charts import (
 )
 from app.presenters.words import capital
 from app.widgets.charts import Chart, CurveStyle
+from app.widgets.colours import swatch
 from app.widgets.kit import Segments, boxed, button, column, label, markup, row, set_tip
 from app.widgets.time_axis import USUAL_SPAN, TimeAxis
-from app.widgets.time_chart import MARK_COLOURS, MARK_SIGNS, swatch
+from app.widgets.time_painting import MARK_COLOURS, MARK_SIGNS
 from app.widgets.time_panels import SmallPanel, StackPanel
 
 LOSS = (

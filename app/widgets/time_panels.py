@@ -15,9 +15,12 @@ from app.presenters.memory_series import TITLES, MemoryFeed, Picture
 from app.presenters.run_marks import Mark
 from app.presenters.small_charts import SmallChart, SmallReading
 from app.presenters.words import GIB, gib_figure, gib_text
+from app.widgets.colours import legible, swatch
 from app.widgets.kit import Card, Elided, column, label, markup, row, set_tip
 from app.widgets.time_axis import TimeAxis
-from app.widgets.time_chart import Layer, TimeChart, legible, swatch, time_text
+from app.widgets.time_chart import TimeChart
+from app.widgets.time_layers import Layer
+from app.widgets.time_scale import time_text
 from qlora_engine.monitor.parts import MEASURED
 from qlora_engine.monitor.residency import ACCOUNTED, ESTIMATED
 

@@ -31,15 +31,9 @@ from app.presenters.words import number_text
 from app.services.number_style import style_of
 from app.widgets.run_charts import MemoryView
 from app.widgets.time_axis import TimeAxis
-from app.widgets.time_chart import (
-    Layer,
-    TimeChart,
-    columns_of,
-    nice_seconds,
-    nice_step,
-    runs_of_known,
-    time_text,
-)
+from app.widgets.time_chart import TimeChart
+from app.widgets.time_layers import Layer, columns_of, runs_of_known
+from app.widgets.time_scale import nice_seconds, nice_step, time_text
 from app.window import MainWindow
 from qlora_engine import events as ev
 from qlora_engine.jobs import TrainJob
