@@ -1,7 +1,7 @@
 """Entry of the frozen bundle: one executable is the window, the engine process and the command line.
 
 `client.worker_command` starts a frozen bundle with `--engine-worker`, the proof of an export with `--verify-export`,
-the description of a model class with `--describe-class`, the runs of the queue with `--run-queue`;
+the description of a model class with `--describe-class`, the runs of the queue with `--run-queue`, an engine's watcher with `--watch-engine`;
 `--cli` is `qlora`.
 """
 
@@ -33,6 +33,10 @@ def main() -> int:
         from qlora_engine.runs.queue_runner import main as run_queue
 
         return run_queue()
+    if sys.argv[1:2] == ["--watch-engine"]:
+        from qlora_engine.orphan_child import main as watch
+
+        return watch(*sys.argv[2:4])
     if sys.argv[1:2] == ["--cli"]:
         from qlora_engine.cli.main import run
 

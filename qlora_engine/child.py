@@ -7,14 +7,17 @@ downloaded dataset, say) would be run. Torch-free.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from qlora_engine import paths
 
+PR_SET_PDEATHSIG = 1
 FLAGS = {
     "qlora_engine.worker": "--engine-worker",
+    "qlora_engine.orphan_child": "--watch-engine",
     "qlora_engine.export.verify_child": "--verify-export",
     "qlora_engine.models.class_child": "--describe-class",
     "qlora_engine.data.tokenizing_child": "--tokenize-rows",
@@ -40,6 +43,15 @@ def environment(known: Mapping[str, str] | None = None) -> dict[str, str]:
     found["PYTHONPATH"] = os.pathsep.join([root, *(place for place in places if place != root)])
     found["PYTHONSAFEPATH"] = "1"
     return found
+
+
+def end_with_parent() -> None:
+    """For a process that answers its parent and keeps nothing: on Linux the system ends it with the thread that started it,
+    whatever it is doing then. Elsewhere it ends when it next reads, which code in C may put off for ever."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def forget_current_folder() -> None:

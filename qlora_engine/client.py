@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import tempfile
 import threading
@@ -14,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from qlora_engine import child, events, jobs
+from qlora_engine import child, events, jobs, orphans
 from qlora_engine.control import STOP_DISCARD, STOP_SAVE, Control
+from qlora_engine.data import last_resort
 from qlora_engine.events import TERMINAL, Event, RunFailed, RunLeft, RunStarted
 
 DISCARD_GRACE_SECONDS = 15.0
@@ -199,6 +201,7 @@ def _worker_environment() -> dict[str, str]:
     environment = child.environment()
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     environment.setdefault("PYTHONUNBUFFERED", "1")
+    environment[orphans.DRIVER_VARIABLE] = str(os.getpid())
     # Two busy programs on two cores: threads that spin at a barrier starve the one they wait for.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return environment
@@ -218,6 +221,9 @@ def died(exit_code: int | None, log_tail: str) -> RunFailed:
             exit_code,
             log_tail,
         )
+    if last_resort.did_end(exit_code):
+        message = f"the chat template {last_resort.named_in(log_tail)} runs without an end"
+        return RunFailed("data.template", message, last_resort.HINT, exit_code, log_tail)
     if exit_code is not None and exit_code < 0:
         name = _signal_name(-exit_code)
         is_memory = name == "SIGKILL"

@@ -17,13 +17,12 @@ import threading
 from pathlib import Path
 from typing import TextIO
 
-from qlora_engine import events, jobs, parsing
+from qlora_engine import events, jobs, orphans, parsing
 from qlora_engine.client import LEAVE
 from qlora_engine.control import STOP_SAVE, Control
+from qlora_engine.data import last_resort
 
 NICENESS = 5
-ORPHAN_SECONDS = float(os.environ.get("QLORA_ORPHAN_SECONDS", "600"))
-"""How long an engine that nobody reads may take to save; a chat template that loops for ever never hears of it."""
 
 
 def main() -> int:
@@ -33,6 +32,7 @@ def main() -> int:
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     _lower_priority()
+    last_resort.arm()
     control = Control()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     reader = Reader(out, control)
@@ -45,6 +45,8 @@ def main() -> int:
     job = jobs.decode(line)
     if getattr(job, "detached", False):
         reader.detach()
+    else:
+        reader.watched_by(orphans.Watcher())
     threading.Thread(target=_listen, args=(control, reader), name="commands", daemon=True).start()
     for event in jobs.carry_out(job, control):
         if isinstance(event, events.RunStarted):
@@ -62,7 +64,11 @@ class Reader:
         self._out: TextIO | None = out
         self._control = control
         self._lock = threading.Lock()
+        self._watcher: orphans.Watcher | None = None
         self.is_detached = False
+
+    def watched_by(self, watcher: orphans.Watcher) -> None:
+        self._watcher = watcher
 
     def deliver(self, event: events.Event) -> None:
         with self._lock:
@@ -80,13 +86,19 @@ class Reader:
         """From here on the job needs no reader. A closed terminal takes its session's processes with it: this one leaves
         that session."""
         self.is_detached = True
+        if self._watcher is not None:
+            self._watcher.end()
         if hasattr(os, "setsid"):
             with contextlib.suppress(OSError):
                 os.setsid()
 
     def vanished(self) -> None:
+        """Save and end; the watcher ends an engine that takes too long over it."""
         if not self.is_detached and not self._control.is_orphaned:
-            _orphaned(self._control)
+            self._control.is_orphaned = True
+            self._control.request_stop(STOP_SAVE)
+            if self._watcher is not None:
+                self._watcher.noticed()
 
     def close(self) -> None:
         with self._lock, contextlib.suppress(OSError, ValueError):
@@ -134,26 +146,6 @@ def _listen(control: Control, reader: Reader) -> None:
         else:
             control.handle(command)
     reader.vanished()
-
-
-def _orphaned(control: Control) -> None:
-    """Save and end; and end anyway after `ORPHAN_SECONDS`, whatever is being computed. A timer of the operating system
-    does it, since a thread of Python's waits for code that never lets go of its lock."""
-    control.is_orphaned = True
-    control.request_stop(STOP_SAVE)
-    if hasattr(signal, "setitimer"):
-        with contextlib.suppress(OSError, ValueError):
-            signal.setitimer(signal.ITIMER_REAL, ORPHAN_SECONDS)
-    timer = threading.Timer(ORPHAN_SECONDS, _end_orphan)
-    timer.daemon = True
-    timer.start()
-
-
-def _end_orphan() -> None:
-    logging.getLogger(__name__).error(
-        "nobody reads this engine, and it did not end within %s s", ORPHAN_SECONDS
-    )
-    os._exit(3)
 
 
 def _lower_priority() -> None:

@@ -13,11 +13,13 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import IO, Any
 
 from qlora_engine import child
+from qlora_engine.data import last_resort
 from qlora_engine.data.plain_tokenizer import PlainTokenizer
 from qlora_engine.data.sources import Block
 from qlora_engine.data.working import Part, Plan, work
@@ -120,6 +122,7 @@ class _Worker:
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
         self._plan: Plan | None = plan
+        self._template = plan.template.name
 
     def ask(self, block: Block) -> Part:
         assert self._process.stdin is not None
@@ -131,16 +134,25 @@ class _Worker:
             send(self._process.stdin, block)
             answer = receive(self._process.stdout)
         except (OSError, EOFError, ValueError) as error:
-            raise EngineError(
-                "data.worker",
-                f"a process that tokenizes ended (exit code {self._process.poll()})",
-                "close other programs if memory is short, and start again",
-                is_input_error=False,
-            ) from error
+            raise self._died() from error
         if isinstance(answer, Failure):
             raise answer.as_error()
         assert isinstance(answer, Part)
         return answer
+
+    def _died(self) -> EngineError:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        code = self._process.poll()
+        if last_resort.did_end(code):
+            message = f"the chat template {self._template} runs without an end"
+            return EngineError("data.template", message, last_resort.HINT)
+        return EngineError(
+            "data.worker",
+            f"a process that tokenizes ended (exit code {code})",
+            "close other programs if memory is short, and start again",
+            is_input_error=False,
+        )
 
     def end(self) -> None:
         if self._process.poll() is None:

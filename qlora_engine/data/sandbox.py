@@ -1,7 +1,7 @@
 """Runs chat templates: transformers' rules for them, with an account of every character and an end to every render.
 
 A template is a program that came with a model. It gets no attribute of a Python object, no more than `SECONDS` and no
-text longer than `LONGEST`; a loop without end is ended by name. Torch-free.
+text longer than `LONGEST`; a loop without end is ended by name, and in C by `last_resort`. Torch-free.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from qlora_engine.data import last_resort
 from qlora_engine.data.traced import Traced, aligned, joined, opaque
 
 SECONDS = 5.0
@@ -44,7 +45,7 @@ TRACED_FILTERS = {
     "list",
 }
 """Filters that call the text's own methods, or hand it through."""
-WIDENING = ("center", "indent", "batch", "slice", "wordwrap", "truncate")
+WIDENING = ("center", "indent", "batch", "slice", "wordwrap", "truncate", "round")
 FORMATTING = ("format", "format_map", "ljust", "rjust", "center", "zfill", "expandtabs")
 ASKING = frozenset(
     ["startswith", "endswith", "strip", "lstrip", "rstrip", "split", "find", "count", "isspace"]
@@ -114,9 +115,11 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
         """The clock of one render, and whether it keeps the account."""
         before = self._ends_at, self.is_traced
         self._ends_at, self.is_traced = time.monotonic() + seconds, is_traced
+        last_resort.begin()
         try:
             yield
         finally:
+            last_resort.over()
             self._ends_at, self.is_traced = before
 
     def tick(self) -> None:
@@ -173,8 +176,9 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
         """A text's own method; what it makes of traced arguments keeps the account."""
         if name in FORMATTING:
             self._limit_width(owner, args)
+        self._limit_made(name, owner, args)
         if name == "join":
-            return joined(list(*args), owner)
+            return self._join(list(*args), owner)
         if name == "replace" and type(owner) is str and len(args) > 1 and isinstance(args[1], Traced):
             return Traced.of(owner, 0).replace(*args)
         found = super().call(context, function, *args, **kwargs)
@@ -232,12 +236,24 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
         if max(widths, default=0) > WIDEST or any(len(d) >= 12 for d in _digits(text)):
             raise TemplateEndless(f"the chat template {self.name} makes something too large")
 
+    def _limit_made(self, name: str, owner: str, args: Sequence[Any]) -> None:
+        """No text made of many long pieces that fills the memory."""
+        size = 0
+        if name == "replace" and len(args) > 1:
+            size = len(owner) + (len(owner) + 1) * len(str(args[1]))
+            size = len(owner) + owner.count(str(args[0])) * len(str(args[1])) if size > LONGEST else size
+        elif name == "translate" and args and isinstance(args[0], Mapping):
+            size = len(owner) * max((len(v) for v in args[0].values() if isinstance(v, str)), default=1)
+        if size > LONGEST:
+            raise TemplateEndless(f"the chat template {self.name} makes something too large")
+
     def _filter(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """A filter of jinja that keeps the account, ticks and makes nothing too large."""
 
         def called(*args: Any, **kwargs: Any) -> Any:
             self.tick()
-            if name in WIDENING and any(type(a) is int and a > WIDEST for a in (*args, *kwargs.values())):
+            widths = (*args[1:], *kwargs.values())
+            if name in WIDENING and any(type(a) is int and abs(a) > WIDEST for a in widths):
                 raise TemplateEndless(f"the chat template {self.name} makes something too large")
             found = function(*args, **kwargs)
             if type(found) is str and name not in TRACED_FILTERS:
@@ -268,11 +284,15 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
         self.tick()
         if attribute is not None:
             value = [self.getitem(item, attribute) for item in value]
-        return joined(list(value), d)
+        pieces = [piece if isinstance(piece, str) else str(piece) for piece in value]
+        if sum(map(len, pieces)) + len(d) * len(pieces) > LONGEST:
+            raise TemplateEndless(f"the chat template {self.name} makes something too large")
+        return joined(pieces, d)
 
     def _replace(self, s: Any, old: str, new: str, count: int | None = None) -> str:
         self.tick()
         text = s if isinstance(s, str) else str(s)
+        self._limit_made("replace", text, (old, new))
         if isinstance(text, Traced) or isinstance(new, Traced):
             whole = text if isinstance(text, Traced) else Traced.of(text, 0)
             return whole.replace(old, new, -1 if count is None else count)
@@ -301,7 +321,8 @@ def compiled(source: str, name: str) -> jinja2.Template:
     """
     environment = TracingEnvironment()
     environment.name = name
-    return environment.from_string(source)
+    code = environment.compile(source, filename=last_resort.FILE + name)
+    return jinja2.Template.from_code(environment, code, environment.make_globals(None))
 
 
 @lru_cache(maxsize=32)

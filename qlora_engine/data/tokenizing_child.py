@@ -14,10 +14,12 @@ BLOCKS_BETWEEN_COLLECTIONS = 50
 def main() -> int:
     """Entry point of the process."""
     child.forget_current_folder()
+    child.end_with_parent()
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    from qlora_engine.data import parallel, working
+    from qlora_engine.data import last_resort, parallel, working
 
+    last_resort.arm()
     gc.disable()  # millions of small tuples and no cycles: looking for them costs a third of the time
     try:
         plan = parallel.receive(sys.stdin.buffer)

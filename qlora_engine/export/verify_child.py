@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from gguf import GGUFReader, quants
 
-from qlora_engine import parsing
+from qlora_engine import child, parsing
 from qlora_engine.data.policy import Policy
 from qlora_engine.data.templates import Template, choose, render
 from qlora_engine.export import llama_cpp
@@ -58,6 +58,7 @@ MIXED = (
 
 
 def main() -> int:
+    child.end_with_parent()
     out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     request = parsing.from_json(sys.stdin.read())

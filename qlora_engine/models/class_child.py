@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from qlora_engine import parsing
+from qlora_engine import child, parsing
 from qlora_engine.errors import EngineError, did_you_mean
 from qlora_engine.models import reach, structure
 from qlora_engine.models.quiet import quiet
@@ -163,6 +163,7 @@ def _value(config: Any, name: str) -> Any:
 
 def main() -> int:
     """Answer one question; a user's error is an answer too."""
+    child.end_with_parent()
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # stray prints cannot spoil the answer
     try:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from qlora_engine import child
@@ -65,8 +66,45 @@ def test_every_process_was_found() -> None:
     assert modules() == [
         "qlora_engine.cli.torch_facts", "qlora_engine.data.tokenizing_child", "qlora_engine.export.verify_child",
         "qlora_engine.memory.context_probe",
-        "qlora_engine.models.class_child", "qlora_engine.runs.queue_runner", "qlora_engine.worker",
+        "qlora_engine.models.class_child", "qlora_engine.orphan_child", "qlora_engine.runs.queue_runner", "qlora_engine.worker",
     ]  # fmt: skip
+
+
+STUCK = """
+import importlib, os, re, sys
+class Stuck:
+    def read(self, *_):
+        os.write(2, f"{os.getpid()}\\n".encode())
+        re.match("(a+)+$", "a" * 60 + "b")
+Stuck.buffer = Stuck()
+main = importlib.import_module("MODULE").main
+sys.stdin = Stuck()
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
+@pytest.mark.parametrize(
+    "module",
+    [
+        "qlora_engine.data.tokenizing_child",
+        pytest.param("qlora_engine.models.class_child", marks=pytest.mark.slow),
+        pytest.param("qlora_engine.export.verify_child", marks=pytest.mark.slow),
+    ],
+)
+def test_what_answers_a_parent_ends_with_it_even_inside_c_code(module: str) -> None:
+    """A regular expression that tries for ever holds Python's lock: nothing in the process can look for its parent."""
+    command = [sys.executable, "-P", "-c", STUCK.replace("MODULE", module)]
+    parent = subprocess.Popen(
+        [sys.executable, "-P", "-c", f"import subprocess; subprocess.run({command!r})"],
+        stderr=subprocess.PIPE, text=True, env=child.environment(),
+    )  # fmt: skip
+    assert parent.stderr is not None
+    stuck = psutil.Process(int(next(line for line in parent.stderr if line.strip().isdigit())))
+    parent.kill()
+    parent.wait()
+    parent.stderr.close()
+    assert not psutil.wait_procs([stuck], timeout=20)[1]
 
 
 @pytest.mark.parametrize("place", ["qlora_engine", "app"])

@@ -121,6 +121,68 @@ def test_an_orphan_saves_and_ends(tmp_path: Path) -> None:
     assert marker.read_text(encoding="utf-8") == "orphaned"
 
 
+DEAF = (
+    "import os, re\nfrom qlora_engine import jobs, worker\nfrom qlora_engine.events import PhaseChanged\n"
+    "def stuck(job, control):\n"
+    "    yield PhaseChanged('training', str(os.getpid()))\n"
+    "    yield PhaseChanged('training', 'stuck')\n"
+    "    re.match('(a+)+$', 'a' * 60 + 'b')\n"
+    "jobs.handler_of = lambda job: stuck\nworker.main()\n"
+)
+"""An engine inside C code that holds Python's lock: none of its threads and handlers runs."""
+DRIVER = (
+    "from qlora_engine import client, jobs\n"
+    f"client.worker_command = lambda: {[sys.executable, '-P', '-c', DEAF]!r}\n"
+    "for e in client.ProcessEngine().run(jobs.TrainJob({}, detached=DETACHED)):\n    print(e.text, flush=True)\n"
+)
+
+
+def orphaned(is_detached: bool) -> psutil.Process:
+    """A deaf engine whose driver was killed."""
+    environment = {**os.environ, "QLORA_DEAF_SECONDS": "1", "PYTHONPATH": str(ROOT)}
+    driver = subprocess.Popen(
+        [sys.executable, "-P", "-c", DRIVER.replace("DETACHED", str(is_detached))], stdout=subprocess.PIPE, text=True,
+        env=environment,
+    )  # fmt: skip
+    assert driver.stdout is not None
+    engine = psutil.Process(int(driver.stdout.readline()))
+    assert driver.stdout.readline() == "stuck\n"
+    driver.kill()
+    driver.wait()
+    driver.stdout.close()
+    return engine
+
+
+def test_an_orphan_that_holds_pythons_lock_ends() -> None:
+    engine = orphaned(is_detached=False)
+    beside = engine.children()
+    assert len(beside) == 1
+    _, alive = psutil.wait_procs([engine, *beside], timeout=60)
+    assert not alive
+
+
+def test_a_detached_engine_that_holds_pythons_lock_goes_on() -> None:
+    engine = orphaned(is_detached=True)
+    assert not engine.children()
+    time.sleep(4)
+    assert engine.is_running()
+    engine.kill()
+
+
+def test_an_engine_that_was_left_is_watched_no_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(client, "worker_command", lambda: SCRIPTED)
+    engine, events = ProcessEngine(), []
+    for event in engine.run(jobs.TrainJob({"script": "until stopped", "marker": str(tmp_path / "why")})):
+        events.append(event)
+        if isinstance(event, Progressed) and len(events) == 3:
+            assert engine.pid is not None
+            worker = psutil.Process(engine.pid)
+            (watcher,) = worker.children()
+            engine.leave()
+    assert not psutil.wait_procs([watcher], timeout=10)[1]
+    worker.kill()
+
+
 def test_the_inline_engine_gives_the_same_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(job: jobs.TrainJob, control: object) -> object:
         raise ZeroDivisionError("division by zero")

@@ -115,6 +115,12 @@ ENDLESS = {
     "a per cent width": "{{ '%9999999999d' % 1 }}",
     "a padding": "{{ 'x'.ljust(9999999999) }}",
     "a filter": "{{ 'x' | center(9999999999) }}",
+    "a rounding": "{{ 7 | round(-9999999999) }}",
+    "a replacement": "{{ ('a' * 2000000).replace('a', 'b' * 20000) | length }}",
+    "a replacing filter": "{{ ('a' * 2000000) | replace('a', 'b' * 20000) | length }}",
+    "a translation": "{{ ('a' * 2000000).translate({97: 'b' * 20000}) | length }}",
+    "a join": "{{ ('b' * 20000).join('a' * 200000) | length }}",
+    "a joining filter": "{{ ('a' * 200000) | join('b' * 20000) | length }}",
 }  # fmt: skip
 
 
