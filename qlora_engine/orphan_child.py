@@ -71,7 +71,7 @@ def _see_it_end(engine: psutil.Process, noticed: threading.Event) -> None:
             break
         time.sleep(TICK_SECONDS)
         waited += TICK_SECONDS if engine.status() != psutil.STATUS_STOPPED else 0.0
-    pass
+    engine.kill()
 
 
 def _processor_seconds(process: psutil.Process) -> float:
