@@ -62,6 +62,21 @@ def test_no_process_runs_what_lies_in_the_current_folder(module: str, places: st
     assert done.returncode != 99
 
 
+@pytest.mark.parametrize("guard", ["command", "environment"])
+def test_either_guard_alone_keeps_the_current_folder_out(guard: str, trap: Path) -> None:
+    """The command line, for one whose environment is made by others; the environment, for what a child starts."""
+    command = child.command("qlora_engine.data.tokenizing_child")
+    environment = child.environment({**os.environ, "QLORA_HOME": str(trap.parent / "home")})
+    if guard == "command":
+        environment.pop("PYTHONSAFEPATH")
+    else:
+        command.remove("-P")
+    subprocess.run(
+        command, cwd=trap, env=environment, input="", text=True, capture_output=True, timeout=120, check=False
+    )
+    assert not (trap.parent / "ran").exists()
+
+
 def test_every_process_was_found() -> None:
     assert modules() == [
         "qlora_engine.cli.torch_facts", "qlora_engine.data.tokenizing_child", "qlora_engine.export.verify_child",
