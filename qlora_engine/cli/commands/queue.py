@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +28,20 @@ def queue() -> None:
 @click.argument("runs", nargs=-1, required=True, metavar="RUN_OR_FILE ...")
 @click.option("--gpu", type=click.IntRange(0), help="Only on this GPU. [default: any]")
 @click.option("--first", is_flag=True, help="Before all others that wait.")
+@click.option("--not-before", metavar="HH:MM", help="Begin no run of the queue before this time of the day.")
 @set_option
 @output.json_option
 def add(
-    runs: tuple[str, ...], gpu: int | None, first: bool, overrides: tuple[str, ...], as_json: bool
-) -> None:
+    runs: tuple[str, ...], gpu: int | None, first: bool, not_before: str | None, overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:  # fmt: skip
     """Put planned or broken-off runs, or job files, at the end of the queue."""
+    from qlora_engine.runs import outlook
     from qlora_engine.runs import queue as engine
 
+    begins = outlook.next_time(not_before) if not_before else None
+    if begins is not None:
+        engine.start_at(begins)  # first: a runner that is at work takes what is added at once
     folders = [planned(run, overrides) for run in runs]
     for folder in reversed(folders) if first else folders:
         engine.add(folder, gpu="" if gpu is None else f"gpu{gpu}", first=first)
@@ -220,12 +227,19 @@ def _print_words(state: Any, times: Any, titles: Any, at_work: list[str]) -> Non
     output.say(f"Everything is done: {_in(outlook.whole_seconds(times))}")
     if state.is_paused:
         output.say(f"Paused. Go on with: {output.program()} queue pause --off")
-    elif state.not_before_unix:
+    elif state.is_held():
         output.say(f"Begins at {output.moment(state.not_before_unix)}")
     if at_work:
         output.say(f"At work on {', '.join(map(queue_runner.title, at_work))}")
     else:
-        output.say(f"Nobody is at work. Start with: {output.program()} queue run")
+        output.say(f"Nobody is at work. Start with: {output.program()} queue run{_time_kept(state)}")
+
+
+def _time_kept(state: Any) -> str:
+    """The option that keeps the time to begin: a runner that is started without one begins at once."""
+    if not state.is_held():
+        return ""
+    return time.strftime(" --not-before %H:%M", time.localtime(state.not_before_unix))
 
 
 def _in(seconds: float | None) -> str:

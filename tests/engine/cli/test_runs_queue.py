@@ -172,6 +172,25 @@ def test_a_time_of_the_day_is_the_next_moment_at_which_the_clock_shows_it(
     assert "Begins at" not in qlora("queue", "run", "--background").out
 
 
+def test_what_is_added_may_say_when_the_queue_begins(qlora: Any) -> None:
+    made = planned("a")
+    refused = qlora("queue", "add", "a", "--not-before", "half past nine")
+    assert (refused.code, "no time of the day" in refused.error, queue.read().entries) == (2, True, ())
+    told = qlora("queue", "add", "a", "--not-before", "03:30").out
+    assert queue.read().not_before_unix == outlook.next_time("03:30")
+    assert "Begins at" in told
+    assert "queue run --not-before 03:30" in told  # a plain `queue run` begins at once
+    planned("b")
+    assert qlora("queue", "add", "b").code == 0
+    assert queue.read().not_before_unix == outlook.next_time("03:30")
+    assert queue.take("cpu") is None
+    queue.start_at(time.time() - 60)
+    assert "Begins at" not in qlora("queue", "list").out
+    taken = queue.take("cpu")
+    assert taken is not None
+    assert taken.run_dir == made.path
+
+
 def test_an_experiment_from_its_preview_to_its_comparison(
     qlora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
