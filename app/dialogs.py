@@ -7,6 +7,7 @@ from collections.abc import Callable
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QCheckBox, QDialog, QMessageBox, QTabWidget, QTextBrowser, QVBoxLayout, QWidget
 
+from app.presenters import sleep
 from app.presenters.numerals import example
 from app.presenters.run_fold import RunFold
 from app.presenters.words import count_text, duration_text
@@ -17,6 +18,7 @@ from app.widgets.kit import Segments, as_written, button, column, label, row, sc
 from app.widgets.settings_parts import HomeForm, NumbersForm, TokenForm
 from qlora_engine import paths
 from qlora_engine.runs.outlook import Busy
+from qlora_engine.training import awake
 
 SAVE, DISCARD, KEEP, CLOSE_ANYWAY, DELETE, GO_ON = "save", "discard", "keep", "close", "delete", "go on"
 QUEUE, START_ANYWAY = "queue", "start"
@@ -138,6 +140,7 @@ class SettingsDialog(QDialog):
         self.notifies.toggled.connect(lambda is_wanted: choose(notifies=is_wanted))
         self.numbers = NumbersForm(LANGUAGES, settings.numbers, lambda name: example(style_of(name)))
         self.numbers.chosen.connect(lambda value: choose(numbers=value))
+        self.sleep = label(sleep.in_settings(awake.why_not()), "small", wraps=True)
         self.token = TokenForm()
         self.home = HomeForm()
         inner = QWidget()
@@ -147,6 +150,7 @@ class SettingsDialog(QDialog):
             label("In a process of its own the window stays smooth, and only the end of a process gives all GPU memory back. A change holds for the next job.", "small", wraps=True),
             label("Language of numbers", "strong"), self.numbers,
             label("Notifications", "strong"), self.notifies,
+            label("Sleep", "strong"), self.sleep,
             label("Hugging Face hub", "strong"), self.token,
             label("Models, runs and settings are kept in", "strong"), self.home, None, gap=GAP,
         ))  # fmt: skip

@@ -6,12 +6,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from app.presenters import numerals
+from app.presenters import numerals, sleep
 from app.presenters.run_rows import STATES
 from app.presenters.words import UNKNOWN, capital, count_text, date_text, plural
 from qlora_engine.runs import queue_runner
 from qlora_engine.runs.outlook import Forecast, whole_seconds
 from qlora_engine.runs.queue import Queue
+from qlora_engine.training import awake
 
 DONE_SHOWN = 8
 HEADS = ("Place", "Run", "Where", "Begins", "Ends")
@@ -114,7 +115,7 @@ def _note(queue: Queue, held: float | None, now: float) -> str:
     if queue.is_paused:
         return "The queue pauses: what is being run goes on, nothing else begins."
     if held is not None:
-        return f"Nothing begins before {when_text(held, now)}. The computer is kept awake until then."
+        return f"Nothing begins before {when_text(held, now)}. {sleep.until_then(awake.why_not())}"
     return ""
 
 

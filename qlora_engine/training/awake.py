@@ -11,11 +11,26 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
 ES_CONTINUOUS, ES_SYSTEM_REQUIRED = 0x80000000, 0x00000001
 END_SECONDS = 5.0
+BOOTED = Path("/run/systemd/system")
+"""There where systemd runs the system (sd_booted), and can be asked."""
+
+
+def why_not() -> str:
+    """Why this computer cannot be kept awake, in words; empty where it can. Looks at a few files and starts nothing."""
+    if sys.platform == "win32":
+        return ""
+    program = _command("")[0]
+    if shutil.which(program) is None:
+        return f"{program} is not on this computer"
+    if sys.platform != "darwin" and not BOOTED.is_dir():
+        return "this system does not run on systemd, which would have to be asked"
+    return ""
 
 
 @contextlib.contextmanager
@@ -51,8 +66,9 @@ def _program(command: list[str]) -> Iterator[None]:
 
 
 def _started(command: list[str]) -> subprocess.Popen[bytes] | None:
-    if shutil.which(command[0]) is None:
-        log.info("%s is not there: the computer may go to sleep during the run", command[0])
+    reason = why_not()
+    if reason:
+        log.info("the computer may go to sleep during the run: %s", reason)
         return None
     try:
         return subprocess.Popen(

@@ -17,6 +17,7 @@ from app.window import MainWindow
 from qlora_engine.runs import outlook as engine
 from qlora_engine.runs import plans, queue
 from qlora_engine.runs.index import RunIndex
+from qlora_engine.training import awake
 from tests.app.conftest import MakeWindow
 from tests.app.geometry import clipped, unnamed, visible
 from tests.app.test_runs import opened
@@ -76,6 +77,23 @@ def test_ends_are_told_by_the_clock() -> None:
     assert [(one[0], one[1]) for one in over.done] == [("b", "Deleted"), ("a", "Failed")]
     assert over.done[1][2].endswith(": no rows")
     assert when_text(NIGHT + 200_000, NIGHT).startswith("2026-03-0")
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("", "is kept awake until then."),
+        ("nobody can be asked", "may go to sleep before: nobody can be asked."),
+    ],
+)
+def test_whether_the_computer_is_awake_when_the_queue_begins_is_told(
+    reason: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(awake, "why_not", lambda: reason)
+    lined_up("a")
+    queue.start_at(NIGHT + 1800)
+    seen = outlook(queue.read(), engine.forecast(queue.read(), (), NIGHT), NIGHT)
+    assert waiting_state(seen, {}, NIGHT).note.endswith(words)
 
 
 def test_what_is_not_known_is_said_to_be_unknown() -> None:

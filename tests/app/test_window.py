@@ -23,6 +23,7 @@ from qlora_engine.jobs import DataReportJob, ExportJob, PrepareModelJob, ResumeJ
 from qlora_engine.models import catalog
 from qlora_engine.models.parts import ModelFacts
 from qlora_engine.runs.record import RunFolder
+from qlora_engine.training import awake
 from tests.app import events_of_a_run as told
 from tests.app.conftest import MakeWindow, engine_of
 from tests.support.run_folders import add_checkpoint
@@ -465,6 +466,21 @@ def test_the_language_of_numbers_is_chosen_in_settings_for_the_next_start(
         again.deleteLater()
     finally:
         numerals.use(numerals.ENGLISH)
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [("", "does not go to sleep by itself"), ("nobody can be asked", "may go to sleep during a run: nobody can be asked.")],
+)  # fmt: skip
+def test_the_settings_say_whether_the_computer_stays_awake(
+    make_window: MakeWindow, monkeypatch: pytest.MonkeyPatch, reason: str, words: str
+) -> None:
+    monkeypatch.setattr(awake, "why_not", lambda: reason)
+    window = make_window()
+    window.beside.open_settings()
+    assert window.beside.settings is not None
+    assert words in window.beside.settings.sleep.text()
+    assert window.beside.settings.sleep.isVisibleTo(window.beside.settings)
 
 
 def test_the_desktop_s_wish_for_contrast_is_followed_at_once(

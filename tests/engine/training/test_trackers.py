@@ -171,6 +171,7 @@ def test_the_computer_is_kept_awake_while_output_keep_awake_says_so(
     program.write_text(f'#!/bin/sh\necho "$@" > {told}\nexec cat\n', encoding="utf-8")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(awake, "BOOTED", tmp_path)
     real = awake._started
     monkeypatch.setattr(awake, "_started", lambda command: started.append(real(command)) or started[-1])  # type: ignore[func-returns-value, arg-type]
     with kept_awake(False):
@@ -188,6 +189,30 @@ def test_the_computer_is_kept_awake_while_output_keep_awake_says_so(
     monkeypatch.setenv("PATH", str(tmp_path))
     with kept_awake(True):  # without the program there is nothing to hold
         assert started[1] is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the program that is stood in for is Linux's")
+def test_why_the_computer_cannot_be_kept_awake_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A container has the program, and no systemd that it could ask: it would end at once, and nothing would be held."""
+    program = tmp_path / "systemd-inhibit"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(awake, "BOOTED", tmp_path)
+    assert awake.why_not() == "systemd-inhibit is not on this computer"
+    program.write_text("#!/bin/sh\nexec cat\n", encoding="utf-8")
+    program.chmod(0o755)
+    assert awake.why_not() == ""
+    monkeypatch.setattr(awake, "BOOTED", tmp_path / "none")
+    assert "does not run on systemd" in awake.why_not()
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("nothing is to be started"))
+    with caplog.at_level("INFO"), kept_awake(True):
+        pass
+    assert "may go to sleep during the run: this system does not run on systemd" in caplog.text
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert awake.why_not() == "caffeinate is not on this computer"
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert awake.why_not() == ""
 
 
 def test_macos_and_windows_have_their_own_ways(monkeypatch: pytest.MonkeyPatch) -> None:
