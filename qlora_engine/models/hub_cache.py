@@ -36,13 +36,21 @@ def cached_models() -> Iterator[tuple[str, Path]]:
             yield name, snapshot
 
 
+def cached_dataset(hub_id: str) -> Path | None:
+    """The folder of a cached dataset, of its main branch or, where none is noted, the newest; what is in it is not looked
+    at."""
+    root = _root("datasets", hub_id)
+    found = _snapshot(root, None)
+    if found is None:
+        others = [place for place in (root / "snapshots").glob("*") if place.is_dir()]
+        found = max(others, key=lambda place: place.stat().st_mtime, default=None)
+    return found
+
+
 def cached_snapshot(hub_id: str, revision: str | None) -> Path | None:
     """The folder of a cached model that has config, weights and tokenizer; None when one is missing."""
-    root = hub_cache_dir() / f"models--{hub_id.replace('/', '--')}"
-    reference = root / "refs" / (revision or "main")
-    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else (revision or "")
-    snapshot = root / "snapshots" / commit
-    if not commit or not (snapshot / "config.json").is_file():
+    snapshot = _snapshot(_root("models", hub_id), revision)
+    if snapshot is None or not (snapshot / "config.json").is_file():
         return None
     if not any((snapshot / name).is_file() for name in TOKENIZER_FILES):
         return None
@@ -51,3 +59,15 @@ def cached_snapshot(hub_id: str, revision: str | None) -> Path | None:
     except EngineError:
         return None
     return snapshot
+
+
+def _root(kind: str, hub_id: str) -> Path:
+    return hub_cache_dir() / f"{kind}--{hub_id.replace('/', '--')}"
+
+
+def _snapshot(root: Path, revision: str | None) -> Path | None:
+    """`revision` is a branch, a tag or a whole commit; None is the main branch."""
+    reference = root / "refs" / (revision or "main")
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else (revision or "")
+    snapshot = root / "snapshots" / commit
+    return snapshot if commit and snapshot.is_dir() else None

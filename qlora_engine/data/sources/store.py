@@ -246,11 +246,12 @@ def _source(path: str, settings: DataSettings, is_offline: bool, check: Check) -
         return replace(_of_path(file, settings, check), name=STARTER)
     if is_local(path):
         return _of_path(Path(path).expanduser(), settings, check)
-    dataset = hub.load(path, settings.split, is_offline=is_offline)
+    dataset, note = hub.load(path, settings.split, is_offline=is_offline)
     reading = Reading(path, check)
     key = ["hub", path, settings.split, dataset._fingerprint, settings.max_rows]
     file_rows = files.converted(path, key, lambda: hub.read(dataset, reading), reading, None, "")
-    return SourceRows(path, (_first_rows([file_rows], settings.max_rows)[0],))
+    notes = (note,) if note else ()
+    return SourceRows(path, (_first_rows([file_rows], settings.max_rows)[0],), notes=notes)
 
 
 def _without_trees(source: SourceRows, settings: DataSettings, check: Check) -> SourceRows:

@@ -230,9 +230,10 @@ class HubDataset:
 def test_a_dataset_of_the_hub_is_read_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked_for: list[Any] = []
 
-    def load(name: str, split: str, *, is_offline: bool) -> HubDataset:
+    def load(name: str, split: str, *, is_offline: bool) -> tuple[HubDataset, str]:
         asked_for.append((name, split, is_offline))
-        return HubDataset([{"question": f"How many are {n}?", "answer": f"There are {n}."} for n in range(8)])
+        rows = [{"question": f"How many are {n}?", "answer": f"There are {n}."} for n in range(8)]
+        return HubDataset(rows), ""
 
     monkeypatch.setattr("qlora_engine.data.sources.hub.load", load)
     settings = DataSettings(path="someone/counting", split="test", held_out_fraction=0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import time
 from pathlib import Path
@@ -202,6 +203,26 @@ def test_the_hub_cache_is_found(llama: Path, home: Path, tmp_path: Path) -> None
     assert resolved.needs is None
     assert "org/model" in [entry.name for entry in catalog.list_models()]
     assert catalog.facts("org/model", offline=True).layers == 2
+
+
+def test_a_revision_of_the_hub_cache_is_found_by_branch_tag_and_commit(
+    llama: Path, home: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "hub" / "models--org--model"
+    (root / "refs" / "pr").mkdir(parents=True)
+    (root / "snapshots").mkdir()
+    revisions = {"main": "a" * 40, "v1.0": "b" * 40, "pr/7": "b" * 40}
+    for name, commit in revisions.items():
+        (root / "refs" / name).write_text(f"{commit}\n", encoding="utf-8")
+    for commit in set(revisions.values()):
+        shutil.copytree(llama, root / "snapshots" / commit)
+    asked = {None: "a" * 40, **revisions, "b" * 40: "b" * 40}
+    for revision, commit in asked.items():
+        assert catalog.resolve("org/model", revision, offline=True).path == root / "snapshots" / commit
+        assert catalog.facts("org/model", revision, offline=True).layers == 2
+    for unknown in ("v2.0", "c" * 40, "b" * 7):
+        with pytest.raises(EngineError, match="stay offline"):
+            catalog.resolve("org/model", unknown, offline=True)
 
 
 def test_a_gguf_that_is_none_is_refused(tmp_path: Path, home: Path) -> None:
