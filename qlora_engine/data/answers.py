@@ -90,6 +90,7 @@ def find(
     kept_out: list[Span | None] = []
     for number, message in enumerate(messages):
         if not message.is_answer:
+            _look_at_id(work, number)
             continue
         _require_whole(work, number)
         span = _span(work, number)
@@ -135,9 +136,21 @@ def _require_calls(work: _Work, number: int) -> None:
         if any(word not in said for word in words):
             raise MaskProblem(f"the chat template leaves a call of {call.name} out")
     if work.layout.shape.calls == NO_CALLS:
-        work.notes["the chat template knows no calls of tools; they are written as JSON in <tool_call>"] = (
-            None
-        )
+        refusal = work.layout.shape.refusal
+        why = f"refuses calls of tools ({refusal})" if refusal else "knows no calls of tools"
+        work.notes[f"the chat template {why}; they are written as JSON in <tool_call>"] = None
+
+
+def _look_at_id(work: _Work, number: int) -> None:
+    """Whether a result is named as its call is: some templates make ids of their own for calls alone."""
+    identity = work.rendered.text_of(number, "id")
+    calls = [n for n in range(number) if work.messages[n].calls]
+    extent = work.rendered.extent(calls[-1]) if calls and identity else None
+    gap = gap_before(work.rendered, calls[-1]) if extent is not None else None
+    if extent is None or gap is None:
+        return
+    if identity not in str.__getitem__(work.rendered.text, slice(gap[0], extent[1])):
+        work.notes["the chat template writes the data's id beside a result, and not beside its call"] = None
 
 
 def _span(work: _Work, number: int) -> Span | None:

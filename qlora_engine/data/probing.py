@@ -129,8 +129,17 @@ def _with_calls(source: Source, shape: Shape) -> Shape:
                 found = _tried(source, tried, talk, [TOOL]) or _tried(source, tried, talk[:2], [TOOL])
                 if found is not None and _shows_call(found, form):
                     return replace(tried, has_results=_has_results(source, tried))
-    written = replace(shape, calls=NO_CALLS, has_tools=False)
+    written = replace(shape, calls=NO_CALLS, has_tools=False, refusal=_refusal(source, shape, talk[:2]))
     return replace(written, has_results=_has_results(source, written))
+
+
+def _refusal(source: Source, shape: Shape, talk: Sequence[Message]) -> str:
+    """What the template raises, in its words; empty where it renders."""
+    try:
+        render(source, shape, talk, [TOOL])
+    except TemplateRefused as refused:
+        return str(refused).rstrip(".")
+    return ""
 
 
 def _shows_call(found: Rendered, form: str) -> bool:

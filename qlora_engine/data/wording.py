@@ -32,7 +32,8 @@ class Shape:
     out). `calls`: `object` or `text` (form of the arguments), `flat` or `parameters` (no `function` around them), or
     `written` (the template knows none: they are written into the text as JSON). `has_results`, `has_tools`: a tool's
     result is a turn of its own, definitions are rendered; otherwise they are written into a user's and the system's turn.
-    `has_tool_list`: it wants a list of tools also where there are none.
+    `has_tool_list`: it wants a list of tools also where there are none. `refusal`: what it raises at a call, where it has to
+    be written into the text for that.
     """
 
     folds_system: bool = False
@@ -44,6 +45,7 @@ class Shape:
     has_short_ids: bool = False
     is_content_null: bool = False
     has_tool_list: bool = False
+    refusal: str = ""
     switches: tuple[tuple[str, Any], ...] = ()
 
 

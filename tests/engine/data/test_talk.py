@@ -214,6 +214,57 @@ def test_a_template_without_calls_has_them_written_and_says_so() -> None:
     assert any("knows no calls" in note for note in row.notes)
 
 
+def called(template: str, call_id: str, result_id: str) -> TokenRow:
+    """A call and its result with these ids, as `template` renders them."""
+    call = ToolCall("find", {"town": "Ulm"}, call_id)
+    messages = (
+        Message("user", "q"), Message("assistant", "", calls=(call,)), Message("tool", "r", call_id=result_id, name="find"),
+        Message("assistant", "a"),
+    )  # fmt: skip
+    tokenizer = tokenizer_for(template)
+    talk = Conversation(1, messages, tools=(FIND,))
+    (row,) = tokenize([talk], tokenizer, choose(tokenizer, "auto"), Policy())
+    assert isinstance(row, TokenRow), row
+    return row
+
+
+OWN_IDS = (
+    "{% for m in messages %}<|open|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "<call>functions.{{ c.function.name }}:{{ loop.index0 }} {{ c.function.arguments | tojson }}</call>{% endfor %}"
+    "<|close|>\n{% endfor %}{% if add_generation_prompt %}<|open|>assistant\n{% endif %}"
+)
+"""Calls have ids of the template's making, as those of Kimi K2."""
+NAMED_RESULTS = OWN_IDS.replace(
+    "{{ m.content }}{% for", "{{ 'Return of ' + m.tool_call_id if m.role == 'tool' }}{{ m.content }}{% for"
+)
+CHANGING = "{% set seen = [] %}" + OWN_IDS.replace("<call>", "{% set _ = seen.append(c.id) %}<call>")
+
+
+def test_calls_that_a_template_may_not_write_are_said_to_be_refused_with_its_words() -> None:
+    """It changes a list while it runs, which no sandbox of templates allows."""
+    row = called(CHANGING, "c1", "c1")
+    (note,) = row.notes
+    assert note.startswith("the chat template refuses calls of tools (access to attribute 'append' of 'list'")
+    assert note.endswith("; they are written as JSON in <tool_call>")
+    assert '<tool_call>\n{"name": "find"' in row.text
+    assert called(OWN_IDS, "c1", "c1").notes == ()
+
+
+def test_a_result_that_is_named_otherwise_than_its_call_is_said() -> None:
+    said = ("the chat template writes the data's id beside a result, and not beside its call",)
+    row = called(NAMED_RESULTS, "c1", "c1")
+    assert "<call>functions.find:0 " in row.text
+    assert "Return of c1" in row.text
+    assert row.notes == said
+    assert (
+        called(NAMED_RESULTS, "functions.find:0", "functions.find:0").notes == ()
+    )  # the data's ids are the template's
+    with_both = NAMED_RESULTS.replace(
+        "functions.{{ c.function.name }}:{{ loop.index0 }}", "{{ c.id }} {{ c.function.name }}"
+    )
+    assert called(with_both, "c1", "c1").notes == ()
+
+
 @pytest.mark.parametrize(("calls", "words"), [
     ([{"function": {"arguments": "{}"}}], "names no function"), ("nonsense", "no JSON"), ([3], "not an object"),
 ])  # fmt: skip
