@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from qlora_engine import row_numbers
 from qlora_engine.knobs import Knob, knobs_of, problem_with
 from qlora_engine.tables.data import DataSettings
 from qlora_engine.tables.keeping import CheckpointSettings, OutputSettings
@@ -106,7 +107,7 @@ def validate(config: TrainingConfig) -> list[Issue]:
 
 
 def _cross_checks(config: TrainingConfig) -> Iterator[Issue]:
-    lora, training, data = config.lora, config.training, config.data
+    lora, training = config.lora, config.training
     if isinstance(lora.targets, str) and lora.targets not in TARGET_GROUPS:
         yield Issue(
             "lora.targets", f"must be one of {', '.join(TARGET_GROUPS)} or a list, not {lora.targets!r}"
@@ -129,6 +130,10 @@ def _cross_checks(config: TrainingConfig) -> Iterator[Issue]:
     yield from _expert_checks(config)
     if not config.model.name.strip():
         yield Issue("model.name", "is empty; choose a model")
+    yield from _data_checks(config.data)
+
+
+def _data_checks(data: DataSettings) -> Iterator[Issue]:
     for path, weight in data.more.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 100:
             yield Issue(
@@ -136,6 +141,10 @@ def _cross_checks(config: TrainingConfig) -> Iterator[Issue]:
             )
         if path == data.path:
             yield Issue("data.more", f"{path!r} is the dataset itself; name another")
+    try:
+        row_numbers.parsed(data.leave_out)
+    except ValueError as piece:
+        yield Issue("data.leave_out", f"must name rows by number, as in 3, 8-12; {str(piece)!r} names none")
     if not data.path.strip():
         yield Issue("data.path", "is empty; choose a dataset")
     if data.train_on == "answers" and data.format == "text":

@@ -289,8 +289,11 @@ def _comment(knob: Knob) -> str:
 def _parse_value(raw: str, knob: Knob) -> Any:
     if raw.startswith(("[", "{", '"', "'")):
         wanted = raw
-    elif str in knob.accepted_types or any(getattr(t, "__origin__", t) is tuple for t in knob.accepted_types):
-        return tuple(raw.split(",")) if "," in raw else raw
+    elif any(getattr(t, "__origin__", t) is tuple for t in knob.accepted_types):
+        is_list = "," in raw or (str not in knob.accepted_types and raw.lower() != "none")
+        return tuple(piece.strip() for piece in raw.split(",")) if is_list else raw
+    elif str in knob.accepted_types:
+        return raw
     else:
         wanted = raw
     try:

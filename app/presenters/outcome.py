@@ -8,7 +8,7 @@ from pathlib import Path
 
 from app.presenters import numerals
 from app.presenters.run_fold import RunFold
-from app.presenters.words import capital, count_text, duration_text, number_text, of_text
+from app.presenters.words import capital, count_text, duration_text, number_text, of_text, plural
 from qlora_engine import events as ev
 from qlora_engine.errors import EngineError
 from qlora_engine.runs import endings
@@ -115,7 +115,7 @@ def _why_ended(run: RunFold) -> str:
     early = next((m for m in reversed(run.notices) if m.code == EARLY), None)
     if early is not None:
         return f"{early.message}."
-    return f"It went through all of its {count_text(run.total_steps)} steps." if run.total_steps else ""
+    return f"It went through all of its {plural(run.total_steps, 'step')}." if run.total_steps else ""
 
 
 def _took(ending: Ending) -> str:

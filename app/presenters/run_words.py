@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.presenters.words import bytes_text, count_text, number_text
+from app.presenters.words import bytes_text, count_text, number_text, plural
 from qlora_engine import events as ev
 from qlora_engine.runs import endings
 
@@ -47,10 +47,11 @@ def _preparing(event: ev.Event) -> str:
         case ev.AdaptersAttached():
             return f"{event.variant}: {count_text(event.trainable_parameters)} trainable parameters in {event.dtype}"
         case ev.DatasetPrepared(report=report):
-            return f"Data: {count_text(report.get('train_rows'))} rows to train on, {count_text(report.get('held_out_rows'))} held out"
+            held_out = count_text(report.get("held_out_rows"))
+            return f"Data: {plural(int(report['train_rows']), 'row')} to train on, {held_out} held out"
         case ev.PlanMade():
             rows = event.micro_batch * event.accumulation
-            return f"Plan: {count_text(event.total_steps)} steps of {count_text(rows)} rows on {event.device}"
+            return f"Plan: {plural(event.total_steps, 'step')} of {plural(rows, 'row')} on {event.device}"
         case ev.OptimizerBuilt():
             text = f"Optimizer: {event.class_name}, {bytes_text(event.state_bytes)} of state"
             return f"{text}. {event.why_not_paged}" if event.why_not_paged else text

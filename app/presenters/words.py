@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from app.presenters import numerals
+from qlora_engine.counting import agreeing
 
 UNKNOWN = "n/a"
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
@@ -115,6 +116,12 @@ def date_text(unix: float | None) -> str:
 def plural(count: int, one: str, many: str | None = None) -> str:
     """`1 row`, `2 rows`."""
     return f"{numerals.count(count)} {one if count == 1 else many or one + 's'}"
+
+
+def counted(count: int, noun: str, verb: str, *, of: int | None = None) -> str:
+    """`1 row is`, `2 of 40 rows are`; `verb` is that of several."""
+    named = plural(count if of is None else of, noun)
+    return f"{named if of is None else f'{count_text(count)} of {named}'} {agreeing(count, verb)}"
 
 
 def joined(words: Sequence[str]) -> str:

@@ -89,8 +89,9 @@ class Drafting(QObject):
             self.edit("model.name", name)
 
     def choose_data(self, path: str) -> None:
+        """Numbers of rows to leave out were those of the old data."""
         if path and path != self.config.data.path:
-            self.edit("data.path", path)
+            self.put(self.draft.edited("data.path", path).edited("data.leave_out", ""))
 
     def use_config(self, config: TrainingConfig, preset: str = "custom") -> None:
         """Edit a copy of a run's settings or of a job file."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qlora_engine.cli import output
+from qlora_engine.counting import counted
 from qlora_engine.events import (
     CheckFinished,
     CheckpointSaved,
@@ -116,8 +117,8 @@ def _optimizer(event: OptimizerBuilt) -> str:
 def _plan(event: PlanMade) -> str:
     at_once = f", {event.micro_batch} at a time" if event.accumulation > 1 else ""
     rows = (
-        f"Plan: {event.total_steps} {'step' if event.total_steps == 1 else 'steps'} of {event.micro_batch * event.accumulation} rows{at_once}; "
-        f"{event.train_rows} rows to train on, {event.held_out_rows} held out, none longer than {event.seq_len} tokens"
+        f"Plan: {counted(event.total_steps, 'step')} of {counted(event.micro_batch * event.accumulation, 'row')}{at_once}; "
+        f"{counted(event.train_rows, 'row')} to train on, {event.held_out_rows} held out, none longer than {event.seq_len} tokens"
     )
     return "\n".join(filter(None, (rows, _memory(event))))
 

@@ -1,4 +1,4 @@
-"""Writes the rows that can be trained to a file of their own: bad rows and exact copies left out. Torch-free."""
+"""Writes the rows that can be trained to a file of their own: bad rows, exact copies and those that a person left out are not in it. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qlora_engine import row_numbers
 from qlora_engine.data.pipeline import PreparedData
 from qlora_engine.errors import EngineError
 
@@ -56,9 +57,11 @@ def _write_rows(prepared: PreparedData, aside: Path, check: Callable[[], None]) 
 
 
 def _numbers(prepared: PreparedData) -> set[int]:
-    """Rows with something to train, the first of each that say the same."""
+    """Rows with something to train that nobody left out, the first of each that say the same."""
     import numpy as np
 
     tokens = prepared.whole.store
-    _, first = np.unique(tokens.hashes("key"), return_index=True)
-    return set(tokens.column("number")[first].tolist())
+    numbers = tokens.column("number")
+    kept = ~row_numbers.among(prepared.left_out, numbers)
+    _, first = np.unique(tokens.hashes("key")[kept], return_index=True)
+    return set(numbers[kept][first].tolist())

@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
+from qlora_engine import row_numbers
 from qlora_engine.config import DataSettings
+from qlora_engine.counting import agreeing, counted, pronoun
 from qlora_engine.data import report as reports
 from qlora_engine.data import working
 from qlora_engine.data.formats import Detection
@@ -69,53 +72,93 @@ def open_questions(store: RowStore, detections: Sequence[Detection]) -> Iterator
 
 
 def _left_out(found: Found, report: DataReport, settings: DataSettings) -> Iterator[Finding]:
-    yield from left_out(
-        reports.Drops(found.tokens.problems), found.tokens.numbers, report.format, settings.bad_rows,
-        found.store.place,
-    )  # fmt: skip
+    left = row_numbers.parsed(settings.leave_out)
+    total = len(found.store)
+    bad = reports.Drops(unread(found.tokens.problems, left))
+    most = total - row_numbers.count(row_numbers.within(left, total))
+    yield from left_out(bad, most, report.format, settings.bad_rows, found.store.place)
+    yield from by_hand(left, total)
+    if found.has_held_out_file:
+        yield from _held_left_out(reports.Drops(found.held_tokens.problems), found.held_tokens.numbers)
+
+
+def unread(problems: Mapping[str, Sequence[int]], left: row_numbers.Ranges) -> dict[str, list[int]]:
+    """Rows that cannot be used, without those that a person left out already."""
+    if not left:
+        return {reason: list(rows) for reason, rows in problems.items()}
+    return {reason: [n for n in rows if not row_numbers.holds(left, n)] for reason, rows in problems.items()}
+
+
+def by_hand(left: row_numbers.Ranges, total: int) -> Iterator[Finding]:
+    """What a person left out, which is said so that it is not forgotten. `total` rows there are."""
+    here = row_numbers.within(left, total)
+    back = {"setting": "data.leave_out", "value": ""}
+    if here:
+        count = row_numbers.count(here)
+        rows = tuple(islice((n for first, last in here for n in range(first, last + 1)), EXAMPLES_NAMED))
+        yield Finding(
+            NOTE, "data.leave_out", f"{counted(count, 'row')} left out as data.leave_out says.", count, rows, back,
+            "take it back" if count == 1 else "take them back",
+        )  # fmt: skip
+    if left and left[-1][1] > total:
+        text = f"data.leave_out names row {left[-1][1]:,}, and the data end with row {total:,}."
+        kept = {"setting": "data.leave_out", "value": row_numbers.text_of(here)}
+        yield Finding(LOOK, "data.no_such_row", text, 0, (), kept, "name only rows that there are")
+
+
+def _held_left_out(bad: reports.Drops, total: int) -> Iterator[Finding]:
+    grade = LOOK if bad.count > MANY_BAD * total else NOTE
+    for reason in bad.reasons():
+        text = f"{counted(reason['count'], 'row')} of the held-out file left out: {reason['reason']}."
+        yield Finding(
+            grade, "data.held_left_out", text, reason["count"], held_rows=tuple(reason["first_rows"])
+        )
 
 
 def left_out(
-    unread: reports.Drops, total: int, format_name: str, most: float, place: Place
+    bad: reports.Drops, total: int, format_name: str, most: float, place: Place
 ) -> Iterator[Finding]:
     """Rows that cannot be used: each reason, or that they are too many."""
-    if not unread.count:
+    if not bad.count:
         return
-    yield from _changed_meaning(unread, total)
-    share = unread.count / max(1, total)
-    rows = tuple(unread.numbers[:EXAMPLES_NAMED])
-    if share > most or unread.count == total:
+    yield from _changed_meaning(bad, total)
+    share = bad.count / max(1, total)
+    rows = tuple(bad.numbers[:EXAMPLES_NAMED])
+    if share > most or bad.count == total:
         yield Finding(
             BLOCKS, "data.columns",
-            f"{unread.count:,} of {total:,} rows cannot be read as {format_name}, the first in {_words(place(rows[0]))}: "
-            f"{unread.summary()}",
-            unread.count, rows, None, "check data.format and data.columns, or allow more with data.bad_rows",
+            f"{counted(bad.count, 'row', of=total)} cannot be read as {format_name}, the first in {_words(place(rows[0]))}: "
+            f"{bad.summary()}",
+            bad.count, rows, None, "check data.format and data.columns, or allow more with data.bad_rows",
+            leave_out="" if bad.count == total else _short(bad.numbers),
         )  # fmt: skip
         return
     grade = LOOK if share > MANY_BAD else NOTE
-    for reason in unread.reasons():
+    for reason in bad.reasons():
         if _carried(reason["reason"]):
             continue  # told above, with what a person can say of it
-        text = f"{_rows(reason['count'])} left out: {reason['reason']}."
+        text = f"{counted(reason['count'], 'row')} left out: {reason['reason']}."
         yield Finding(
             grade, "data.left_out", text, reason["count"], tuple(reason["first_rows"]), WRITE_CLEAN,
             "keep the other rows as a file of their own",
         )  # fmt: skip
 
 
-def _changed_meaning(unread: reports.Drops, total: int) -> Iterator[Finding]:
+def _changed_meaning(bad: reports.Drops, total: int) -> Iterator[Finding]:
     """Rows left out because of what they carry besides text: whether to train them without it only a person can say."""
     for kind in MEANINGS:
-        mine = [r for r in unread.reasons() if _carried(r["reason"]) == kind]
-        count = sum(reason["count"] for reason in mine)
+        rows = sorted(n for reason, numbers in bad.items() if _carried(reason) == kind for n in numbers)
+        count = len(rows)
         if not count:
             continue
-        rows = tuple(sorted(n for reason in mine for n in reason["first_rows"]))[:EXAMPLES_NAMED]
+        reason = next(reason for reason, _ in bad.items() if _carried(reason) == kind)
         yield Finding(
             BLOCKS if count > MANY_BAD * total else LOOK, "data.meaning",
-            f"{_rows(count)} carry {kind}, which change what a row means and are not used: {mine[0]['reason']}.",
-            count, rows, {"setting": "data.ignore", "value": [kind], "adds": True},
-            f"train these rows without their {kind}, or keep the other rows as a file of their own",
+            f"{counted(count, 'row', 'carry')} {kind}, which change what a row means and are not used: {reason}.",
+            count, tuple(rows[:EXAMPLES_NAMED]), {"setting": "data.ignore", "value": [kind], "adds": True},
+            f"train {'this row' if count == 1 else 'these rows'} without their {kind}, leave "
+            f"{'it' if count == 1 else 'them'} out with data.leave_out, or keep the other rows as a file of their own",
+            leave_out=_short(rows),
         )  # fmt: skip
 
 
@@ -136,19 +179,34 @@ def _nothing(found: Found, report: DataReport, settings: DataSettings) -> Iterat
         )  # fmt: skip
 
 
+def _short(numbers: Any) -> str:
+    """All of them as a person writes them; empty when they are too many to be read. They may be a million."""
+    import numpy as np
+
+    found = np.unique(np.asarray(numbers, np.int64))
+    breaks = np.flatnonzero(np.diff(found) > 1)
+    if not len(found) or len(breaks) >= row_numbers.MOST_RANGES:
+        return ""
+    firsts, lasts = found[np.concatenate([[0], breaks + 1])], found[np.concatenate([breaks, [-1]])]
+    return row_numbers.text_of(tuple(zip(firsts.tolist(), lasts.tolist(), strict=True)))
+
+
 def _cuts(found: Found, report: DataReport, settings: DataSettings) -> Iterator[Finding]:
     longer = {"setting": "data.seq_len", "value": report.length_max}
     if report.answer_ends_cut:
         yield Finding(
             LOOK, "data.ends_cut",
-            f"In {_rows(report.answer_ends_cut)} the answer's end is cut, so the model does not learn to stop there.",
-            report.answer_ends_cut, _longest(found), longer, f"raise the sequence length to {report.length_max}",
+            f"In {counted(report.answer_ends_cut, 'row')} the answer's end is cut, so the model does not learn to stop there.",
+            report.answer_ends_cut, repair=longer, repair_text=f"raise the sequence length to {report.length_max}",
+            **_rows_where(found, *(reports.ends_cut(rows) for rows in (found.train, found.held_out))),
         )  # fmt: skip
     if report.truncated_rows:
         yield Finding(
             NOTE, "data.cut",
-            f"{_rows(report.truncated_rows)} are longer than {report.seq_len} tokens; {report.cut_tokens:,} tokens are cut.",
-            report.truncated_rows, _longest(found), longer, f"raise the sequence length to {report.length_max}",
+            f"{counted(report.truncated_rows, 'row', 'are')} longer than {counted(report.seq_len, 'token')}; "
+            f"{counted(report.cut_tokens, 'token', 'are')} cut.",
+            report.truncated_rows, repair=longer, repair_text=f"raise the sequence length to {report.length_max}",
+            **_rows_where(found, *(r.store.lengths[r.places] > found.seq_len for r in (found.train, found.held_out))),
         )  # fmt: skip
 
 
@@ -162,29 +220,28 @@ def _held_out(found: Found, report: DataReport, settings: DataSettings) -> Itera
     for reason, places in found.sides.left_out.items():
         if len(places):
             numbers = found.tokens.column("number")[places]
-            yield Finding(
-                NOTE,
-                "data.overlap",
-                f"{_rows(len(places))} left out: {reason}.",
-                len(places),
-                _first(numbers),
-            )
+            text = f"{counted(len(places), 'row')} left out: {reason}."
+            yield Finding(NOTE, "data.overlap", text, len(places), _first(numbers))
 
 
 def _copies(found: Found, report: DataReport, settings: DataSettings) -> Iterator[Finding]:
     numbers = found.tokens.column("number")
     if report.duplicate_rows:
+        count, copies = report.duplicate_rows, numbers[found.sides.copies]
         yield Finding(
-            NOTE, "data.duplicates",
-            f"{_rows(report.duplicate_rows)} repeat another row's content; they stay on the same side of the split.",
-            report.duplicate_rows, _first(numbers[found.sides.copies]), WRITE_CLEAN, "keep one of each in a file of its own",
+            NOTE, "data.duplicates", f"{counted(count, 'row', 'repeat')} another row's content; {_same_side(count)}.",
+            count, _first(copies), WRITE_CLEAN, "keep one of each in a file of its own", leave_out=_short(copies),
         )  # fmt: skip
     if report.near_duplicate_rows:
+        count, copies = report.near_duplicate_rows, numbers[found.sides.near_copies]
         yield Finding(
-            NOTE, "data.near_duplicates",
-            f"{_rows(report.near_duplicate_rows)} nearly repeat another row; they stay on the same side of the split.",
-            report.near_duplicate_rows, _first(numbers[found.sides.near_copies]),
+            NOTE, "data.near_duplicates", f"{counted(count, 'row')} nearly {agreeing(count, 'repeat')} another row; {_same_side(count)}.",
+            count, _first(copies), leave_out=_short(copies),
         )  # fmt: skip
+
+
+def _same_side(count: int) -> str:
+    return f"{pronoun(count)} {agreeing(count, 'stay')} on the same side of the split"
 
 
 def _ends(found: Found, report: DataReport, settings: DataSettings) -> Iterator[Finding]:
@@ -194,15 +251,14 @@ def _ends(found: Found, report: DataReport, settings: DataSettings) -> Iterator[
         text = (
             "No row trains a token that ends the answer, so the model may not learn to stop."
             if is_all
-            else f"{_rows(report.rows_without_end)} train no token that ends the answer."
+            else f"{counted(report.rows_without_end, 'row', 'train')} no token that ends the answer."
         )
-        yield Finding(
-            LOOK, "data.no_end", text, report.rows_without_end, _flagged(found, working.HAS_END, is_set=False)
-        )
+        named = _flagged(found, working.HAS_END, is_set=False)
+        yield Finding(LOOK, "data.no_end", text, report.rows_without_end, **named)
     if report.bos_per_row[1] > 1 and not _begins_turns(found):
         yield Finding(
             LOOK, "data.bos", f"Rows begin with up to {report.bos_per_row[1]} beginning tokens; one is right.",
-            0, _where(found, reports.column_of(found, "bos") > 1),
+            **_rows_where(found, *(r.store.column("bos")[r.places] > 1 for r in (found.train, found.held_out))),
         )  # fmt: skip
 
 
@@ -220,59 +276,62 @@ def _contents(found: Found, report: DataReport, settings: DataSettings) -> Itera
         yield Finding(NOTE, "data.template", text)
     for name, count in found.tokens.counts.items():
         if name.startswith("note:"):
-            yield Finding(
-                NOTE, "data.rendering", f"{_rows(count)}: {name.removeprefix('note:').rstrip('.')}.", count
-            )
+            text = f"{counted(count, 'row')}: {name.removeprefix('note:').rstrip('.')}."
+            yield Finding(NOTE, "data.rendering", text, count)
     if report.untrained_answer_rows:
         yield Finding(
-            NOTE, "data.untrained_answers", f"{_rows(report.untrained_answer_rows)} mark answers as not to be trained.",
-            report.untrained_answer_rows, _flagged(found, working.HAS_UNTRAINED_ANSWER),
+            NOTE, "data.untrained_answers",
+            f"{counted(report.untrained_answer_rows, 'row', 'mark')} answers as not to be trained.",
+            report.untrained_answer_rows, **_flagged(found, working.HAS_UNTRAINED_ANSWER),
         )  # fmt: skip
     if report.short_answer_rows:
-        trained = found.train.trained_counts <= reports.SHORT_ANSWER_TOKENS
+        short = found.train.numbers[found.train.trained_counts <= reports.SHORT_ANSWER_TOKENS]
         yield Finding(
             NOTE, "data.short_answers",
-            f"{_rows(report.short_answer_rows)} train at most {reports.SHORT_ANSWER_TOKENS} tokens.",
-            report.short_answer_rows, _first(found.train.numbers[trained]),
+            f"{counted(report.short_answer_rows, 'row', 'train')} at most {reports.SHORT_ANSWER_TOKENS} tokens.",
+            report.short_answer_rows, _first(short), leave_out=_short(short),
         )  # fmt: skip
     if report.unknown_tokens:
         yield Finding(
-            LOOK, "data.unknown", f"The tokenizer does not know {report.unknown_tokens:,} pieces of the text.", 0,
-            _where(found, reports.column_of(found, "unknown") > 0),
+            LOOK, "data.unknown", f"The tokenizer does not know {counted(report.unknown_tokens, 'piece')} of the text.",
+            **_rows_where(found, *(r.store.column("unknown")[r.places] > 0 for r in (found.train, found.held_out))),
         )  # fmt: skip
 
 
 def _privacy(found: Found, report: DataReport, settings: DataSettings) -> Iterator[Finding]:
     if report.secret_rows:
-        text = f"{_rows(report.secret_rows)} hold what looks like a key or a password; a model can repeat it."
-        yield Finding(LOOK, "data.secrets", text, report.secret_rows, _flagged(found, working.HAS_SECRET))
+        count = report.secret_rows
+        text = f"{counted(count, 'row', 'hold')} what looks like a key or a password; a model can repeat it."
+        yield Finding(LOOK, "data.secrets", text, count, **_flagged(found, working.HAS_SECRET))
     if report.email_rows:
-        text = f"{_rows(report.email_rows)} hold e-mail addresses."
-        yield Finding(NOTE, "data.emails", text, report.email_rows, _flagged(found, working.HAS_EMAIL))
+        text = f"{counted(report.email_rows, 'row', 'hold')} e-mail addresses."
+        yield Finding(NOTE, "data.emails", text, report.email_rows, **_flagged(found, working.HAS_EMAIL))
 
 
 def _keys(found: Found, report: DataReport, settings: DataSettings) -> Iterator[Finding]:
     for key, count in report.unused_keys.items():
-        yield Finding(NOTE, "data.unused_key", f"{_rows(count)} have {key!r}, which is not used.", count)
+        text = f"{counted(count, 'row', 'have')} {key!r}, which is not used."
+        yield Finding(NOTE, "data.unused_key", text, count)
 
 
-def _flagged(found: Found, bit: int, *, is_set: bool = True) -> tuple[int, ...]:
-    flags = reports.column_of(found, "flags")
-    return _where(found, (flags & bit > 0) if is_set else (flags & (bit | working.IS_TEXT) == 0))
+def _flagged(found: Found, bit: int, *, is_set: bool = True) -> dict[str, Any]:
+    columns = [rows.store.column("flags")[rows.places] for rows in (found.train, found.held_out)]
+    masks = [(c & bit > 0) if is_set else (c & (bit | working.IS_TEXT) == 0) for c in columns]
+    return _rows_where(found, *masks)
 
 
-def _where(found: Found, mask: Any) -> tuple[int, ...]:
-    return _first(reports.column_of(found, "number")[mask])
+def _rows_where(found: Found, train: Any, held_out: Any) -> dict[str, Any]:
+    """What a finding says of the rows of two masks: (training rows,) and (held-out rows,) bool. A held-out file counts its
+    rows for itself, and they are left out there."""
+    import numpy as np
 
-
-def _longest(found: Found) -> tuple[int, ...]:
-    lengths = found.train.store.lengths[found.train.places]
-    order = (-lengths).argsort(kind="stable")[:EXAMPLES_NAMED]
-    return tuple(
-        int(n)
-        for n, size in zip(found.train.numbers[order], lengths[order], strict=True)
-        if size > found.seq_len
-    )
+    mine, held = found.train.numbers[train], found.held_out.numbers[held_out]
+    if found.has_held_out_file:
+        named: dict[str, Any] = {"held_rows": _first(held)}
+    else:
+        mine, named = np.concatenate([mine, held]), {}
+    is_all = len(mine) == len(found.train) + (0 if named else len(found.held_out))
+    return {**named, "rows": _first(mine), "leave_out": "" if is_all else _short(mine)}
 
 
 def _first(numbers: Any) -> tuple[int, ...]:
@@ -280,8 +339,3 @@ def _first(numbers: Any) -> tuple[int, ...]:
     import numpy as np
 
     return tuple(int(number) for number in np.unique(np.asarray(numbers))[:EXAMPLES_NAMED])
-
-
-def _rows(count: int | Sequence[int]) -> str:
-    number = count if isinstance(count, int) else len(count)
-    return "1 row" if number == 1 else f"{number:,} rows"

@@ -14,7 +14,8 @@ GRADES = (BLOCKS, LOOK, NOTE)
 
 @dataclass(frozen=True)
 class Finding:
-    """`count` rows are concerned, `rows` are the first of them; `repair` is {"setting", "value"} or {"action"} where
+    """`count` rows are concerned, `rows` are the first of them, `held_rows` the first in a held-out file of its own;
+    `leave_out` names all of those in the dataset where a person may want them left out. `repair` is {"setting", "value"} or {"action"} where
     one click mends it safely (with "adds", the value is put beside those that are set), `repair_text` says what that does."""
 
     grade: str
@@ -24,6 +25,8 @@ class Finding:
     rows: tuple[int, ...] = ()
     repair: Mapping[str, Any] | None = None
     repair_text: str = ""
+    held_rows: tuple[int, ...] = ()
+    leave_out: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from qlora_engine import row_numbers
 from qlora_engine.data import working
 from qlora_engine.data.conversation import RowProblem
 from qlora_engine.data.formats import read_row
-from qlora_engine.data.pipeline import PreparedData
+from qlora_engine.data.pipeline import BY_HAND, PreparedData
 from qlora_engine.data.rectangle import IGNORED, lay_out
 from qlora_engine.data.sources import RowStore, UnreadableRow
 from qlora_engine.data.tokenize import TokenRow, cut
@@ -119,7 +120,7 @@ class Inspector:
         file, place = store.place(number)
         found: dict[str, Any] = {
             "row": number, "file": file, "row_in_file": place, "raw": store.raw(number)[:RAW_CHARS],
-            "side": self._side(number), "problem": None, "rendered": [],
+            "side": self._side(number), "problem": BY_HAND if self.is_left_out(number) else None, "rendered": [],
         }  # fmt: skip
         try:
             found["rendered"] = [
@@ -133,6 +134,10 @@ class Inspector:
         """All rows from number `first` on, good and bad."""
         start = bisect_left(self.numbers, first)
         return [self.row(number) for number in self.numbers[start : start + count]]
+
+    def is_left_out(self, number: int) -> bool:
+        """By hand, whatever it holds."""
+        return self.store is self.prepared.store and row_numbers.holds(self.prepared.left_out, number)
 
     def require(self, number: int) -> None:
         """Raises:

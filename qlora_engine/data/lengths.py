@@ -19,11 +19,12 @@ class Lengths:
     trained: Any
 
     @classmethod
-    def of(cls, *stores: TokenStore) -> Lengths:
+    def of(cls, *rows: tuple[TokenStore, Any]) -> Lengths:
+        """Of stores with the places in them that are meant."""
         import numpy as np
 
-        lengths = np.concatenate([store.lengths for store in stores])
-        spans = np.concatenate([store.spans() for store in stores])
+        lengths = np.concatenate([store.lengths[places] for store, places in rows])
+        spans = np.concatenate([store.spans(places) for store, places in rows])
         size = int(lengths.max()) + 1 if len(lengths) else 1
         begins = np.bincount(spans[:, 0], minlength=size + 1)
         trained = np.cumsum(begins - np.bincount(spans[:, 1], minlength=size + 1))[:size]

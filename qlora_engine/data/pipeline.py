@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qlora_engine import row_numbers
 from qlora_engine.config import DataSettings
 from qlora_engine.control import Control
 from qlora_engine.data import cache, doctor, parallel, sources, split, splitting
@@ -32,6 +33,7 @@ LENGTH_PERCENTILE = 0.99
 LENGTH_MULTIPLE = 8
 SAMPLE_ROWS = 50
 BLOCK_ROWS = 512
+BY_HAND = "it is named in data.leave_out"
 CUT_AWAY = "no trained token is left within the sequence length"
 
 
@@ -39,7 +41,7 @@ CUT_AWAY = "no trained token is left within the sequence length"
 class PreparedData:
     """Rows ready for training, made one by one from the memory-mapped cache. `held_out` shares no row's content with
     `train` and is never packed. `whole` are the training rows unpacked; `store` holds the rows as they were stored, and
-    `held_store` those that are held out: a file of its own, or the same."""
+    `held_store` those that are held out: a file of its own, or the same. `left_out` are those that a person left out."""
 
     train: Sequence[TokenRow]
     held_out: TokenRows
@@ -50,6 +52,7 @@ class PreparedData:
     plan: Plan
     held_store: RowStore
     held_plan: Plan
+    left_out: row_numbers.Ranges = ()
 
     @property
     def has_held_out_file(self) -> bool:
@@ -252,10 +255,10 @@ def _from_cache_or_made(request: Request, read: Tokenized, held: Tokenized) -> P
     weights = [source.weight for source in store.sources]
     key = cache.key_of([
         read.key, held.key if held is not read else "", request.seed, settings.seq_len, settings.held_out_fraction, settings.packing, weights,
-        request.model_max_length, settings.bad_rows, store.origin, store.notes, read.plan.template.why,
+        request.model_max_length, settings.bad_rows, settings.leave_out, store.origin, store.notes, read.plan.template.why,
     ])  # fmt: skip
     entry = cache.find("prepared", key)
-    prepared = _loaded(entry, read, held) if entry else None
+    prepared = _loaded(entry, request, read, held) if entry else None
     if prepared is None:
         prepared = _made(request, read, held)
         made = prepared
@@ -268,13 +271,17 @@ def _made(request: Request, read: Tokenized, held: Tokenized) -> PreparedData:
 
     settings, store, plan = request.settings, read.store, read.plan
     tokens, held_tokens = read.tokens, held.tokens
-    sides = (
-        split.by_file(tokens, held_tokens)
-        if held is not read
-        else split.by_share(tokens, settings.held_out_fraction, request.seed)
-    )
+    left = row_numbers.parsed(settings.leave_out)
     numbers = tokens.column("number")
-    drops = Drops({**tokens.problems, **{r: numbers[p].tolist() for r, p in sides.left_out.items()}})
+    kept = np.flatnonzero(~row_numbers.among(left, numbers))
+    sides = (
+        split.by_file(tokens, held_tokens, kept)
+        if held is not read
+        else split.by_share(tokens, settings.held_out_fraction, request.seed, kept)
+    )
+    drops = _drops(tokens, left, len(store))
+    for reason, places in sides.left_out.items():
+        drops.add(reason, *numbers[places].tolist())
     both = np.concatenate([tokens.lengths[sides.train], held_tokens.lengths[sides.held_out]])
     seq_len = settings.seq_len or automatic_length(both, request.model_max_length)
     train = _with_answers(TokenRows(tokens, sides.train, seq_len), drops)
@@ -287,14 +294,22 @@ def _made(request: Request, read: Tokenized, held: Tokenized) -> PreparedData:
         store=store, detections=plan.detections, template=plan.template, tokens=tokens, held_tokens=held_tokens,
         sides=sides, train=train, held_out=held_out, packed_rows=None if packed is None else len(packed),
         packed_longest=0 if packed is None else int(packed.lengths.max()), seq_len=seq_len,
-        is_automatic_length=settings.seq_len is None, drops=drops,
+        is_automatic_length=settings.seq_len is None, drops=drops, kept=kept,
     )  # fmt: skip
     report = build_report(found)
     findings = doctor.findings(found, report, settings)
     notices = tuple(finding.text for finding in findings)
     report = replace(report, findings=tuple(f.to_json() for f in findings), notices=notices)
     fed: Sequence[TokenRow] = train if packed is None else packed
-    return PreparedData(fed, held_out, report, seq_len, train, store, plan, held.store, held.plan)
+    return PreparedData(fed, held_out, report, seq_len, train, store, plan, held.store, held.plan, left)
+
+
+def _drops(tokens: TokenStore, left: row_numbers.Ranges, total: int) -> Drops:
+    """Rows that cannot be used, and those that a person left out, whatever else is to be said of them."""
+    drops = Drops(doctor.unread(tokens.problems, left))
+    for first, last in row_numbers.within(left, total):
+        drops.add(BY_HAND, *range(first, last + 1))
+    return drops
 
 
 def _save(prepared: PreparedData, folder: Path) -> None:
@@ -308,7 +323,7 @@ def _save(prepared: PreparedData, folder: Path) -> None:
     (folder / "report.json").write_text(json.dumps(prepared.report.to_json()), encoding="utf-8")
 
 
-def _loaded(entry: Path, read: Tokenized, held: Tokenized) -> PreparedData | None:
+def _loaded(entry: Path, request: Request, read: Tokenized, held: Tokenized) -> PreparedData | None:
     import numpy as np
 
     try:
@@ -321,8 +336,9 @@ def _loaded(entry: Path, read: Tokenized, held: Tokenized) -> PreparedData | Non
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return PreparedData(
-        train, held_out, report, report.seq_len, whole, read.store, read.plan, held.store, held.plan
-    )
+        train, held_out, report, report.seq_len, whole, read.store, read.plan, held.store, held.plan,
+        row_numbers.parsed(request.settings.leave_out),
+    )  # fmt: skip
 
 
 def automatic_length(lengths: Any, model_max_length: int | None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from qlora_engine import row_numbers
 from qlora_engine.config import DataSettings
 from qlora_engine.data import doctor, pipeline, sources
 from qlora_engine.data.conversation import RowProblem
@@ -22,9 +23,11 @@ def check(settings: DataSettings) -> list[dict[str, Any]]:
     store = sources.open_store(settings)
     detections = pipeline.detections(store, settings)
     found = list(doctor.open_questions(store, detections))
-    drops, read = Drops(), 0
+    drops, read, left = Drops(), 0, row_numbers.parsed(settings.leave_out)
     for block in store.blocks(1000):
         for number, row in block.rows():
+            if row_numbers.holds(left, number):
+                continue
             read += 1
             try:
                 reason = row.reason if isinstance(row, sources.BadRow) else None
@@ -37,4 +40,5 @@ def check(settings: DataSettings) -> list[dict[str, Any]]:
         if read >= MOST_ROWS:
             break
     found.extend(doctor.left_out(drops, read, detections[0].format, settings.bad_rows, store.place))
+    found.extend(doctor.by_hand(left, len(store)))
     return [finding.to_json() for finding in found]

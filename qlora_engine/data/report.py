@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from qlora_engine.counting import counted
 from qlora_engine.data import scripts, working
 from qlora_engine.data.formats import Detection
 from qlora_engine.data.lengths import Lengths
@@ -40,12 +41,17 @@ class Drops:
     def numbers(self) -> list[int]:
         return sorted(number for _, rows in self._rows.values() for number in rows)
 
+    def items(self) -> Iterable[tuple[str, list[int]]]:
+        """Each reason with the numbers of its rows."""
+        return self._rows.values()
+
     def summary(self) -> str:
         """`12 rows: its output is empty (rows 3, 8, 9 ...)`."""
         if not self._rows:
             return "no row was left out"
         return "; ".join(
-            f"{len(rows)} rows: {reason} ({numbers_text(rows)})" for reason, rows in self._rows.values()
+            f"{counted(len(rows), 'row')}: {reason} ({numbers_text(rows)})"
+            for reason, rows in self._rows.values()
         )
 
     def reasons(self) -> tuple[Mapping[str, Any], ...]:
@@ -133,6 +139,12 @@ class Found:
     seq_len: int
     is_automatic_length: bool
     drops: Drops
+    kept: Any
+    """Places in `tokens` of the rows that nobody left out by hand."""
+
+    @property
+    def has_held_out_file(self) -> bool:
+        return self.held_tokens is not self.tokens
 
 
 def build_report(found: Found) -> DataReport:
@@ -173,11 +185,13 @@ def _reading(found: Found) -> dict[str, Any]:
 def _length_facts(found: Found) -> dict[str, Any]:
     import numpy as np
 
-    stores = (found.tokens,) if found.held_tokens is found.tokens else (found.tokens, found.held_tokens)
-    table = Lengths.of(*stores)
+    meant = [(found.tokens, found.kept)]
+    if found.has_held_out_file:
+        meant.append((found.held_tokens, np.arange(len(found.held_tokens))))
+    table = Lengths.of(*meant)
     both = (found.train, found.held_out)
     whole = np.concatenate([rows.store.lengths[rows.places] for rows in both])
-    ordered = np.sort(np.concatenate([store.lengths for store in stores]))
+    ordered = np.sort(np.concatenate([store.lengths[places] for store, places in meant]))
     trained = found.train.trained_counts
     kept_whole, kept_trained = table.kept_at(found.seq_len)
     return {
@@ -189,7 +203,7 @@ def _length_facts(found: Found) -> dict[str, Any]:
         "trained_tokens": int(trained.sum()),
         "truncated_rows": int((whole > found.seq_len).sum()),
         "cut_tokens": int((whole - found.seq_len).clip(min=0).sum()),
-        "answer_ends_cut": sum(_answer_ends_cut(rows) for rows in both),
+        "answer_ends_cut": sum(int(ends_cut(rows).sum()) for rows in both),
         "longest_row_tokens": found.packed_longest
         or (int(found.train.lengths.max()) if len(found.train) else 0),
         "most_trained_tokens": int(trained.max()) if len(trained) else 0,
@@ -226,11 +240,12 @@ def column_of(found: Found, name: str) -> Any:
     return np.concatenate([rows.store.column(name)[rows.places] for rows in (found.train, found.held_out)])
 
 
-def _answer_ends_cut(rows: TokenRows) -> int:
-    cut = (rows.store.lengths[rows.places] > rows.seq_len).nonzero()[0]
-    return sum(
-        int(rows.store.row_spans(int(rows.places[row]))[:, 1].max()) > rows.seq_len for row in cut.tolist()
-    )
+def ends_cut(rows: TokenRows) -> Any:
+    """(rows,) bool: the end of the last answer is beyond the sequence length."""
+    found = rows.store.lengths[rows.places] > rows.seq_len
+    for row in found.nonzero()[0].tolist():
+        found[row] = rows.store.row_spans(int(rows.places[row]))[:, 1].max() > rows.seq_len
+    return found
 
 
 def _counted(tokens: TokenStore, kind: str) -> dict[str, int]:

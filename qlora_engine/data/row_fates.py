@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from qlora_engine.data.inspection import HELD_OUT, Inspector
-from qlora_engine.data.pipeline import CUT_AWAY
+from qlora_engine.data.pipeline import BY_HAND, CUT_AWAY
 from qlora_engine.data.tokens import TokenStore
 from qlora_engine.errors import EngineError, did_you_mean
 
@@ -56,6 +56,8 @@ class RowFates:
         return {}
 
     def reason(self, number: int) -> str:
+        if self.inspector.is_left_out(number):
+            return BY_HAND
         known = self._reasons.get(number)
         if known is not None:
             return known

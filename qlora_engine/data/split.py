@@ -27,32 +27,33 @@ class Sides:
     left_out: dict[str, Any] = field(default_factory=dict)
 
 
-def by_share(tokens: TokenStore, fraction: float, seed: int) -> Sides:
-    """A share of every source aside. A row keeps its side when others are added, but for a few at the border."""
-    import numpy as np
+def by_share(tokens: TokenStore, fraction: float, seed: int, kept: Any) -> Sides:
+    """A share of every source aside. A row keeps its side when others are added, but for a few at the border.
 
-    keys = tokens.hashes("key")
-    groups = near.groups(keys, tokens.hashes("loose"), tokens.minima())
-    held = _chosen(keys, groups, tokens.column("source"), fraction, seed)[groups]
+    `kept` are the places of the rows that there are at all: the others are as if the file had never held them.
+    """
+    keys = tokens.hashes("key")[kept]
+    groups = near.groups(keys, tokens.hashes("loose")[kept], tokens.minima()[kept])
+    held = _chosen(keys, groups, tokens.column("source")[kept], fraction, seed)[groups]
     exact, nearly = _copies(keys, groups)
-    return Sides(np.flatnonzero(~held), np.flatnonzero(held), len(exact), len(nearly), exact, nearly)
+    return Sides(kept[~held], kept[held], len(exact), len(nearly), kept[exact], kept[nearly])
 
 
-def by_file(tokens: TokenStore, held_out: TokenStore) -> Sides:
-    """The held-out file's rows aside; training rows that it repeats, or nearly, are left out."""
+def by_file(tokens: TokenStore, held_out: TokenStore, kept: Any) -> Sides:
+    """The held-out file's rows aside; training rows that it repeats, or nearly, are left out. `kept` as in `by_share`."""
     import numpy as np
 
-    keys = np.concatenate([tokens.hashes("key"), held_out.hashes("key")])
-    loose = np.concatenate([tokens.hashes("loose"), held_out.hashes("loose")])
-    groups = near.groups(keys, loose, np.concatenate([tokens.minima(), held_out.minima()]))
-    count = len(tokens)
+    keys = np.concatenate([tokens.hashes("key")[kept], held_out.hashes("key")])
+    loose = np.concatenate([tokens.hashes("loose")[kept], held_out.hashes("loose")])
+    groups = near.groups(keys, loose, np.concatenate([tokens.minima()[kept], held_out.minima()]))
+    count = len(kept)
     is_near = np.isin(groups[:count], groups[count:])
     is_exact = np.isin(keys[:count], keys[count:])
     exact, nearly = _copies(keys[:count], groups[:count])
-    left_out = {EXACT: np.flatnonzero(is_exact), NEAR: np.flatnonzero(is_near & ~is_exact)}
+    left_out = {EXACT: kept[is_exact], NEAR: kept[is_near & ~is_exact]}
     return Sides(
-        np.flatnonzero(~is_near), np.arange(len(held_out)), len(exact), len(nearly), exact, nearly, left_out
-    )  # fmt: skip
+        kept[~is_near], np.arange(len(held_out)), len(exact), len(nearly), kept[exact], kept[nearly], left_out
+    )
 
 
 def _chosen(keys: Any, groups: Any, sources: Any, fraction: float, seed: int) -> Any:

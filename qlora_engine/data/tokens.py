@@ -75,12 +75,17 @@ class TokenStore:
         pieces = [b.column("minima").flatten().to_numpy().reshape(b.num_rows, -1) for b in self._batches]
         return np.concatenate(pieces) if pieces else np.zeros((0, 16), np.uint32)
 
-    def spans(self) -> Any:
-        """(runs, 2) int32: first and last+1 token of every trained run, of all rows together."""
+    def spans(self, places: Any) -> Any:
+        """(runs, 2) int32: first and last+1 token of every trained run, of the rows at `places` together, in no order."""
         import numpy as np
 
         pieces = [batch.column("spans").flatten().to_numpy().reshape(-1, 2) for batch in self._batches]
-        return np.concatenate(pieces) if pieces else np.zeros((0, 2), np.int32)
+        if not pieces:
+            return np.zeros((0, 2), np.int32)
+        runs = [np.diff(batch.column("spans").offsets.to_numpy()) // 2 for batch in self._batches]
+        is_meant = np.zeros(len(self), bool)
+        is_meant[places] = True
+        return np.concatenate(pieces)[np.repeat(is_meant, np.concatenate(runs))]
 
     def row_spans(self, row: int) -> Any:
         batch, place = self._find(row)

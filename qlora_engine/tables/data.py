@@ -150,6 +150,13 @@ class DataSettings:
         is_expert=True,
         resume="rows",
     )
+    leave_out: str = knob(
+        "",
+        label="Rows to leave out",
+        help="Numbers of rows, as they are shown everywhere, that are neither trained nor held out: `3, 8-12`.",
+        is_expert=True,
+        resume="rows",
+    )
     bad_rows: float = knob(
         0.5,
         label="Bad rows at most",

@@ -308,6 +308,107 @@ def test_a_share_that_is_held_out_is_browsed_by_the_numbers_of_the_dataset(
     assert newest("list")["ask"] == {"of": "data", "kind": "all", "first": 0, "count": 60}
 
 
+def read_anew(qtbot: QtBot, window: MainWindow) -> None:
+    """The engine that was asked last to read the data anew is done; those before it have been stopped."""
+    left = window.studio.workspace.job.config.data.leave_out
+
+    def asked() -> list[ScriptedEngine]:
+        engines = [e for e in ScriptedEngine.made if isinstance(e.job, DataReportJob) and not e.stops]
+        return [e for e in engines if e.job.config["data"].get("leave_out") == left]  # type: ignore[union-attr]
+
+    qtbot.waitUntil(lambda: bool(asked()), timeout=10_000)
+    asked()[-1].tell(ev.RunFinished({"report": data_states.report(), "rows": []}))
+    qtbot.waitUntil(lambda: window.studio.workspace.data.report is not None)
+
+
+def test_a_row_is_left_out_and_taken_back_where_it_is_seen(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    job = window.studio.workspace.job
+    job.edit("data.path", "/data/a.jsonl")
+    controller = data_states.read(window)
+    controller.show_tab("rows")
+    rows = window.tabs.screens["data"].panels["rows"]
+    choose(rows.kinds, "Fewest trained first")
+    answer(qtbot, "list", {"total": 9, "first": 0, "rows": [data_states.row(n) for n in range(31, 40)]})
+    qtbot.waitUntil(lambda: rows.position.text() == "1 of 9 rows")
+    rows.next.click()
+    qtbot.waitUntil(lambda: newest("row")["ask"]["number"] == 32)
+    assert rows.leave.text() == "Leave this row out"
+    rows.leave.click()
+    assert job.config.data.leave_out == "32"
+    assert rows.leave.text() == "Take it back"
+    assert rows.body.isVisible()  # the list stays while the data are read anew
+    rows.next.click()
+    qtbot.waitUntil(lambda: newest("row")["ask"]["number"] == 33)
+    rows.leave.click()
+    assert job.config.data.leave_out == "32-33"
+    read_anew(qtbot, window)
+    assert newest("list")["ask"]["kind"] == "fewest_trained"
+    left = [data_states.row(n) for n in (31, 34, 35, 36, 37, 38, 39)]
+    answer(qtbot, "list", {"total": 7, "first": 0, "rows": left})
+    qtbot.waitUntil(lambda: rows.position.text() == "3 of 7 rows")  # where it was, not at the top
+    controller.open_row(32)
+    answer(qtbot, "list", {"total": 60, "first": 0, "rows": [data_states.row(n) for n in range(1, 61)]})
+    qtbot.waitUntil(lambda: rows.leave.text() == "Take it back")
+    rows.leave.click()
+    assert job.config.data.leave_out == "33"
+    job.edit("data.seq_len", 64)
+    assert not rows.body.isVisible()  # of other settings the old rows say nothing
+
+
+def test_rows_of_a_held_out_file_are_not_left_out_by_number(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    window.studio.workspace.job.edit("data.held_out_path", "/data/held.jsonl")
+    data_states.read(window).show_tab("rows")
+    rows = window.tabs.screens["data"].panels["rows"]
+    assert rows.leave.isVisible()
+    choose(rows.sets, "Held-out data")
+    answer(qtbot, "list", {"total": 5, "first": 0, "rows": [data_states.row(n) for n in range(1, 6)]})
+    qtbot.waitUntil(lambda: rows.position.text() == "1 of 5 held-out rows")
+    assert not rows.leave.isVisible()
+
+
+def test_one_click_leaves_out_what_a_finding_is_about(qtbot: QtBot, make_window: MakeWindow) -> None:
+    window = make_window()
+    job = window.studio.workspace.job
+    job.edit("data.leave_out", "4")
+    controller = data_states.read(window)
+    controller.show_tab("doctor")
+    panel = window.tabs.screens["data"].panels["doctor"]
+
+    def click(words: str) -> None:
+        {b.text(): b for b in panel.findChildren(QPushButton)}[words].click()
+
+    click("Leave these 3 rows out")
+    assert job.config.data.leave_out == "3-4, 17, 4012"
+    engine_of(qtbot, DataReportJob)  # and the data are read anew
+    click("Take it back")
+    assert job.config.data.leave_out == ""
+    held = next(b for b in panel.findChildren(QPushButton) if b.accessibleName() == "Open row 2")
+    held.click()
+    assert window.tabs.screens["data"].current == "rows"
+    assert window.tabs.screens["data"].panels["rows"].sets.currentText() == "Held-out data"
+
+
+def test_numbers_to_leave_out_are_those_of_the_data_that_are_chosen(make_window: MakeWindow) -> None:
+    window = make_window()
+    job = window.studio.workspace.job
+    data_states.read(window)
+    (mixed,) = job.config.data.more
+    panel = window.tabs.screens["data"].panels["source"]
+    job.edit("data.leave_out", "5, 12001")
+    panel.remove_asked.emit(mixed)
+    assert job.config.data.leave_out == ""  # nobody knows where the rows of the source stood
+    data_states.read(window)
+    job.edit("data.leave_out", "5, 12001, 12481")
+    window.studio.workspace.data.report = data_states.report()
+    window.studio.workspace.data.changed.emit()
+    panel.remove_asked.emit(mixed)
+    assert job.config.data.leave_out == "5, 12001"
+    panel.path_chosen.emit("/data/other.jsonl")
+    assert (job.config.data.path, job.config.data.leave_out) == ("/data/other.jsonl", "")
+
+
 def test_the_maximum_length_is_a_line_that_is_dragged(qtbot: QtBot, make_window: MakeWindow) -> None:
     window = make_window()
     controller = data_states.read(window)

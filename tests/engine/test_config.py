@@ -131,6 +131,10 @@ def test_an_emptied_option_stays_empty() -> None:
         ("data.seq_len=none", "data.seq_len", None),
         ("data.path=/tmp/a b.json", "data.path", "/tmp/a b.json"),
         ('training.sample_prompts=["a, b"]', "training.sample_prompts", ("a, b",)),
+        ("data.ignore=images", "data.ignore", ("images",)),
+        ("data.ignore=images, calls", "data.ignore", ("images", "calls")),
+        ("data.leave_out=3, 8-12", "data.leave_out", "3, 8-12"),
+        ("data.leave_out=3", "data.leave_out", "3"),
     ],
 )
 def test_overrides(text: str, path: str, value: Any) -> None:

@@ -13,6 +13,7 @@ from app.presenters.problems import DOCTOR as DOCTOR_OPTION
 from app.studio import Studio
 from app.tabs.data.findings import DoctorController, ReportController
 from app.tabs.data.presenters.head import data_state, report_notice
+from app.tabs.data.presenters.rows import DATA
 from app.tabs.data.presenters.source import with_sources
 from app.tabs.data.rows import RowsController
 from app.tabs.data.screen import DOCTOR, REPORT, ROWS, SOURCE, SPLIT, TAB_NAMES, DataScreen
@@ -83,12 +84,12 @@ class DataController(QObject):
                 return
         self.show_tab(SOURCE)
 
-    def open_row(self, number: int) -> None:
+    def open_row(self, number: int, rows_of: str = DATA) -> None:
         """Show a row that a report or a finding names."""
         self.show_tab(ROWS)
         rows = self.tabs[ROWS]
         assert isinstance(rows, RowsController)
-        rows.open_row(number)
+        rows.open_row(number, rows_of)
 
     def paint(self) -> None:
         work = self.work

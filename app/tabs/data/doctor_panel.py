@@ -14,9 +14,10 @@ from app.widgets.kit import Card, Notice, boxed, button, column, emptied, label,
 
 
 class DoctorPanel(QWidget):
-    """Signals: `row_asked(number)`, `repair_asked(Repair)`, `write_asked(path)`, `use_asked(path)`, `check_asked`."""
+    """Signals: `row_asked(number)`, `held_row_asked(number)`, `repair_asked(Repair)`, `write_asked(path)`, `use_asked(path)`, `check_asked`."""
 
     row_asked = Signal(int)
+    held_row_asked = Signal(int)
     repair_asked = Signal(object)
     write_asked = Signal(str)
     use_asked = Signal(str)
@@ -54,6 +55,10 @@ class DoctorPanel(QWidget):
         )
         if finding.rows:
             card.add(row(*links(finding.rows, self.row_asked.emit), None))
+        if finding.held_rows:
+            card.add(
+                row(label("Held out:", "small"), *links(finding.held_rows, self.held_row_asked.emit), None)
+            )
         for repair in finding.repairs:
             card.add(row(button(repair.caption, partial(self._repair, repair)), None))
         return card

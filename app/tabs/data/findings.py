@@ -11,6 +11,7 @@ from app.presenters.words import capital
 from app.tabs.data.doctor_panel import DoctorPanel
 from app.tabs.data.presenters.doctor import Repair, doctor_state, written_text
 from app.tabs.data.presenters.report import ReportState, report_state
+from app.tabs.data.presenters.rows import HELD_OUT
 from app.tabs.data.report_panel import ReportPanel
 from qlora_engine.errors import EngineError
 
@@ -50,6 +51,7 @@ class DoctorController(QObject):
         self._page, self._panel = page, panel
         self._written_of, self._is_writing = "", False
         panel.row_asked.connect(page.open_row)
+        panel.held_row_asked.connect(lambda number: page.open_row(number, HELD_OUT))
         panel.repair_asked.connect(self._repair)
         panel.write_asked.connect(self._write)
         panel.use_asked.connect(page.work.job.choose_data)

@@ -1,4 +1,4 @@
-"""Data tab, Rows: pages of rows as they come into sight, and the chosen one in full."""
+"""Data tab, Rows: pages of rows as they come into sight."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 from PySide6.QtCore import QObject
 
 from app.presenters.words import capital
+from app.tabs.data.chosen_row import ChosenRow
 from app.tabs.data.presenters.rows import (
     DATA,
-    batch_rows,
     is_own_file,
     kinds_of,
     position_text,
-    row_detail,
     sets_of,
 )
 from app.tabs.data.rows_panel import RowsPanel
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from app.tabs.data.controller import DataController
 
 FIRST_PAGE = 60
-IN_BATCH = 4
 
 
 class RowsController(QObject):
@@ -37,16 +35,17 @@ class RowsController(QObject):
         self.rows_of, self.kind, self.search = DATA, "all", ""
         self._report: Mapping[str, Any] | None = None
         self._wanted_row: int | None = None
-        self._unasked: int | None = None
-        """The chosen place, while its row cannot be asked for because its number is not known yet."""
+        self.chosen = ChosenRow(page, panel)
         self._is_listed = False
         self._error: EngineError | None = None
         panel.set_chosen.connect(lambda rows_of: self._choose(rows_of, "all"))
         panel.kind_chosen.connect(lambda kind: self._choose(self.rows_of, kind))
         panel.search_asked.connect(self._search)
         panel.number_asked.connect(self._to_number)
-        panel.step_asked.connect(self._step)
+        panel.step_asked.connect(panel.list.step)
         panel.batch_wanted.connect(lambda _: self._ask_row())
+        panel.leave_asked.connect(self.chosen.leave)
+        self.chosen.failed.connect(self._take_error)
         panel.check_asked.connect(page.work.watch.check)
         panel.list.range_wanted.connect(self._ask_range)
         panel.list.place_chosen.connect(lambda _: self._ask_row())
@@ -59,7 +58,8 @@ class RowsController(QObject):
             self.kind = "all"
         self._panel.show_choices(sets_of(settings), self.rows_of, kinds_of(self.rows_of, settings), self.kind)
         if report is None:
-            self._report, self._is_listed = None, False
+            if not self.chosen.keeps_list():
+                self._report, self._is_listed = None, False
         elif (
             report is not self._report and self._page.screen.isVisible() and self._page.screen.current == ROWS
         ):
@@ -79,6 +79,10 @@ class RowsController(QObject):
         """A share that is held out has no numbers of its own."""
         self.open_row(number, self.rows_of if is_own_file(self._page.work.job.config.data) else DATA)
 
+    @property
+    def _can_ask(self) -> bool:
+        return self._page.work.data.report is not None or self.chosen.keeps_list()
+
     # ------------------------------------------------------------ the list
 
     def _begin(self) -> None:
@@ -88,7 +92,7 @@ class RowsController(QObject):
         self._ask_range(0, FIRST_PAGE)
 
     def _ask_range(self, first: int, count: int) -> None:
-        if self._page.work.data.report is None:
+        if not self._can_ask:
             return
         which = {"search": self.search} if self.search else {"kind": self.kind}
         self._desk.ask(
@@ -99,7 +103,7 @@ class RowsController(QObject):
         )
 
     def _take_list(self, answer: Mapping[str, Any]) -> None:
-        rows = self._panel.list
+        rows, before = self._panel.list, self.chosen.place_before()
         if not self._is_listed:
             self._is_listed, self._error = True, None
             rows.begin(int(answer["total"]))
@@ -107,8 +111,8 @@ class RowsController(QObject):
         if self._wanted_row is not None:
             self._go_to_wanted()
         elif rows.place is None and rows.rows.total:
-            rows.go_to(0)
-        elif rows.place is not None and rows.place == self._unasked:
+            rows.go_to(min(before, rows.rows.total - 1))
+        elif self.chosen.is_unasked:
             self._ask_row()
         self._paint_head()
 
@@ -137,33 +141,10 @@ class RowsController(QObject):
             self.search = text
             self._begin()
 
-    def _step(self, by: int) -> None:
-        place = self._panel.list.place
-        self._panel.list.go_to(0 if place is None else place + by)
-
-    # ------------------------------------------------------------ the chosen row
-
     def _ask_row(self) -> None:
-        place = self._panel.list.place
-        if place is None or self._page.work.data.report is None:
-            return
-        number = self._panel.list.rows.number(place)
-        self._unasked = place if number is None else None
-        if number is not None:
-            self._desk.ask("row", {"of": self.rows_of, "number": number}, self._take_row, self._take_error)
-            if self._panel.batch.isChecked():
-                model = self._panel.list.rows
-                numbers = [n for p in range(place, place + IN_BATCH) if (n := model.number(p)) is not None]
-                self._desk.ask(
-                    "batch", {"of": self.rows_of, "numbers": numbers}, self._take_batch, self._take_error
-                )
-        self._paint_head()
-
-    def _take_row(self, answer: Mapping[str, Any]) -> None:
-        self._panel.show_detail(row_detail(answer))
-
-    def _take_batch(self, answer: Mapping[str, Any]) -> None:
-        self._panel.show_tokens(batch_rows(answer), is_batch=True)
+        if self._can_ask:
+            self.chosen.ask(self.rows_of)
+            self._paint_head()
 
     def _paint_head(self) -> None:
         panel, rows = self._panel, self._panel.list
@@ -178,7 +159,8 @@ class RowsController(QObject):
                 notice = "No row holds that text."
             elif not rows.rows.total:
                 notice = "There are no such rows."
-        panel.show_rows(notice, hint, is_ready=self._page.is_new)
+        panel.show_rows(notice, hint, is_ready=self._page.is_new or self.chosen.keeps_list())
+        self.chosen.paint(self.rows_of)
         place = rows.place
         panel.position.setText(
             position_text(place, rows.rows.total, self.rows_of, self.kind, self.search)

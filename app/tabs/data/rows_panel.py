@@ -16,7 +16,7 @@ from app.widgets.kit import Elided, Notice, boxed, button, column, label, row
 
 class RowsPanel(QWidget):
     """Signals: `set_chosen(rows_of)`, `kind_chosen(kind)`, `search_asked(text)`, `number_asked(number)`, `step_asked(by)`, `batch_wanted(bool)`,
-    `check_asked`."""
+    `leave_asked`, `check_asked`."""
 
     set_chosen = Signal(str)
     kind_chosen = Signal(str)
@@ -24,6 +24,7 @@ class RowsPanel(QWidget):
     number_asked = Signal(int)
     step_asked = Signal(int)
     batch_wanted = Signal(bool)
+    leave_asked = Signal()
     check_asked = Signal()
 
     def __init__(self) -> None:
@@ -96,7 +97,8 @@ class RowsPanel(QWidget):
             "Previous", lambda: self.step_asked.emit(-1), tip="The row above (Up in the list)"
         )
         self.next = button("Next", lambda: self.step_asked.emit(1), tip="The row below (Down in the list)")
-        top = row(self.where, self.position, self.previous, self.next)
+        self.leave = button("Leave this row out", self.leave_asked.emit)
+        top = row(self.where, self.position, self.leave, self.previous, self.next)
         top.setStretch(0, 1)
         found = column(top, self.problem, across, gap=4)
         found.setContentsMargins(0, 6, 0, 0)
@@ -109,6 +111,11 @@ class RowsPanel(QWidget):
         """What can be chosen, and what is."""
         _offer(self.sets, sets, rows_of)
         _offer(self.kinds, kinds, kind)
+
+    def show_leave(self, text: str) -> None:
+        """What can be done with the shown row, if anything."""
+        self.leave.setText(text)
+        self.leave.setVisible(bool(text))
 
     def show_rows(self, notice: str, hint: str, is_ready: bool) -> None:
         """The rows, or why there are none."""
@@ -145,6 +152,7 @@ def _combo(name: str, chosen: Callable[[str], None]) -> QuietCombo:
     found.setAccessibleName(name)
     found.activated.connect(lambda index: chosen(found.itemData(index)))
     found.setMinimumWidth(110)
+    found.setSizeAdjustPolicy(QuietCombo.SizeAdjustPolicy.AdjustToContents)  # what is offered changes
     return found
 
 

@@ -11,7 +11,14 @@ from PySide6.QtCore import QObject, QTimer
 
 from app.controllers.options import option_values
 from app.presenters.words import capital
-from app.tabs.data.presenters.source import ON_HUB, columns_for, source_state, with_column, with_sources
+from app.tabs.data.presenters.source import (
+    ON_HUB,
+    columns_for,
+    leave_out_without,
+    source_state,
+    with_column,
+    with_sources,
+)
 from app.tabs.data.source_panel import SourcePanel
 from app.tabs.data.widgets.rows_dialog import RowsDialog
 from qlora_engine.config import DataSettings
@@ -45,9 +52,7 @@ class SourceController(QObject):
             lambda name, column: self._job.edit("data.columns", with_column(self._data, name, column))
         )
         panel.weight_chosen.connect(lambda path, weight: self._mix({**self._data.more, path: weight}))
-        panel.remove_asked.connect(
-            lambda path: self._mix({p: w for p, w in self._data.more.items() if p != path})
-        )
+        panel.remove_asked.connect(self._remove)
         panel.write_asked.connect(self._write)
 
     @property
@@ -93,6 +98,13 @@ class SourceController(QObject):
             if kept != self._data.columns:
                 self._job.edit("data.columns", kept)
         self._job.edit(path, value)
+
+    def _remove(self, path: str) -> None:
+        """The rows behind those of the source move up."""
+        left = leave_out_without(self._data, path, self._page.report if self._page.is_new else None)
+        if left != self._data.leave_out:
+            self._job.edit("data.leave_out", left)
+        self._mix({p: w for p, w in self._data.more.items() if p != path})
 
     def _mix(self, more: Mapping[str, float]) -> None:
         self._job.edit("data.more", dict(more))

@@ -19,7 +19,7 @@ from qlora_engine.knobs import knobs_of
 SPLIT = ("data.held_out_path", "data.held_out_fraction")
 TRAINED = (
     "data.seq_len", "data.train_on", "data.packing", "data.chat_template", "data.empty_answers", "data.system_prompt",
-    "data.preference", "data.ignore", "data.bad_rows",
+    "data.preference", "data.ignore", "data.leave_out", "data.bad_rows",
 )  # fmt: skip
 
 

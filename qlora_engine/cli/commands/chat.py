@@ -15,6 +15,7 @@ import click
 
 from qlora_engine.cli import driving, generation, output, progress
 from qlora_engine.client import Engine
+from qlora_engine.counting import counted
 from qlora_engine.errors import EngineError
 from qlora_engine.events import (
     TERMINAL,
@@ -285,10 +286,10 @@ class Printer:
         if self._session.is_named and not self._speaking:
             output.write_piece(f"[{event.side}] ")
         self._speaking = ""
-        output.say("" if event.is_complete else f"  [cut after {event.tokens} tokens]")
+        output.say("" if event.is_complete else f"  [cut after {counted(event.tokens, 'token')}]")
         self._show_calls(event)
         if self._session.is_named:
-            output.note(f"    {event.side}: {event.tokens} tokens, {_speed(event)}")
+            output.note(f"    {event.side}: {counted(event.tokens, 'token')}, {_speed(event)}")
 
     def _show_calls(self, event: AnswerFinished) -> None:
         if event.calls is None:

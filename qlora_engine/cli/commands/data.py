@@ -10,7 +10,9 @@ import click
 
 from qlora_engine.cli import driving, output, progress
 from qlora_engine.cli.commands.job import set_option
+from qlora_engine.cli.findings import finding_text, numbered
 from qlora_engine.config import DataSettings, TrainingConfig
+from qlora_engine.counting import counted
 from qlora_engine.data.grades import first_blocking
 from qlora_engine.errors import EngineError
 from qlora_engine.events import RunFinished
@@ -170,11 +172,11 @@ def _first_look(settings: DataSettings, *, as_json: bool) -> None:
         output.print_json(found)
         return
     detection = found["detection"]
-    files = "1 file" if found["file_count"] == 1 else f"{found['file_count']:,} files"
+    files = counted(found["file_count"], "file")
     read_as = f"{found['format']}: {detection['why']}" if detection else found["problem"]
     columns = detection["columns"] if detection else {}
     output.fields([
-        ("data", f"{found['origin']} ({files}, {found['bytes']:,} bytes)"),
+        ("data", f"{found['origin']} ({files}, {counted(found['bytes'], 'byte')})"),
         ("format", read_as),
         ("columns", ", ".join(f"{f} = {c}" for f, c in columns.items()) or ", ".join(found["columns"])),
         ("not used", ", ".join(detection["unused"]) or "nothing" if detection else output.NOT_AVAILABLE),
@@ -197,20 +199,12 @@ def _mapping(columns: tuple[str, ...]) -> dict[str, str]:
 def _print_report(report: Mapping[str, Any]) -> None:
     output.fields(_lines(report))
     for drop in report["drops"]:
-        rows = ", ".join(map(str, drop["first_rows"]))
         more = " ..." if drop["count"] > len(drop["first_rows"]) else ""
-        output.say(f"left out: {drop['count']} rows, {drop['reason']} (rows {rows}{more})")
+        rows = numbered(drop["first_rows"])
+        output.say(f"left out: {counted(drop['count'], 'row')}, {drop['reason']} ({rows}{more})")
     for finding in report["findings"]:
-        if finding["code"] != "data.left_out":
+        if finding["code"] not in ("data.left_out", "data.leave_out"):
             output.say(finding_text(finding))
-
-
-def finding_text(finding: Mapping[str, Any]) -> str:
-    """One finding of the doctor as a line: `look: 3 rows hold ... (rows 4, 9, 12)`."""
-    rows = ", ".join(map(str, finding["rows"]))
-    where = f" ({'row' if len(finding['rows']) == 1 else 'rows'} {rows})" if rows else ""
-    repair = f"; {finding['repair_text']}" if finding["repair_text"] and finding["grade"] == "blocks" else ""
-    return f"{finding['grade']}: {finding['text'].rstrip('.')}{where}{repair}"
 
 
 def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -231,7 +225,10 @@ def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("chat template", f"{report['template']}: {report['template_reason']}"),
         ("rows", rows),
         ("lengths", lengths),
-        ("sequence", f"{report['seq_len']} tokens, {length}; {report['truncated_rows']} rows are cut"),
+        (
+            "sequence",
+            f"{report['seq_len']} tokens, {length}; {counted(report['truncated_rows'], 'row', 'are')} cut",
+        ),
         (
             "kept",
             f"{report['keeps']['rows']:.1%} of rows whole, {report['keeps']['trained_tokens']:.1%} of answer tokens",
@@ -259,7 +256,7 @@ def _print_asked(asked: Mapping[str, Any]) -> None:
         _print_rows(asked["worst"])
     if "search" in asked:
         found = asked["search"]["numbers"]
-        output.say(f"\nfound in {len(found)} rows: {', '.join(map(str, found)) or 'none'}")
+        output.say(f"\nfound in {counted(len(found), 'row')}: {', '.join(map(str, found)) or 'none'}")
     for row in (*asked.get("numbers", ()), *asked.get("search", {}).get("rows", ())):
         output.say(
             f"\nrow {row['row']} ({row['file']}, row {row['row_in_file']}; {row['side'].replace('_', ' ')}):"
@@ -269,8 +266,7 @@ def _print_asked(asked: Mapping[str, Any]) -> None:
             output.say(f"left out: {row['problem']}")
         _print_rows(row["rendered"])
     if "list" in asked:
-        total = asked["list"]["total"]
-        output.say(f"\n{total:,} row{'' if total == 1 else 's'}")
+        output.say(f"\n{counted(asked['list']['total'], 'row')}")
         for row in asked["list"]["rows"]:
             output.say(_row_line(row))
     for name, example in asked.get("reasoning", {}).get("policies", {}).items():
@@ -282,12 +278,14 @@ def _print_asked(asked: Mapping[str, Any]) -> None:
         output.say(rendered(tokens))
     if "write_clean" in asked:
         written = asked["write_clean"]
-        output.say(f"\nwrote {written['rows']:,} rows to {written['path']}; {written['left_out']:,} left out")
+        output.say(
+            f"\nwrote {counted(written['rows'], 'row')} to {written['path']}; {written['left_out']:,} left out"
+        )
 
 
 def _row_line(row: Mapping[str, Any]) -> str:
     """`12: trained, 71 tokens (20 trained): What is ... -> ...`."""
-    fate = row["problem"] or f"{row['tokens']:,} tokens ({row['trained']:,} trained)"
+    fate = row["problem"] or f"{counted(row['tokens'], 'token')} ({row['trained']:,} trained)"
     begins = output.quoted(" ".join(str(row["text"]).split()))
     return f"{row['row']}: {row['side'].replace('_', ' ')}, {fate}: {begins}"
 

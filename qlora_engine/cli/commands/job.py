@@ -10,6 +10,8 @@ import click
 
 from qlora_engine.cli import driving, output, progress
 from qlora_engine.cli.commands.doctor import driver
+from qlora_engine.cli.findings import with_rows
+from qlora_engine.counting import counted
 from qlora_engine.errors import EngineError
 
 if TYPE_CHECKING:
@@ -90,11 +92,11 @@ def check(file: Path, overrides: tuple[str, ...], as_json: bool) -> int:
         output.print_json({"path": file, "is_valid": not found, "problems": found, "findings": findings})
     elif problems or blocking:
         _print_problems(
-            file, [str(problem) for problem in problems] + [_words(finding) for finding in blocking]
+            file, [str(problem) for problem in problems] + [with_rows(finding) for finding in blocking]
         )
     else:
         for finding in findings:
-            output.say(f"data: {_words(finding)}")
+            output.say(f"data: {with_rows(finding)}")
         output.say(f"{file}: no problems")
     return 2 if problems or blocking else 0
 
@@ -144,13 +146,8 @@ def _read_findings(config: TrainingConfig) -> list[Mapping[str, Any]]:
     return list(reading_check.check(config.data)) if is_near else []
 
 
-def _words(finding: Mapping[str, Any]) -> str:
-    rows = ", ".join(map(str, finding["rows"]))
-    return finding["text"].rstrip(".") + (f" (rows {rows})" if rows else "")
-
-
 def _print_problems(file: Path, problems: Sequence[str]) -> None:
     for problem in problems:
         output.note(f"{file}: {problem}")
-    words = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
+    words = counted(len(problems), "problem") if len(problems) > 1 else "a problem"
     output.note(f"error: {file} has {words}; hint: correct the named settings")

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from qlora_engine.cli import driving, output, progress
+from qlora_engine.counting import counted
 from qlora_engine.events import RunFinished
 from qlora_engine.jobs import PredictionsJob
 
@@ -54,7 +55,7 @@ def _score(run_dir: str, rows: int, *, is_quiet: bool) -> dict[str, Any]:
 
 def summary_line(found: dict[str, Any]) -> str:
     return (
-        f"{found['scored_rows']:,} held-out rows, mean loss {output.loss(found['loss'])} over {found['trained_tokens']:,} tokens; "
+        f"{counted(found['scored_rows'], 'held-out row')}, mean loss {output.loss(found['loss'])} over {found['trained_tokens']:,} tokens; "
         f"{found['faultless_rows']:,} predicted without a wrong token"
     )
 

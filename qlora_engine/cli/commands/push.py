@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from qlora_engine.cli import driving, output, progress
+from qlora_engine.counting import counted
 from qlora_engine.events import RunFinished
 from qlora_engine.jobs import PushJob
 
@@ -24,7 +25,9 @@ def push(folder: Path, repository: str, public: bool, unproven: bool, as_json: b
     if as_json:
         output.print_json(result)
     else:
-        output.say(f"Uploaded {result['files']} files ({output.size(result['bytes'])}) to {result['url']}")
+        output.say(
+            f"Uploaded {counted(result['files'], 'file')} ({output.size(result['bytes'])}) to {result['url']}"
+        )
 
 
 def push_folder(

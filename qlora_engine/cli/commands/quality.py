@@ -10,6 +10,7 @@ from qlora_engine.cli import driving, output, progress
 from qlora_engine.cli.commands.job import set_option
 from qlora_engine.cli.commands.models import offline_option, revision_option
 from qlora_engine.config import TrainingConfig
+from qlora_engine.counting import counted
 from qlora_engine.errors import EngineError
 from qlora_engine.events import RunFinished
 from qlora_engine.jobs import QualityJob
@@ -101,7 +102,11 @@ def _block_sizes(text: str) -> tuple[int, ...]:
 
 def _print_report(report: QualityReport, own: Variant, *, shows_all: bool) -> None:
     held_out = report.held_out
-    rows = "" if held_out is None else f"; loss on {held_out.rows} rows, {held_out.tokens:,} trained tokens"
+    rows = (
+        ""
+        if held_out is None
+        else f"; loss on {counted(held_out.rows, 'row')}, {counted(held_out.tokens, 'trained token')}"
+    )
     output.say(
         f"{report.model}: {len(report.weights.modules)} linear layers, {output.count(report.weights.parameters)} weights, "
         f"from {report.compute_dtype} on {report.device}{rows}"

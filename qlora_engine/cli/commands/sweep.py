@@ -10,6 +10,7 @@ import click
 
 from qlora_engine.cli import driving, output, progress
 from qlora_engine.cli.commands.queue import Stoppable
+from qlora_engine.counting import counted
 
 if TYPE_CHECKING:
     from qlora_engine.runs.sweep import Planned, Sweep
@@ -84,7 +85,7 @@ def _print_preview(wanted: Sweep, *, is_document: bool, is_quiet: bool) -> None:
         output.note(problem)
     known = [cell.seconds for cell in cells if cell.seconds is not None]
     total = f"altogether {output.duration(sum(known))}" if len(known) == len(cells) else NO_TIME
-    output.say(f"{len(cells)} cells, {len(cells) * len(wanted.seeds)} runs, {total}\n")
+    output.say(f"{counted(len(cells), 'cell')}, {counted(len(cells) * len(wanted.seeds), 'run')}, {total}\n")
 
 
 def _print_queued(planned: Planned, as_json: bool) -> None:
@@ -92,7 +93,7 @@ def _print_queued(planned: Planned, as_json: bool) -> None:
     if as_json:
         output.print_json({"sweep_id": planned.sweep_id, "runs": runs})
         return
-    output.say(f"Queued {len(runs)} runs of experiment {planned.sweep_id}")
+    output.say(f"Queued {counted(len(runs), 'run')} of experiment {planned.sweep_id}")
     output.say(f"Carry them out with: {output.program()} queue run")
     output.say(f"Compare them with:   {output.program()} sweep {planned.sweep_id}")
 
@@ -116,7 +117,9 @@ def _print_results(planned: Planned, as_json: bool) -> None:
     over = sum(state == "finished" for cell in found for state in cell.states)
     total = sum(len(cell.states) for cell in found)
     if over < total:
-        output.note(f"{over} of {total} runs are finished; see them with: {output.program()} queue list")
+        output.note(
+            f"{counted(over, 'run', 'are', of=total)} finished; see them with: {output.program()} queue list"
+        )
 
 
 def _document(planned: Planned, found: Any) -> dict[str, Any]:

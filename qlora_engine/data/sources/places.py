@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlora_engine.counting import counted
 from qlora_engine.errors import EngineError
 
 LINES = (".jsonl", ".ndjson")
@@ -149,7 +150,7 @@ def _passed_over(before: Sequence[Place], after: Sequence[Place], why: str) -> l
     if not left:
         return []
     shown = ", ".join(left[:3]) + (" ..." if len(left) > 3 else "")
-    return [f"{len(left)} files were not read, {why}: {shown}"]
+    return [f"{counted(len(left), 'file', 'were')} not read, {why}: {shown}"]
 
 
 def _is_hidden(name: str) -> bool:

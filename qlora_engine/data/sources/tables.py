@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, TextIO
 
+from qlora_engine.counting import counted
 from qlora_engine.data.sources.reading import MAX_ROW_BYTES, BadRow, Reading, Row
 from qlora_engine.errors import EngineError
 
@@ -175,7 +176,7 @@ def _header(cells: list[str], name: str) -> list[str]:
 
 def _row(names: list[str], cells: list[str], line: int) -> Row | BadRow:
     if len(cells) > len(names):
-        return BadRow(f"line {line}: {len(cells)} values for {len(names)} columns")
+        return BadRow(f"line {line}: {counted(len(cells), 'value')} for {counted(len(names), 'column')}")
     return dict(zip(names, cells, strict=False))
 
 

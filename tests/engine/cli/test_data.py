@@ -123,7 +123,7 @@ def test_rows_are_shown_by_number_by_search_and_at_their_worst(
     assert not output.CONTROL.search(result.out + result.err)
     assert "row 2 (rows.jsonl, row 2" in result.out
     assert "left out: broken JSON" in result.out
-    assert "found in 1 rows: 6" in result.out
+    assert "found in 1 row: 6" in result.out
     assert "wrote 8 rows" in result.out
     assert len(clean.read_text(encoding="utf-8").splitlines()) == 8
 
@@ -150,7 +150,7 @@ def test_a_held_out_file_is_listed_and_searched(qlora: Any, tiny_model: Path, tm
     own = ("--set", f"data.held_out_path={places[1]}", "--held-out")
     result = qlora("data", places[0], "--model", tiny_model, *own, "--list", "all", "--search", "needle 3")
     assert result.code == 0, result.err
-    assert "found in 1 rows: 3" in result.out
+    assert "found in 1 row: 3" in result.out
     assert "row 3 (held.jsonl, row 3; held out)" in result.out
     assert "\n4 rows\n1: held out, " in result.out
 

@@ -165,6 +165,7 @@ CASES = [
     Case("lora.init", "gaussian", losses),
     Case("lora.init", "loftq", lambda o: o.evaluations[0].loss),
     Case("data.held_out_fraction", 0.4, lambda o: o.plan.held_out_rows),
+    Case("data.leave_out", "2, 4-9", lambda o: (o.plan.train_rows + o.plan.held_out_rows, o.data["rows_dropped"])),
     Case("data.max_rows", 10, lambda o: o.plan.train_rows),
     Case("data.seq_len", 40, lambda o: (o.data["truncated_rows"], o.plan.seq_len)),
     Case("data.train_on", "everything", lambda o: o.data["trained_tokens"]),

@@ -8,6 +8,7 @@ from typing import Any
 
 from app.presenters.problems import MEANING
 from app.presenters.words import capital, count_text, plural
+from qlora_engine import row_numbers
 from qlora_engine.config import DataSettings
 from qlora_engine.data.grades import BLOCKS, LOOK, NOTE
 
@@ -19,6 +20,7 @@ CONSENTS = {
     "data.nothing_held_out": "Hold 5 % of the rows out",
 }
 WRITE_CLEAN = "write_clean"
+LEAVE_OUT = "data.leave_out"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class FindingLine:
     text: str
     rows: tuple[int, ...]
     repairs: tuple[Repair, ...]
+    held_rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,25 @@ def _line(finding: Mapping[str, Any], settings: DataSettings) -> FindingLine:
     return FindingLine(
         finding["grade"], grade_text, tone, capital(str(finding["text"]).rstrip(".")) + ".",
         tuple(int(row) for row in finding.get("rows", ())), tuple(_repairs(finding, settings)),
+        tuple(int(row) for row in finding.get("held_rows", ())),
     )  # fmt: skip
 
 
 def _repairs(finding: Mapping[str, Any], settings: DataSettings) -> list[Repair]:
+    return [*_mended(finding, settings), *_left_out(finding, settings)]
+
+
+def _left_out(finding: Mapping[str, Any], settings: DataSettings) -> list[Repair]:
+    """To train on the other rows alone."""
+    named = str(finding.get("leave_out", ""))
+    if not named:
+        return []
+    count = row_numbers.count(row_numbers.readable(named))
+    caption = "Leave this row out" if count == 1 else f"Leave these {plural(count, 'row')} out"
+    return [Repair(caption, LEAVE_OUT, row_numbers.added(settings.leave_out, named))]
+
+
+def _mended(finding: Mapping[str, Any], settings: DataSettings) -> list[Repair]:
     repair = finding.get("repair")
     if not repair:
         return []

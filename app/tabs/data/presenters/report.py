@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from app.presenters import numerals
-from app.presenters.words import capital, count_text, percent_text, plural
+from app.presenters.words import capital, count_text, counted, percent_text, plural
 from qlora_engine.config import DataSettings
 from qlora_engine.knobs import knobs_of
 
@@ -133,11 +133,11 @@ def _contents(report: Mapping[str, Any]) -> list[RowsLine]:
     bos = report.get("bos_per_row", (0, 0))
     rows = int(report["train_rows"]) + int(report["held_out_rows"])
     ends = int(report.get("rows_without_end", 0))
-    counted = (
-        ("duplicate_rows", "{} repeat another row"), ("near_duplicate_rows", "{} nearly repeat another row"),
-        ("short_answer_rows", "{} train at most three tokens"), ("secret_rows", "{} hold what looks like a key or a password"),
-        ("email_rows", "{} hold e-mail addresses"), ("reasoning_rows", "{} have reasoning"), ("call_rows", "{} have tool calls"),
-        ("truncated_rows", "{} are cut"), ("answer_ends_cut", "{} lose the end of an answer to the cut"),
+    facts = (
+        ("duplicate_rows", "repeat", "another row"), ("near_duplicate_rows", "repeat", "another row, or nearly"),
+        ("short_answer_rows", "train", "at most three tokens"), ("secret_rows", "hold", "what looks like a key or a password"),
+        ("email_rows", "hold", "e-mail addresses"), ("reasoning_rows", "have", "reasoning"), ("call_rows", "have", "tool calls"),
+        ("truncated_rows", "are", "cut"), ("answer_ends_cut", "lose", "the end of an answer to the cut"),
     )  # fmt: skip
     by_code = {finding["code"]: tuple(finding["rows"]) for finding in report.get("findings", ())}
     codes = {
@@ -145,8 +145,8 @@ def _contents(report: Mapping[str, Any]) -> list[RowsLine]:
         "secret_rows": "data.secrets", "email_rows": "data.emails", "truncated_rows": "data.cut", "answer_ends_cut": "data.ends_cut",
     }  # fmt: skip
     lines = [
-        RowsLine(words.format(plural(int(report[name]), "row")), by_code.get(codes.get(name, ""), ()))
-        for name, words in counted
+        RowsLine(f"{counted(int(report[name]), 'row', verb)} {what}", by_code.get(codes.get(name, ""), ()))
+        for name, verb, what in facts
         if report.get(name)
     ]
     begins = f"Beginning tokens in each row: {count_text(bos[0])}" + (
@@ -158,7 +158,7 @@ def _contents(report: Mapping[str, Any]) -> list[RowsLine]:
     )
     lines.append(
         RowsLine(
-            f"{count_text(rows - ends)} of {plural(rows, 'row')} train the end of an answer",
+            f"{counted(rows - ends, 'row', 'train', of=rows)} the end of an answer",
             by_code.get("data.no_end", ()),
         )
     )

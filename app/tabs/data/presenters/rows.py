@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.presenters.words import capital, count_text, plural
-from qlora_engine import parsing
+from qlora_engine import parsing, row_numbers
 from qlora_engine.config import DataSettings
 
 DATA, HELD_OUT = "data", "held_out"
@@ -158,6 +158,24 @@ def kinds_of(rows_of: str, settings: DataSettings) -> tuple[tuple[str, str], ...
 def is_own_file(settings: DataSettings) -> bool:
     """Whether what is held out has numbers of its own."""
     return bool(settings.held_out_path) or settings.path == "starter"
+
+
+def leave_text(number: int | None, rows_of: str, settings: DataSettings) -> str:
+    """What a click does with the shown row; empty where nothing can be done: a held-out file is not the dataset."""
+    if number is None or (rows_of == HELD_OUT and is_own_file(settings)):
+        return ""
+    return "Take it back" if is_left_out(number, settings) else "Leave this row out"
+
+
+def leave_out_with(number: int, settings: DataSettings) -> str:
+    """`data.leave_out` after that click."""
+    if is_left_out(number, settings):
+        return row_numbers.without(settings.leave_out, number)
+    return row_numbers.added(settings.leave_out, str(number))
+
+
+def is_left_out(number: int, settings: DataSettings) -> bool:
+    return row_numbers.holds(row_numbers.readable(settings.leave_out), number)
 
 
 def position_text(place: int | None, total: int, rows_of: str, kind: str, search: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from app.presenters import numerals
 from app.presenters.words import bytes_text, capital, count_text, plural
+from qlora_engine import row_numbers
 from qlora_engine.config import DataSettings
 from qlora_engine.errors import EngineError
 from qlora_engine.knobs import knobs_of
@@ -93,6 +94,18 @@ def with_sources(settings: DataSettings, paths: Sequence[str]) -> dict[str, floa
     """Further datasets, each seen once in an epoch; the dataset itself is no further one."""
     added = {path: 1.0 for path in paths if path not in settings.more and path != settings.path}
     return {**settings.more, **added}
+
+
+def leave_out_without(settings: DataSettings, path: str, report: Mapping[str, Any] | None) -> str:
+    """`data.leave_out` when the source `path` goes. Where it is not known how many rows it has, no row is left out."""
+    if not settings.leave_out or path not in settings.more:
+        return settings.leave_out
+    if report is None:
+        return ""
+    sizes = [int(source["rows"]) for source in report["sources"]]
+    place = 1 + list(settings.more).index(path)
+    first = 1 + sum(sizes[:place])
+    return row_numbers.closed_up(settings.leave_out, first, first + sizes[place] - 1)
 
 
 def _found(preview: Mapping[str, Any]) -> tuple[str, str, str]:

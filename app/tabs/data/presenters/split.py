@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.presenters.words import count_text, percent_text, plural
+from app.presenters.words import count_text, counted, percent_text
 from app.tabs.data.presenters.rows import Rendered, Token, is_own_file, visible
 from qlora_engine.config import DataSettings
 from qlora_engine.knobs import knobs_of
@@ -64,9 +64,7 @@ def _facts(
         held, trained = int(report["held_out_rows"]), int(report["train_rows"])
         facts.append(("Now", f"{count_text(trained)} to train on, {count_text(held)} held out"))
         same = int(report.get("duplicate_rows", 0)) + int(report.get("near_duplicate_rows", 0))
-        facts.append(
-            ("Copies", f"{plural(same, 'row')} that repeat or nearly repeat another: never on both sides")
-        )
+        facts.append(("Copies", f"{counted(same, 'row', 'repeat')} another, or nearly: never on both sides"))
         overlaps = [f for f in report.get("findings", ()) if f["code"] == "data.overlap"]
         facts += [("Overlap", str(finding["text"])) for finding in overlaps]
     if is_own:

@@ -120,6 +120,9 @@ class RowList(QTableView):
             self.selectRow(place)
             self.scrollTo(self.rows.index(place, 0), QAbstractItemView.ScrollHint.EnsureVisible)
 
+    def step(self, by: int) -> None:
+        self.go_to(0 if self.place is None else self.place + by)
+
     @property
     def place(self) -> int | None:
         index = self.currentIndex()
