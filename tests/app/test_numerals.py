@@ -10,14 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PySide6.QtCore import QLocale
+from PySide6.QtWidgets import QApplication
 
 from app.presenters import numerals, words
-from app.presenters.experiment import separator, typed_values
+from app.presenters.experiment import result_rows, separator, typed_values
+from app.presenters.memory import _part_line as part_line
 from app.presenters.numerals import ENGLISH, Style
 from app.presenters.typed import parsed, shown
 from app.services.number_style import LANGUAGES, SYSTEM, style_of
-from qlora_engine.config import all_knobs
+from app.widgets.drawing import NumberField
+from qlora_engine.config import TrainingConfig, all_knobs
 from qlora_engine.errors import EngineError
+from qlora_engine.memory import explain
+from qlora_engine.models import known
+from qlora_engine.runs.margin import Margin
+from qlora_engine.runs.sweep import Planned, Result
 
 GERMAN = style_of("de_DE")
 NAMES = [name for name, _ in LANGUAGES if name != SYSTEM]
@@ -154,6 +161,38 @@ def test_lists_have_semicolons_where_numbers_have_commas() -> None:
     assert typed_values(rank, "8, 16,32,") == (8, 16, 32)
     with pytest.raises(EngineError):
         typed_values(rate, "0,0001,0,0002")
+
+
+def test_figures_that_the_engine_computed_are_written_here() -> None:
+    """Those of a memory part's formula, a cell's value and its margin."""
+    numerals.use(GERMAN)
+    facts = next(one for one in known.known_models() if one.name == "llama-3.1-8b").facts()
+    bar = explain.compare(facts, TrainingConfig(), seq_len=2048, micro_batch=1).bars[0]
+    numbers = {
+        name: part_line(bar.part(name), bar, bar).numbers for name in ("quantized_weights", "activations")
+    }
+    assert "quantized parameters 6.979.321.856" in numbers["quantized_weights"]
+    assert "2.048" in numbers["activations"]
+    planned = Planned("", "", ("training.learning_rate", "data.seq_len"), (0, 1), ((1e-4, 1024),), ())
+    cell = Result((1e-4, 1024), (2.5, 2.25), 2.375, Margin(2, -0.125, 0.03, "better"), ("finished",) * 2)
+    assert result_rows(planned, [cell]) == [
+        ("0,0001", "1.024", "2 of 2 finished", "2,375", "0,1250 lower \u00b1 0,0300 over 2 seeds")
+    ]
+
+
+def test_a_field_with_a_range_takes_and_shows_the_language_s_form(qapp: QApplication) -> None:
+    numerals.use(GERMAN)
+    field = NumberField("Temperature", 0.7, 0.01, 5.0, "Higher is freer")
+    assert field.text() == "0,7"
+    assert "From 0,01 to 5" in field.toolTip()
+    for typed, value, shown_again in (("1,25", 1.25, "1,25"), ("0.5", 0.5, "0,5"), ("viel", 0.5, "0,5")):
+        field.setText(typed)
+        field.editingFinished.emit()
+        assert (field.value(), field.text()) == (value, shown_again)
+    count = NumberField("Longest answer", 128, 1, 32_768, "Tokens at most")
+    count.setText("2.048")
+    assert count.value() == 2048
+    assert "From 1 to 32.768" in count.toolTip()
 
 
 def test_the_example_shows_a_style_that_is_not_in_use() -> None:
