@@ -22,6 +22,7 @@ from PySide6.QtWidgets import QApplication, QLineEdit, QMessageBox, QPushButton,
 from app.main import make_application, make_window
 from app.presenters.run_numbers import numbers_of
 from app.services.collector import Collector
+from app.services.settings import SettingsFile
 from app.window import MainWindow
 from qlora_engine.paths import resources_dir
 
@@ -242,6 +243,7 @@ def offered(person: Person) -> None:
 def main() -> int:
     app = make_application([sys.argv[0]])
     collector = Collector()
+    SettingsFile().change(numbers="en")  # the same texts and pictures on every computer
     window = make_window(app)
     window.resize(1380, 880)  # with the run card open
     window.show()
