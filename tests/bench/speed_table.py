@@ -34,6 +34,10 @@ PROMISED_CEILING = 0.75
 PROMISED_OPERATORS = 0.7
 ENGINES = ("engine, packed", "engine, padding-free")
 LAYERS = 30
+PRODUCT_TOKENS, PRODUCT_PASSES = 1000, 3
+"""About as many tokens as a packed step has."""
+ONLY = "QLORA_BENCH_ONLY"
+"""Names the contestants that take part by the beginning of their names; all without it."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,10 +47,12 @@ def main(arguments: Sequence[str]) -> int:
         sys.path.append(os.environ["QLORA_BENCH_PATH"])
     load = contestants.prepare()
     programs = contestants.all_of(load, has_trl=importlib.util.find_spec("trl") is not None)
+    programs = {name: train for name, train in programs.items() if name.startswith(os.environ.get(ONLY, ""))}
     runs: dict[str, list[contestants.Pace]] = {name: [] for name in programs}
-    ceilings = []
+    ceilings: dict[str, list[float]] = {name: [] for name in programs}
+    products = Products()
     for number in range(rounds):
-        ceilings.append(multiply_speed())
+        before = products.gflops()
         for name, train in list(programs.items()):
             began = time.perf_counter()
             try:
@@ -55,8 +61,11 @@ def main(arguments: Sequence[str]) -> int:
                 if name.startswith("engine"):
                     raise
                 print(f"{name} is left out: {type(error).__name__}: {error}", flush=True)
-                del programs[name], runs[name]
+                del programs[name], runs[name], ceilings[name]
                 continue
+            after = products.gflops()
+            ceilings[name].append((before + after) / 2)
+            before = after
             print(f"round {number + 1}: {name}: {runs[name][-1].tokens_per_second:.1f} tokens/s ({time.perf_counter() - began:.0f} s)", flush=True)  # fmt: skip
     found = summary(load, runs, ceilings)
     found["counts"] = {name: vars(one) for name, one in contestants.counts_of(load).items()}
@@ -69,11 +78,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def summary(
-    load: contestants.Load, runs: dict[str, list[contestants.Pace]], ceilings: list[float]
+    load: contestants.Load, runs: dict[str, list[contestants.Pace]], ceilings: dict[str, list[float]]
 ) -> dict[str, Any]:
-    rows = {name: row(load, paces, ceilings) for name, paces in runs.items()}
+    rows = {name: row(load, paces, ceilings[name]) for name, paces in runs.items()}
     promises = [
-        promise(runs, name, ours, wanted) for name, (ours, wanted) in PROMISED.items() if name in runs
+        promise(runs, name, ours, wanted)
+        for name, (ours, wanted) in PROMISED.items()
+        if name in runs and ours in runs
     ]
     shares = rows["engine, packed"]["ceiling_share"]
     promises.append(
@@ -86,7 +97,7 @@ def summary(
     )
     return {
         "threads": torch.get_num_threads(),
-        "multiply_gflops": [round(one, 1) for one in ceilings],
+        "multiply_gflops": [round(one, 1) for one in ceilings["engine, packed"]],
         "programs": rows,
         "promises": promises,
     }
@@ -126,19 +137,27 @@ def operator_promise(counts: dict[str, dict[str, Any]], name: str) -> dict[str, 
     }  # fmt: skip
 
 
-def multiply_speed() -> float:
-    """GFLOP/s of fp32 products at the starter's shapes, forward and backward: what nothing can exceed."""
-    x, work, done = torch.randn(512, 576), 0.0, 0.0
-    for out, inner in ((576, 576), (192, 576), (1536, 576), (576, 1536)):
-        weight, states, grads = (
-            torch.randn(out, inner),
-            x if inner == 576 else torch.randn(512, inner),
-            torch.randn(512, out),
-        )
-        best = min(timed(lambda w=weight, s=states, g=grads: (s @ w.t(), g @ w)) for _ in range(20))
-        work += best * contestants.SHAPE_COUNTS[(out, inner)]
-        done += 4 * 512 * out * inner * contestants.SHAPE_COUNTS[(out, inner)]
-    return done / work / 1e9
+class Products:
+    """Nothing but the products of a step: every linear layer's own weight once forward and once back, in fp32.
+
+    A layer's weight comes from memory, as in training, and is not what the processor's cache still holds of the last product.
+    """
+
+    def __init__(self) -> None:
+        shapes = [shape for shape, count in contestants.SHAPE_COUNTS.items() for _ in range(count // LAYERS)]
+        self._weights = [torch.randn(*shape) for _ in range(LAYERS) for shape in shapes]
+        self._states = {width: torch.randn(PRODUCT_TOKENS, width) for shape in shapes for width in shape}
+        self._flops = 4 * PRODUCT_TOKENS * sum(weight.numel() for weight in self._weights)
+
+    def gflops(self) -> float:
+        """GFLOP/s, the median of some passes: what training in the same moment cannot exceed."""
+        return self._flops / statistics.median(timed(self._pass) for _ in range(PRODUCT_PASSES)) / 1e9
+
+    def _pass(self) -> None:
+        for weight in self._weights:
+            out, inner = weight.shape
+            torch.mm(self._states[inner], weight.t())
+            torch.mm(self._states[out], weight)
 
 
 def timed(work: Callable[[], Any]) -> float:
