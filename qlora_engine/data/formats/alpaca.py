@@ -10,11 +10,14 @@ from qlora_engine.data.formats.columns import by_names, text_of
 from qlora_engine.data.formats.kind import Detection, Format, Keys, Row, Said
 
 FIELDS = {
-    "instruction": ("instruction", "question", "query", "task", "problem"),
+    "instruction": ("instruction", "question", "query", "task", "problem", "user", "human", "user_message"),
     "input": ("input", "context"),
-    "output": ("output", "response", "answer", "target", "completion", "solution"),
+    "output": (
+        "output", "response", "answer", "target", "completion", "solution", "assistant", "bot", "gpt",
+        "assistant_message", "reply",
+    ),
     "reasoning": ("reasoning_content", "reasoning", "thinking", "thought", "complex_cot", "cot"),
-}
+}  # fmt: skip
 OPTIONAL = ("input", "reasoning")
 
 

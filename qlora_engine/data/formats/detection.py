@@ -16,6 +16,8 @@ from qlora_engine.data.formats import (
     prompt_completion,
     sharegpt,
     text,
+    tool_questions,
+    transcript,
     turns,
 )
 from qlora_engine.data.formats.kind import Detection, Format, Keys, Row, Said, meaning_of
@@ -24,7 +26,17 @@ from qlora_engine.errors import EngineError
 SAMPLE_ROWS = 50
 FORMATS: dict[str, Format] = {
     module.FORMAT.name: module.FORMAT
-    for module in (preference, sharegpt, messages, oasst, alpaca, prompt_completion, text)
+    for module in (
+        preference,
+        sharegpt,
+        messages,
+        tool_questions,
+        oasst,
+        alpaca,
+        prompt_completion,
+        transcript,
+        text,
+    )
 }
 """In the order in which they are tried."""
 FIELDS = {name: dict(kind.fields) for name, kind in FORMATS.items()}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qlora_engine.data.conversation import Message, RowProblem
-from qlora_engine.data.formats import context, turns
+from qlora_engine.data.formats import context, transcript, turns
 from qlora_engine.data.formats.columns import text_of, usual_column
 from qlora_engine.data.formats.kind import Detection, Format, Keys, Question, Row, Said
 
@@ -40,14 +40,20 @@ def read(row: Row, detection: Detection, keys: Keys) -> Said:
     asked = _turns(prompt, columns.get("prompt", ""), "user", keys)
     wanted = row.get(columns["chosen"])
     if isinstance(wanted, str):
-        wanted_text = text_of(row, columns["chosen"], "wanted answer")
-        said = [turns.answer(wanted_text)]
+        said = _written(text_of(row, columns["chosen"], "wanted answer"), has_question=bool(asked))
     else:
         said = _turns(wanted, columns["chosen"], "assistant", keys)
     if not said:
         raise RowProblem("its wanted answer is missing")
     talk = said if _begins_with(said, asked) else [*asked, *said]
     return Said(tuple(context.with_system(row, talk, keys)), context.tools_of(row, keys))
+
+
+def _written(wanted: str, *, has_question: bool) -> list[Message]:
+    """A wanted answer; without a question beside it, it may be the whole conversation written out."""
+    if not has_question and transcript.style_of(wanted) is not None:
+        return transcript.read_text(wanted)
+    return [turns.answer(wanted)]
 
 
 def _turns(value: Any, column: str, role: str, keys: Keys) -> list[Message]:

@@ -8,8 +8,8 @@ from qlora_engine.data.formats.columns import by_names, text_of
 from qlora_engine.data.formats.kind import Detection, Format, Keys, Row, Said
 
 FIELDS = {
-    "prompt": ("prompt", "input", "source"),
-    "completion": ("completion", "response", "output", "target", "answer"),
+    "prompt": ("prompt", "input", "source", "article", "document", "dialogue"),
+    "completion": ("completion", "response", "output", "target", "answer", "summary", "highlights"),
 }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 from qlora_engine.data.sources.reading import (
@@ -22,8 +22,9 @@ from qlora_engine.errors import EngineError
 from qlora_engine.parsing import Malformed, end_of_json, row_from_json
 
 LIST_KEYS = ("data", "rows", "examples", "train", "instances")
-WRAPPED = re.compile(r'\s*\{\s*"(?:' + "|".join(LIST_KEYS) + r')"\s*:\s*(?=\[)')
+WRAPPED = re.compile(r'\s*\{\s*"(' + "|".join(LIST_KEYS) + r')"\s*:\s*(?=\[)')
 CHUNK = 1 << 20
+BROKEN = -1
 SEPARATORS = re.compile(r"[\s,]*")
 NEXT_ROW = r"\{\s*%s\s*:"
 ANY_ROW = re.compile(r"\}\s*,\s*(?=\{)")
@@ -67,8 +68,10 @@ def read(stream: TextIO, reading: Reading) -> Iterator[Row | BadRow]:
     text = _Text(stream, reading)
     first = text.skip()
     if first == "{" and (start := WRAPPED.match(text.text, text.at)):
-        text.at, first = start.end(), "["
-    if first == "[":
+        text.at = start.end() + 1
+        yield from _elements(text, reading, is_list=True)
+        _tell_of(_beside(text), start[1], reading)
+    elif first == "[":
         text.at += 1
         yield from _elements(text, reading, is_list=True)
     elif first == "{":
@@ -87,10 +90,56 @@ def _objects(text: _Text, reading: Reading) -> Iterator[Row | BadRow]:
     elif text.skip():
         yield as_row(value)
     else:
-        rows = next((value[key] for key in LIST_KEYS if isinstance(value.get(key), list)), [value])
-        yield from (as_row(row) for row in rows)
+        key = next((key for key in LIST_KEYS if isinstance(value.get(key), list)), None)
+        if key is not None:
+            _tell_of({name: _size(one) for name, one in value.items() if name != key}, key, reading)
+        yield from (as_row(row) for row in ([value] if key is None else value[key]))
         return
     yield from _elements(text, reading, is_list=False)
+
+
+def _beside(text: _Text) -> dict[str, int | None]:
+    """What follows the list of rows in the object around it: each key, and how many rows it lists."""
+    if text.skip() == "]":
+        text.at += 1
+    found: dict[str, int | None] = {}
+    while text.skip() == '"':
+        key = _value(text)
+        if text.skip() != ":" or not isinstance(key, str):
+            break
+        text.at += 1
+        found[key] = _skipped(text)
+        if found[key] == BROKEN:
+            break
+    return found
+
+
+def _skipped(text: _Text) -> int | None:
+    """Past one value; how many rows it lists, one after the other since they may be as many as the file's own."""
+    if text.skip() != "[":
+        return BROKEN if isinstance(_value(text), BadRow) else None
+    text.at += 1
+    count = 0
+    while text.skip() not in ("]", ""):
+        if isinstance(_value(text), BadRow):
+            return BROKEN
+        count += 1
+    text.at += 1
+    return count
+
+
+def _size(value: Any) -> int | None:
+    return len(value) if isinstance(value, list) else None
+
+
+def _tell_of(beside: Mapping[str, int | None], read: str, reading: Reading) -> None:
+    """Name what is not read: a list beside the rows is often the part that was meant to be held out."""
+    for key, count in beside.items():
+        listed = "" if count is None or count == BROKEN else f", a list of {count:,},"
+        reading.notes.append(
+            f"{reading.name} has {key!r}{listed} beside {read!r}, which is not read"
+            + ("; rows to hold out go into a file of their own (data.held_out_path)" if listed else "")
+        )
 
 
 def _elements(text: _Text, reading: Reading, *, is_list: bool) -> Iterator[Row | BadRow]:

@@ -99,7 +99,7 @@ def test_the_page_on_qlora_has_computed_numbers() -> None:
 def test_examples_of_the_data_page_are_read(tmp_path: Path) -> None:
     page = (paths.resources_dir() / "help" / "data.md").read_text(encoding="utf-8")
     rows = re.findall(r"^    (\{.+\})$", page, re.MULTILINE)
-    wanted = ["alpaca", "messages", "sharegpt", "prompt_completion", "oasst"]
+    wanted = ["alpaca", "messages", "sharegpt", "prompt_completion", "oasst", "transcript", "tool_questions"]
     assert [formats.detect([json.loads(row)], DataSettings()).format for row in rows] == wanted
     for row, name in zip(rows, wanted, strict=True):
         file = tmp_path / f"{name}.jsonl"
