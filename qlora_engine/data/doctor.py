@@ -15,7 +15,7 @@ from qlora_engine.counting import agreeing, counted, pronoun
 from qlora_engine.data import report as reports
 from qlora_engine.data import working
 from qlora_engine.data.formats import Detection
-from qlora_engine.data.formats.kind import MEANINGS
+from qlora_engine.data.formats.kind import IN_WORDS, MEANINGS
 from qlora_engine.data.grades import BLOCKS, GRADES, LOOK, NOTE, Finding, first_blocking
 from qlora_engine.data.report import EXAMPLES_NAMED, DataReport, Found
 from qlora_engine.data.sources import RowStore
@@ -154,9 +154,9 @@ def _changed_meaning(bad: reports.Drops, total: int) -> Iterator[Finding]:
         reason = next(reason for reason, _ in bad.items() if _carried(reason) == kind)
         yield Finding(
             BLOCKS if count > MANY_BAD * total else LOOK, "data.meaning",
-            f"{counted(count, 'row', 'carry')} {kind}, which change what a row means and are not used: {reason}.",
+            f"{counted(count, 'row', 'carry')} {IN_WORDS[kind]}, which change what a row means and are not used: {reason}.",
             count, tuple(rows[:EXAMPLES_NAMED]), {"setting": "data.ignore", "value": [kind], "adds": True},
-            f"train {'this row' if count == 1 else 'these rows'} without their {kind}, leave "
+            f"train {'this row' if count == 1 else 'these rows'} without {'its' if count == 1 else 'their'} {IN_WORDS[kind]}, leave "
             f"{'it' if count == 1 else 'them'} out with data.leave_out, or keep the other rows as a file of their own",
             leave_out=_short(rows),
         )  # fmt: skip

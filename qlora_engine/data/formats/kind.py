@@ -73,6 +73,14 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     "rejected": ("rejected", "rejected_response", "rejected_responses", "label"),
 }  # fmt: skip
 """Keys that change what a row teaches, under the name by which a person may say that they are to be ignored."""
+IN_WORDS = {
+    "images": "images",
+    "calls": "calls of tools",
+    "weights": "weights",
+    "rejected": "marks of unwanted answers",
+}
+LABEL = "label"
+"""Its name says little: it may be a class, too."""
 
 
 def meaning_of(key: str) -> str | None:
@@ -122,4 +130,8 @@ def _cannot(kind: str, key: str) -> str:
         "weights": f"its {key!r} is not 0, 1, true or false",
         "rejected": f"its {key!r} says which answer is not wanted, which this format does not use",
     }[kind]
+    if key.rsplit(".", 1)[-1].lower() == LABEL:
+        what = (
+            f"its {key!r} may be its class, or say whether its answer is wanted, and this format uses neither"
+        )
     return f'{what}; data.ignore = ["{kind}"] trains it without'

@@ -179,3 +179,11 @@ def test_a_list_beside_the_rows_is_named(tmp_path: Path, order: tuple[str, ...])
     assert [row["text"] for block in store.blocks(8) for _, row in block.rows()] == ["a", "b"]
     assert any("has 'test', a list of 1, beside 'train', which is not read" in note for note in store.notes)
     assert any("has 'version' beside 'train'" in note for note in store.notes)
+
+
+def test_a_label_is_not_called_what_it_may_not_be() -> None:
+    row = {"text": "a film to forget", "label": 1}
+    with pytest.raises(RowProblem, match="may be its class, or say whether its answer is wanted"):
+        read_row(row, 1, detect([row], DataSettings()))
+    mapped = DataSettings(columns={"prompt": "text", "completion": "label"}, format="prompt_completion")
+    assert [m.text for m in read_row(row, 1, detect([row], mapped)).messages] == ["a film to forget", "1"]
