@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,8 @@ class Control:
         self._running.set()
         self._lock = threading.Lock()
         self._one_shots: set[str] = set()
+        self.began = time.perf_counter()
+        """When the job began: a run tells what its start took from here on."""
         self.stop_mode = STOP_SAVE
         self.is_orphaned = False
         """True once whoever drove the job has vanished: save and end."""

@@ -56,6 +56,11 @@ class TokenStore:
         pieces = [np.diff(batch.column("ids").offsets.to_numpy()) for batch in self._batches]
         return np.concatenate(pieces).astype(np.int64) if pieces else np.zeros(0, np.int64)
 
+    def largest_id(self) -> int:
+        """The largest token of all rows; -1 without any."""
+        pieces = [batch.column("ids").flatten().to_numpy() for batch in self._batches]
+        return max((int(piece.max()) for piece in pieces if len(piece)), default=-1)
+
     def hashes(self, name: str) -> Any:
         """(rows,) uint64: the first half of `key` or `loose`."""
         import numpy as np

@@ -62,8 +62,10 @@ def load_quantized(
     trust_remote_code: bool = False,
     report_progress: Report | None = None,
     rows: int = 0,
+    tokenizer: Any = None,
 ) -> LoadedModel:
     """Load and quantize to NF4 or FP4, block 64, on `plan`'s one device, with at least `rows` rows of the embeddings.
+    `tokenizer`: the folder's, where it is loaded already.
 
     What is not quantized (embeddings, head, norms) stays in the compute type; nothing is cast up to fp32
     (CORRECTNESS 8) and nothing is placed on another device (CORRECTNESS 11).
@@ -78,7 +80,8 @@ def load_quantized(
     quantization = as_stored(quantization, packed)
     require_memory(facts, plan, quantization)
     left = packed_loading.layers_in_16_bits(path) if packed and packed.is_used_as_it_is else frozenset()
-    tokenizer = load_tokenizer(path, trust_remote_code=spec.brings_code(facts.config))
+    if tokenizer is None:
+        tokenizer = load_tokenizer(path, trust_remote_code=spec.brings_code(facts.config))
     watch = Watch(report_progress)
     with quiet():
         try:

@@ -15,6 +15,7 @@ from typing import Any
 
 from qlora_engine import config_io
 from qlora_engine.config import TrainingConfig, all_knobs
+from qlora_engine.data.tokens import lengths_of
 from qlora_engine.errors import EngineError
 from qlora_engine.knobs import RESUMES
 
@@ -123,7 +124,7 @@ def is_refusable(difference: Difference) -> bool:
 
 def _rows_sha256(rows: Sequence[Any]) -> str:
     """Of every row's length, and of all that is in up to `ROWS_HASHED` rows spread over them."""
-    digest = hashlib.sha256(array("q", [len(row.input_ids) for row in rows]).tobytes())
+    digest = hashlib.sha256(array("q", lengths_of(rows).tolist()).tobytes())
     for index in range(0, len(rows), max(1, len(rows) // ROWS_HASHED)):
         row = rows[index]
         digest.update(array("q", row.input_ids).tobytes())

@@ -44,6 +44,7 @@ from qlora_engine.training.pace import Pace
 from qlora_engine.training.recording import recorded
 from qlora_engine.training.resuming import Resume
 from qlora_engine.training.setup import Parts, prepare_parts
+from qlora_engine.training.start_times import DRY_STEP, IMPORTS, StartTimes
 from qlora_engine.training.steps import Interrupted, StepResult, dry_step, optimizer_step, score
 from qlora_engine.training.watchdog import Watchdog
 
@@ -84,18 +85,25 @@ def _run(
         folder.run_id, str(folder.path), os.getpid(), resume_from is not None, time.time(), from_step
     )
     with page_moves.counting(config.training.count_page_moves, config.model.device) as moves:
-        parts = yield from prepare_parts(config, folder, control)
+        times = StartTimes(control.began)
+        times.ended(IMPORTS)
+        parts = yield from times.over(prepare_parts(config, folder, control))
         fresh = TrainState(micro_batch=parts.micro_batch)
         state = (yield from resuming.restore(parts, resume_from)) if resume_from is not None else fresh
         with MemoryTrace(parts, moves) as trace:
-            yield from _steps(parts, state, control, trace)
+            yield from _steps(parts, state, control, trace, times)
 
 
-def _steps(parts: Parts, state: TrainState, control: Control, trace: MemoryTrace) -> Iterator[Event]:
+def _steps(
+    parts: Parts, state: TrainState, control: Control, trace: MemoryTrace, times: StartTimes
+) -> Iterator[Event]:
     try:
         yield from recovery.with_less_memory(
             parts, lambda size: dry_step(parts, parts.data.train, size), state
         )
+        times.ended(DRY_STEP)
+        parts.folder.update(start_seconds=times.to_json())
+        yield times.told()
         yield from _loop(parts, state, control, trace)
         yield from _finish(parts, state, control, trace)
     except Interrupted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from qlora_engine.control import Control
 from qlora_engine.data import batches
 from qlora_engine.data.packing import PackedRows
 from qlora_engine.data.templates import chosen
+from qlora_engine.data.tokenize import TokenRow
 from qlora_engine.device import DevicePlan, plan_device
 from qlora_engine.errors import EngineError
 from qlora_engine.events import (
@@ -50,6 +51,8 @@ from qlora_engine.training.fast import allocator, install
 from qlora_engine.training.fast.install import FastPaths
 from qlora_engine.training.versions import versions
 
+LOSS_TRIAL_TOKENS = 16
+
 
 @dataclass
 class Parts:
@@ -75,6 +78,7 @@ class Parts:
     fast: FastPaths = field(default_factory=FastPaths)
     transient_peak_bytes: int | None = None
     """On the CPU: the most that was alive during the dry step beyond the model itself."""
+    has_experts: bool = False
     is_chunkable: bool = True
     """Whether the chunked loss gives what the model's own logits give."""
     made: dict[str, Any] = field(default_factory=dict)
@@ -103,22 +107,23 @@ def prepare_parts(
     asked, config = config, (yield from _as_the_base_is(config, base_path))
     tokenizer = loading.load_tokenizer(base_path, trust_remote_code=config.model.trust_remote_code)
     prepared = yield from _ready_data(config, tokenizer, facts, control)
-    every_row = (row.input_ids for row in (*prepared.train, *prepared.held_out))
-    facts = yield from vocabulary.settled(tokenizer, facts, config.model.resize_embeddings, every_row)
+    suspects = _rows_beyond(prepared, facts.vocab_size)
+    facts = yield from vocabulary.settled(tokenizer, facts, config.model.resize_embeddings, suspects)
     control.check()
     config, micro_batch, estimate = room.choose(config, facts, prepared, plan)
     yield from room.said(asked.training, config.training)
     checkpoint.require_disk(folder.path, _disk_bytes(estimate), "a run with these settings")
-    loaded = yield from _load(config, base_path, plan, control, facts.vocab_size)
+    loaded = yield from _load(config, base_path, plan, control, facts.vocab_size, tokenizer)
     model, attached = yield from _attach(config, loaded, base_path, facts.new_rows)
     prepared = yield from packed.unpacked_where_rows_leak(model, prepared, plan)
     parts = _assembled(config, folder, plan, model, tokenizer, base_path, prepared, micro_batch, estimate)
+    parts.has_experts = bool(facts.experts)
+    yield from _choose_fast_paths(parts)
     yield from _choose_loss(parts)
     parts.router, said = router_loss.chosen(
-        loss.causal_of(model), config.training.router_loss, bool(facts.experts)
+        loss.causal_of(model), config.training.router_loss, parts.has_experts
     )
     yield from said
-    yield from _choose_fast_paths(parts)
     fingerprint = loading.fingerprint(base_path)
     parts.made = identity.made_with(asked, _contents(parts, fingerprint))
     planned = _plan_event(parts, estimate)
@@ -235,8 +240,15 @@ def _ready_data(
     return prepared
 
 
+def _rows_beyond(prepared: Any, vocab_size: int) -> Iterator[Sequence[int]]:
+    """The rows, one by one, unless the largest token of all that were made, used or not, has an embedding anyway."""
+    stores = (prepared.whole.store, prepared.held_out.store)
+    if max(store.largest_id() for store in stores) >= vocab_size:
+        yield from (row.input_ids for rows in (prepared.train, prepared.held_out) for row in rows)
+
+
 def _load(
-    config: TrainingConfig, base_path: Path, plan: DevicePlan, control: Control, rows: int
+    config: TrainingConfig, base_path: Path, plan: DevicePlan, control: Control, rows: int, tokenizer: Any
 ) -> Generator[Event, None, Any]:
     yield PhaseChanged("loading", f"Loading {config.model.name} in 4 bits on {plan.title}")
     control.check()
@@ -249,6 +261,7 @@ def _load(
             trust_remote_code=config.model.trust_remote_code,
             report_progress=lambda phase, done, total, unit: emit(Progressed(phase, done, total, unit)),
             rows=rows,
+            tokenizer=tokenizer,
         )
 
     loaded = yield from events_while(work)
@@ -274,9 +287,11 @@ def _make_trainable(model: Any, config: TrainingConfig) -> None:
 
 
 def _choose_loss(parts: Parts) -> Generator[Event, None, None]:
-    """Chunked loss only where it reproduces the model's own logits; a family with another head gets the full one."""
-    shortest = batches.shortest(parts.data.train)
-    batch = batches.collate([shortest], parts.pad_token_id).to(parts.plan.name)
+    """Chunked loss only where it reproduces the model's own logits; a family with another head gets the full one. Any tokens
+    show it, so few are tried, and after the faster ways, which have been proven by then."""
+    ids = batches.shortest(parts.data.train).input_ids[:LOSS_TRIAL_TOKENS]
+    row = TokenRow(ids, [True] * len(ids), 0, lengths=(len(ids),))
+    batch = batches.collate([row], parts.pad_token_id).to(parts.plan.name)
     try:
         is_same = loss.is_chunkable(parts.model, batch)
     except ValueError:
@@ -293,7 +308,6 @@ def _choose_loss(parts: Parts) -> Generator[Event, None, None]:
 
 
 def _choose_fast_paths(parts: Parts) -> Generator[Event, None, None]:
-    """After the choice of the loss, which looks at the plain model."""
     predicted = parts.predicted_peak_bytes or 0
     spare = room.usable_bytes(parts.plan) - predicted
     parts.fast = install.install(

@@ -1,12 +1,11 @@
 """Which faster ways a run takes: each switched by an option, tried on the loaded model, and left out where it differs.
 
-The trial runs short rows of the data through the plain model first, each alone, and compares logits after every change, and
-the adapters' gradients after the last. Imports the ML stack.
+The trial runs short rows of the data through the plain model first, and compares logits and the adapters' gradients with
+everything switched on at once. Only where they differ is each change tried by itself, to find which. Imports the ML stack.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +20,8 @@ from qlora_engine.training import loss
 from qlora_engine.training.fast import elementwise, kept_weights, linears, segments
 
 GIB = 1024**3
-TRIAL_ROWS = 3
-TRIAL_TOKENS = 64
-GRADIENT_ROWS, GRADIENT_TOKENS = 2, 12
+TRIAL_TOKENS = (40, 12, 12)
+"""Of each row of the trial: a long one, whose logits are compared, and short ones, whose gradients are too."""
 TOLERANCE = {torch.float32: 1e-4}
 TOLERANCE_16_BIT = 3e-2
 GRADIENT_TOLERANCE = {torch.float32: 1e-3}
@@ -86,8 +84,21 @@ def install(
     model: Any, settings: TrainingSettings, rows: Sequence[TokenRow], *, device: str, spare_bytes: int
 ) -> FastPaths:
     """Switch on what `settings` ask for and the trial bears out. `spare_bytes`: memory that nothing else of the run needs."""
-    found = FastPaths()
     trial = _Trial(model, rows, device)
+    found = _switched_on(model, settings, device, spare_bytes, trial)
+    if _reason(lambda: trial.differs(are_joined=found.joins_rows)) is None:
+        return found
+    _switch_off(model, found)
+    trial.tries_each = True
+    found = _switched_on(model, settings, device, spare_bytes, trial)
+    _require_same_gradients(model, found, trial)
+    return found
+
+
+def _switched_on(
+    model: Any, settings: TrainingSettings, device: str, spare_bytes: int, trial: _Trial
+) -> FastPaths:
+    found = FastPaths()
     if settings.fused_adapters:
         found.sites = linears.install(model)
     if device == "cpu":  # first, since every trial is quicker with them
@@ -98,8 +109,15 @@ def install(
         _fuse_elementwise(model, found, trial)
     if settings.join_rows:
         _join_rows(model, found, trial)
-    _require_same_gradients(model, found, trial)
     return found
+
+
+def _switch_off(model: Any, found: FastPaths) -> None:
+    if found.joins_rows:
+        _separate_rows(model, found)
+    _separate_elementwise(found)
+    found.separate_adapters(model)
+    found.release_kept(model)
 
 
 def _keep_weights(model: Any, found: FastPaths, settings: TrainingSettings, spare_bytes: int) -> None:
@@ -110,42 +128,50 @@ def _keep_weights(model: Any, found: FastPaths, settings: TrainingSettings, spar
 
 
 class _Trial:
-    """Short rows of the data, and what the plain model makes of each alone."""
+    """Beginnings of some rows, and what the plain model makes of them. With `tries_each` every change is compared alone."""
 
     def __init__(self, model: Any, rows: Sequence[TokenRow], device: str) -> None:
-        self.model = model
+        self.model, self.tries_each = model, False
         self._causal, self._device = loss.causal_of(model), device
-        self.rows = [_shortened(row) for row in rows[:TRIAL_ROWS]]
-        self._wanted = [self.logits(batches.join([row])) for row in self.rows]
-        self._gradients = self.gradients(are_joined=False)
+        self.rows = [_shortened(row, tokens) for row, tokens in zip(rows, TRIAL_TOKENS, strict=False)]
+        self.short = self.rows[1:] or [_shortened(self.rows[0], TRIAL_TOKENS[-1])]
+        with torch.no_grad():
+            long = self.logits(batches.join(self.rows[:1]))
+        short, self._gradients = self._short_rows()
+        self._wanted = [long, *short][: len(self.rows)]
 
     def logits(self, batch: batches.Batch) -> torch.Tensor:
-        """(tokens, V), without dropout and random numbers."""
+        """(tokens of all rows, V), without dropout and random numbers."""
         was_training = self._causal.training
         self._causal.eval()
         try:
-            moved = batch.to(self._device)
-            with torch.no_grad():
-                return self._causal(**loss.model_inputs(moved)).logits[0]
+            return self._causal(**loss.model_inputs(batch.to(self._device))).logits.flatten(0, 1)
         finally:
             self._causal.train(was_training)
 
+    def _short_rows(self) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+        """Logits of each, and gradients over all of them; beside each other in one pass where none must be padded."""
+        lengths = [len(row.input_ids) for row in self.short]
+        beside = [self.short] if len(set(lengths)) == 1 else [[row] for row in self.short]
+        logits = torch.cat([self.logits(batches.collate(group, 0)) for group in beside])
+        return list(logits.detach().split(lengths)), self._gradients_of(logits)
+
     def gradients(self, *, are_joined: bool) -> list[torch.Tensor | None]:
-        """Of every adapter, of a sum of logits with weights of their own, over the beginnings of some rows."""
-        rows = [_shortened(row, GRADIENT_TOKENS) for row in self.rows[:GRADIENT_ROWS]]
-        trained = [p for p in self._causal.parameters() if p.requires_grad]
-        was_training = self._causal.training
-        self._causal.eval()
-        total: Any = 0.0
-        try:
-            for group in [rows] if are_joined else [[row] for row in rows]:
-                batch = batches.join(group).to(self._device)
-                with segments.running(batch) if are_joined else contextlib.nullcontext():
-                    logits = self._causal(**loss.model_inputs(batch)).logits[0].float()
-                total = total + logits.mul(_weights_like(logits)).sum()
-            return _gradients_of(total, trained)
-        finally:
-            self._causal.train(was_training)
+        """Of every adapter, of a sum of logits with weights of their own, over the short rows."""
+        if not are_joined:
+            return self._short_rows()[1]
+        batch = batches.join(self.short)
+        with segments.running(batch):
+            return self._gradients_of(self.logits(batch))
+
+    def _gradients_of(self, logits: torch.Tensor) -> list[torch.Tensor | None]:
+        total = logits.float().mul(_weights_like(logits)).sum()
+        return _gradients_of(total, [p for p in self._causal.parameters() if p.requires_grad])
+
+    def differs(self, *, are_joined: bool) -> str | None:
+        """Why logits or gradients are no longer what they were, None where they are."""
+        differs = self._joined_logits_differ if are_joined else self._logits_differ
+        return differs() or self.differs_in_gradients(are_joined=are_joined)
 
     def differs_in_gradients(self, *, are_joined: bool) -> str | None:
         """Why the adapters would be taught something else; None where they are not."""
@@ -155,20 +181,26 @@ class _Trial:
         return None if worst <= allowed else f"gradients differ by {worst:.1e}"
 
     def differs_alone(self) -> str | None:
-        """Why the model is no longer what it was, None where it is."""
-        found = (self.logits(batches.join([row])) for row in self.rows)
-        return _difference(list(found), self._wanted)
+        """Why the model is no longer what it was, None where it is, or where all changes are compared together later."""
+        return self._logits_differ() if self.tries_each else None
 
     def differs_joined(self) -> str | None:
-        """Why rows end to end are not computed as each alone; None where they are."""
+        """Why rows end to end are not computed as each alone; None as above."""
+        return self._joined_logits_differ() if self.tries_each else None
+
+    def _logits_differ(self) -> str | None:
+        with torch.no_grad():
+            return _difference([self.logits(batches.join([row])) for row in self.rows], self._wanted)
+
+    def _joined_logits_differ(self) -> str | None:
         batch = batches.join(self.rows)
-        with segments.running(batch):
+        with segments.running(batch), torch.no_grad():
             found = self.logits(batch).split([len(row.input_ids) for row in self.rows])
         return _difference(list(found), self._wanted)
 
     def train_joined(self) -> None:
         """One pass as training makes it: attention that drops weights only then says here that it cannot follow."""
-        batch = batches.join(self.rows).to(self._device)
+        batch = batches.join(self.short).to(self._device)
         devices = [torch.cuda.current_device()] if self._device == "cuda" else []
         with torch.random.fork_rng(devices), torch.no_grad(), segments.running(batch):
             self._causal(**loss.model_inputs(batch))
@@ -192,7 +224,7 @@ def _furthest(found: Sequence[torch.Tensor | None], wanted: Sequence[torch.Tenso
     return max((float((a - b).norm()) / max(longest, 1e-12) for a, b in pairs), default=0.0)
 
 
-def _shortened(row: TokenRow, tokens: int = TRIAL_TOKENS) -> TokenRow:
+def _shortened(row: TokenRow, tokens: int) -> TokenRow:
     """The row's beginning as one row of its own: packed rows in it follow each other as if they were text."""
     ids = row.input_ids[:tokens]
     return TokenRow(ids, row.trained[: len(ids)], row.source_row, lengths=(len(ids),))
@@ -220,10 +252,11 @@ def _fuse_adapters(found: FastPaths, trial: _Trial) -> None:
     if not found.sites:
         found.why_not["fused_adapters"] = "no adapter is plain LoRA without dropout on a 4-bit layer"
         return
-    first = batches.join(trial.rows[:1])
+    first = batches.join(trial.short[:1])
 
     def check() -> str | None:
-        linears.group_by_input(found.sites, lambda: trial.logits(first))
+        with torch.no_grad():
+            linears.group_by_input(found.sites, lambda: trial.logits(first))
         return trial.differs_alone()
 
     problem = _reason(check)

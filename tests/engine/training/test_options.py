@@ -527,7 +527,8 @@ def test_early_stopping_ends_the_run_when_nothing_gets_better(
     scores(monkeypatch, 9, 5, 4, 4.5, 4.1, 1)
     outcome = run(make_config, settings)
     assert len(outcome.losses) == 4
-    assert [e.code for e in tiny_runs.of(outcome.events, Noticed)] == ["training.early_stop", "training.best"]
+    codes = [e.code for e in tiny_runs.of(outcome.events, Noticed)]
+    assert codes == ["run.start", "training.early_stop", "training.best"]
     assert outcome.folder.record()["best_step"] == 2
     scores(monkeypatch, 9, 5, 4, 4.5, 4.1, 4.2, 4.3, 4.4, 4.5, 4.6, 4.7)
     assert len(run(make_config, {**settings, "training.early_stopping": None}).losses) == 10
