@@ -15,10 +15,10 @@ Place = Callable[[], contextlib.AbstractContextManager[Any]]
 
 def enable(base: Any, every: int = 1) -> None:
     """Have the first and then each `every`-th block of `base`, a transformers model, recompute; the others keep what
-    they computed. The numbers of a step are the same whichever do."""
+    they computed. The numbers of a step are the same whichever do. transformers has the embeddings ask for gradients
+    then, without which a class that checkpoints in torch's re-entrant way would pass none."""
     wanted = {"every_n_layers": every} if every > 1 else {}  # few classes that override it know this
     base.activation_checkpointing_enable({"use_reentrant": False}, **wanted)
-    base.enable_input_require_grads()
 
 
 def is_everywhere(base: Any) -> bool:

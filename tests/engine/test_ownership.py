@@ -119,6 +119,18 @@ def test_a_file_system_without_locks_is_said(folder: RunFolder, monkeypatch: pyt
     assert folder.state() == "running"
 
 
+def test_a_planned_run_is_its_owner_s_alone_before_anyone_claims_it(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        folder = RunFolder.create(
+            with_value(TrainingConfig(), "output.runs_dir", str(tmp_path / "runs")), "planned"
+        )
+    finally:
+        os.umask(before)
+    for path in (folder.path, *folder.path.rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
 def test_a_new_run_is_its_owner_s_alone(folder: RunFolder) -> None:
     folder.claim()
     folder.release()
