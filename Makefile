@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) packaging/bootstrap.py
 
-.PHONY: bench-window test-window test-faults bench-runs bench-scaling bench-speed run test lint bench bench-ui bench-memory bench-data bench-merge bench-exports test-architectures test-gpu gpu-kit gpu-rehearsal gpu-report clean check-templates test-data
+.PHONY: bench-window test-window test-screens test-faults bench-runs bench-scaling bench-speed run test lint bench bench-ui bench-memory bench-data bench-merge bench-exports test-architectures test-gpu gpu-kit gpu-rehearsal gpu-report clean check-templates test-data
 
 run:  ## open the window; without a display, train the starter in the terminal
 	@$(BOOTSTRAP) run
@@ -43,8 +43,11 @@ bench-merge:  ## merging a billion parameters against the disk's copy speed
 bench-exports:  ## every export of a trained starter, proven, and a row learned by heart
 	@$(BOOTSTRAP) bench-exports
 
-test-window:  ## thousands of random clicks, keys, drops and resizes over a live run
+test-window:  ## thousands of random clicks, keys, drops and resizes over a live run, then test-screens
 	@$(BOOTSTRAP) test-window
+
+test-screens:  ## every screen of every state, in all themes, sizes and lengths of labels, also on a 4K screen at 200 %
+	@$(BOOTSTRAP) test-screens
 
 test-faults:  ## every file a run writes, damaged in every way, met by every reader
 	@$(BOOTSTRAP) test-faults

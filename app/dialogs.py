@@ -14,7 +14,8 @@ from app.presenters.words import count_text, duration_text
 from app.services.number_style import LANGUAGES, style_of
 from app.services.settings import Settings
 from app.theme import GAP, GAP_PAGE, GAP_WIDE
-from app.widgets.kit import Segments, as_written, button, column, label, row, scrolled
+from app.widgets.kit import Segments, as_written, button, column, label, row
+from app.widgets.scrolled import Scrolled
 from app.widgets.settings_parts import HomeForm, NumbersForm, TokenForm
 from qlora_engine import paths
 from qlora_engine.runs.outlook import Busy
@@ -154,7 +155,7 @@ class SettingsDialog(QDialog):
             label("Hugging Face hub", "strong"), self.token,
             label("Models, runs and settings are kept in", "strong"), self.home, None, gap=GAP,
         ))  # fmt: skip
-        layout = column(scrolled(inner), row(None, button("Close", self.accept)), gap=GAP)
+        layout = column(Scrolled(inner), row(None, button("Close", self.accept)), gap=GAP)
         layout.setContentsMargins(GAP_PAGE, GAP_PAGE, GAP_PAGE, GAP_WIDE)
         self.setLayout(layout)
         self.resize(*SETTINGS_SIZE)

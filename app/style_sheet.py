@@ -58,6 +58,7 @@ def _frames(t: Tokens) -> str:
     """The parts of the window."""
     return f"""
 QFrame[role="card"] {{ background: {t.panel}; border: 1px solid {t.line}; border-radius: {RADIUS}px; }}
+QFrame[role="card"]:focus {{ border-color: {t.accent}; }}
 QFrame[role="rail"] {{ background: {t.panel}; border: none; border-right: 1px solid {t.line}; }}
 QFrame[role="strip"] {{ background: {t.panel}; border: none; border-top: 1px solid {t.line}; }}
 QFrame[role="runcard"] {{ background: {t.panel}; border: none; border-left: 1px solid {t.line}; }}
@@ -80,6 +81,7 @@ QPushButton[role="more"]::menu-indicator {{ image: none; width: 0; }}"""
 def _notices(t: Tokens) -> str:
     """Lines and notices."""
     return f"""
+QFrame[role="edge"] {{ background: transparent; border: 1px solid {t.accent}; border-radius: {RADIUS}px; }}
 QFrame[role="line"] {{ background: {t.line}; border: none; max-height: 1px; min-height: 1px; }}
 QFrame[role="notice"] {{ background: {t.raised}; border: 1px solid {t.line}; border-left: 3px solid {t.accent}; border-radius: {RADIUS}px; }}
 QFrame[role="notice"][tone="warning"] {{ border-left-color: {t.warning}; }}
@@ -119,7 +121,8 @@ QPushButton[role="nav"]:checked {{ color: {t.text}; background: {t.accent_soft};
 QToolButton[role="segment"] {{ background: {t.panel}; border: 1px solid {t.line}; padding: 5px 14px; color: {t.quiet}; }}
 QToolButton[role="segment"]:hover {{ color: {t.text}; }}
 QToolButton[role="segment"]:focus {{ border-color: {t.accent}; }}
-QToolButton[role="segment"]:checked {{ background: {t.accent_soft}; color: {t.text}; font-weight: 600; border-color: {t.accent}; }}"""
+QToolButton[role="segment"]:checked {{ background: {t.accent_soft}; color: {t.text}; font-weight: 600; border-color: {t.accent}; }}
+QToolButton[role="segment"]:checked:focus {{ border-color: {t.text}; }}"""
 
 
 def _fields(t: Tokens) -> str:
@@ -128,7 +131,8 @@ def _fields(t: Tokens) -> str:
 QLineEdit, QComboBox, QPlainTextEdit, QTextEdit, QSpinBox, QDoubleSpinBox {{ background: {t.background}; placeholder-text-color: {t.quiet}; border: 1px solid {t.line}; border-radius: {RADIUS}px; padding: 5px 8px; selection-background-color: {t.accent}; selection-color: {t.on_accent}; }}
 QFrame[role="card"] QLineEdit, QFrame[role="card"] QComboBox {{ background: {t.background}; }}
 QLineEdit:focus, QComboBox:focus, QPlainTextEdit:focus, QTextEdit:focus, QSpinBox:focus {{ border-color: {t.accent}; }}
-QTextEdit[role="answer"] {{ background: transparent; border: none; padding: 0; }}
+QTextEdit[role="answer"] {{ background: transparent; border-color: transparent; padding: 0; }}
+QTextEdit[role="answer"]:focus {{ border-color: {t.accent}; }}
 QLineEdit[state="bad"], QComboBox[state="bad"] {{ border-color: {t.bad}; }}
 QLineEdit:disabled, QComboBox:disabled {{ color: {t.quiet}; }}
 QComboBox::drop-down {{ border: none; width: 24px; }}
@@ -145,7 +149,9 @@ QCheckBox::indicator, QListView::indicator {{ border-radius: 4px; }}
 QRadioButton::indicator {{ border-radius: 9px; }}
 QCheckBox::indicator:hover, QRadioButton::indicator:hover, QCheckBox::indicator:focus, QRadioButton::indicator:focus {{ border-color: {t.accent}; }}
 QCheckBox::indicator:checked, QListView::indicator:checked {{ background: {t.accent}; border-color: {t.accent}; image: url({_icon("check", t)}); }}
+QCheckBox::indicator:checked:focus {{ border-color: {t.text}; }}
 QRadioButton::indicator:checked {{ background: qradialgradient(cx:0.5, cy:0.5, radius:0.5, fx:0.5, fy:0.5, stop:0 {t.accent}, stop:0.55 {t.accent}, stop:0.6 {t.background}, stop:1 {t.background}); border-color: {t.accent}; }}
+QRadioButton::indicator:checked:focus {{ border-color: {t.text}; }}
 QCheckBox::indicator:disabled, QRadioButton::indicator:disabled {{ border-color: {t.line}; }}
 QCheckBox::indicator:checked:disabled {{ background: {t.quiet}; }}"""
 
@@ -154,6 +160,7 @@ def _views(t: Tokens) -> str:
     """Tables and lists."""
     return f"""
 QTableView, QListView, QTreeView {{ background: {t.panel}; border: 1px solid {t.line}; border-radius: {RADIUS}px; gridline-color: {t.line}; selection-background-color: {t.accent_soft}; selection-color: {t.text}; outline: none; alternate-background-color: {t.panel}; }}
+QTableView:focus, QListView:focus, QTreeView:focus {{ border-color: {t.accent}; }}
 QListView[role="runs"] {{ background: transparent; border: none; }}
 QTableView::item, QListView::item {{ padding: 6px 8px; border: none; }}
 QHeaderView::section {{ background: {t.panel}; color: {t.quiet}; border: none; border-bottom: 1px solid {t.line}; padding: 6px 8px; font-size: {SMALL}px; }}

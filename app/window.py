@@ -30,6 +30,7 @@ from app.services.shown_run import DRAFT
 from app.studio import Studio
 from app.tab import DRAFT as OF_DRAFT
 from app.tabs import all_tabs
+from app.widgets import tab_order
 from app.widgets.banner import Banner
 from app.widgets.run_card import RunCard
 from app.widgets.run_header import RunHead
@@ -173,6 +174,9 @@ class MainWindow(QMainWindow):
             self.close()
         else:
             self.announcer.tell_end(event)
+
+    def focusNextPrevChild(self, next: bool) -> bool:  # noqa: A002 - Qt's own name
+        return tab_order.move_on(self, forwards=next)
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)

@@ -83,6 +83,7 @@ def main(arguments: list[str]) -> int:
         "test-faults": test_faults,
         "test-data": test_data,
         "test-window": test_window,
+        "test-screens": test_screens,
         "test-architectures": lambda: module("tests.architectures.campaign"),
         "test-gpu": lambda: pytest("tests/gpu", "-m", "gpu"),
         "gpu-kit": lambda: script_file("packaging/gpu_kit.py"),
@@ -189,10 +190,17 @@ def test_faults() -> int:
 
 
 def test_window() -> int:
-    """20,000 random acts over a live run, and every screen in all themes, sizes and lengths; `test` does some of both each day."""
+    """20,000 random acts over a live run, and every screen; `test` does some of both each day."""
     os.environ.setdefault("QLORA_STORM", "20000")
+    return pytest("-s", "--timeout", "7200", "tests/app/test_storm.py") or test_screens()
+
+
+def test_screens() -> int:
+    """Every screen of every state in all themes, sizes and lengths of labels, then the same on a 4K screen at 200 %."""
     os.environ["QLORA_ALL_SCREENS"] = "1"
-    return pytest("-s", "--timeout", "3600", "tests/app/test_storm.py", "tests/app/test_screens.py")
+    files = ("tests/app/test_screens.py", "tests/app/test_screens_4k.py")
+    codes = [pytest("-s", "--timeout", "7200", file) for file in files]
+    return next((code for code in codes if code), 0)
 
 
 def test_data() -> int:

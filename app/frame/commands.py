@@ -11,6 +11,7 @@ from PySide6.QtWidgets import QWidget
 
 from app.frame.tabs import RunTabs
 from app.presenters.palette import Command
+from app.presenters.run_header import START
 from app.studio import Studio
 from app.tab import DRAFT
 from app.widgets.palette import Palette
@@ -53,18 +54,23 @@ class Commands(QObject):
     def offered(self) -> list[Command]:
         """The window's actions, the chosen run's, its tabs, then every run."""
         own = [Command(words, words, "", keys) for words, (keys, _) in self._acts.items()]
-        menu = [Command(f"menu {name}", words, self._head.name.text()) for name, words in self._head.offered]
+        head = self._head
+        can_act = head.act not in ("", START)  # Start is among the window's own
+        act = [Command(f"act {head.act}", head.primary.text(), head.name.text())] if can_act else []
+        menu = [Command(f"menu {name}", words, head.name.text()) for name, words in head.offered]
         drafts = [tab.name for tab in self._tabs.tabs.values() if DRAFT in tab.of]
         tabs = [
             Command(f"tab {tab.name}", f"{tab.group}: {tab.title}" if tab.group else tab.title, "", f"Ctrl+{drafts.index(tab.name) + 1}" if tab.name in drafts else "")
             for tab in self._tabs.tabs.values() if self._tabs.kind in tab.of
         ]  # fmt: skip
         runs = [Command(RUN + row.key, row.name, row.state_text) for row in self._runs.model.rows]
-        return [*own, *menu, *tabs, *runs]
+        return [*own, *act, *menu, *tabs, *runs]
 
     def _do(self, name: str) -> None:
         if name in self._acts:
             self._acts[name][1]()
+        elif name.startswith("act "):
+            self._head.act_asked.emit(name.removeprefix("act "))
         elif name.startswith("menu "):
             self._head.menu_asked.emit(name.removeprefix("menu "))
         elif name.startswith("tab "):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QObject, Qt
+from PySide6.QtCore import QObject
 from PySide6.QtWidgets import QWidget
 
 from app.frame.header import HeaderController
@@ -54,21 +54,3 @@ class Folding(QObject):
         is_one_draft = self._studio.shown.is_draft and len(self._studio.shown.keys) == 1
         self._card.setVisible(is_one_draft and (is_setup if has_room else self._is_card_open))
         self._header.fit(has_room=has_room)
-        self._go_last()
-
-    def _go_last(self) -> None:
-        """Tab comes to the card after the tab in sight, which may have been made later than the card."""
-        last = self._before(self._runs.new)
-        for found in self._card.findChildren(QWidget):
-            if found.focusPolicy() & Qt.FocusPolicy.TabFocus:
-                QWidget.setTabOrder(last, found)
-                last = found
-
-    def _before(self, first: QWidget) -> QWidget:
-        """What had the keyboard before `first`, outside the card: Qt orders nothing after what takes no keys."""
-        found = first.previousInFocusChain()
-        while found is not None and found is not first:
-            if found.focusPolicy() & Qt.FocusPolicy.TabFocus and not self._card.isAncestorOf(found):
-                return found
-            found = found.previousInFocusChain()
-        return first

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyqtgraph as pg
 from PySide6.QtCore import QEvent, QPointF, QSize, Qt, Signal
-from PySide6.QtGui import QColor, QWheelEvent
+from PySide6.QtGui import QColor, QFocusEvent, QKeyEvent, QWheelEvent
 from PySide6.QtWidgets import QSizePolicy
 
 from app import theme
@@ -23,6 +23,10 @@ from app.widgets.time_scale import nice_step
 LEAST_TICK, MOST_TICK = 1e-3, 1e7
 """Labels between these have no exponent."""
 ACROSS_PIXELS, UP_PIXELS = 64.0, 18.0
+KEYS_IN_WORDS = "Arrows: move the crosshair. Plus and minus: zoom. Home: everything."
+STEPS: dict[int, float] = {Qt.Key.Key_Left: -0.01, Qt.Key.Key_Right: 0.01}
+"""Shares of what is seen that an arrow moves the crosshair by."""
+ZOOMS: dict[int, float] = {Qt.Key.Key_Plus: 0.8, Qt.Key.Key_Minus: 1.25}
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,22 @@ class QuietPlot(pg.PlotWidget):
             event.ignore()
 
 
+def answer_key(event: QKeyEvent, plot: Any, cross: Any, read_at: Callable[[float], None]) -> bool:
+    """What a mouse does in a plot, by a key; False for one that means nothing here. `read_at(x)` moves the crosshair."""
+    view, key = plot.getPlotItem().vb, event.key()
+    (low, high), _ = view.viewRange()
+    x = cross.value() if cross.isVisible() else (low + high) / 2
+    if key in STEPS:
+        read_at(min(high, max(low, x + STEPS[key] * (high - low))))
+    elif key in ZOOMS:
+        view.scaleBy((ZOOMS[key], 1.0), center=(x, 0.0))
+    elif key == Qt.Key.Key_Home:
+        plot.enableAutoRange()
+    else:
+        return False
+    return True
+
+
 class Chart(Card):
     """A titled plot with a crosshair whose reading stands beside the title.
 
@@ -108,6 +128,10 @@ class Chart(Card):
         self.plot.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Expanding)
         self.plot.sizeHint = lambda: QSize(240, 46 if is_small else 110)
         self.plot.setAccessibleName(f"Chart: {title}")
+        self.plot.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        self.setAccessibleName(f"Chart: {title}")
+        self.setAccessibleDescription(KEYS_IN_WORDS)
         self.add(self.plot)
         self._data: dict[str, tuple[Any, Any]] = {}
         self._are_labels_shown = True
@@ -190,6 +214,14 @@ class Chart(Card):
 
     def leaveEvent(self, event: QEvent) -> None:
         self.pointed.emit(None)
+
+    def focusOutEvent(self, event: QFocusEvent) -> None:
+        super().focusOutEvent(event)
+        self.pointed.emit(None)
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        if not answer_key(event, self.plot, self._cross, self.pointed.emit):
+            super().keyPressEvent(event)
 
     def _point(self, position: QPointF) -> None:
         view = self.plot.getPlotItem().vb

@@ -8,7 +8,6 @@ from PySide6.QtWidgets import (
     QCheckBox,
     QGridLayout,
     QLineEdit,
-    QPlainTextEdit,
     QStyle,
     QStyleOptionSlider,
     QWidget,
@@ -16,6 +15,7 @@ from PySide6.QtWidgets import (
 
 from app import theme
 from app.presenters import numerals
+from app.widgets.form import text_box
 from app.widgets.kit import column, label, set_role, set_tip
 from app.widgets.size_slider import QuietSlider
 
@@ -129,8 +129,7 @@ class DrawingForm(QWidget):
         self.sampling = QCheckBox("Sample (else greedy)")
         set_tip(self.sampling, "Greedy takes the likeliest token, and gives the same answer every time")
         self.sampling.toggled.connect(self._sampling_changed)
-        self.system = QPlainTextEdit()
-        self.system.setAccessibleName("System prompt")
+        self.system = text_box("System prompt")
         self.system.setPlaceholderText("As trained")
         self.system.setFixedHeight(64)
         self.strength = StrengthSlider()

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from PySide6.QtCore import QTimer, Signal
-from PySide6.QtWidgets import QDialog, QWidget
+from PySide6.QtWidgets import QWidget
 
 from app.presenters.experiment import TYPE_MORE, USUAL_SEEDS, ExperimentState, Wish, settings
 from app.theme import GAP, GAP_PAGE, GAP_WIDE
 from app.widgets.form import QuietCombo
-from app.widgets.kit import Notice, SideBySide, boxed, button, column, label, row, scrolled
+from app.widgets.kit import Notice, SideBySide, boxed, button, column, label, row
+from app.widgets.scrolled import Scrolled
+from app.widgets.tab_order import OrderedDialog
 from app.widgets.values_editor import ValuesEditor
 from app.widgets.wrapped_table import Cell, WrappedTable
 from qlora_engine.knobs import Knob
@@ -22,7 +24,7 @@ SEEDS = (1, 2, 3, 5, 10, 20)
 NAMES = ("Setting", "Second setting, if any")
 
 
-class ExperimentDialog(QDialog):
+class ExperimentDialog(OrderedDialog):
     """Signals: `wished(Wish)` when the grid is another one, `begin_asked`."""
 
     wished = Signal(object)
@@ -81,7 +83,7 @@ class ExperimentDialog(QDialog):
             label("Each seed is another order and another start; three tell noise from gain.", "small", wraps=True),
             self.notice, self.table, self.total, None, gap=GAP,
         ))  # fmt: skip
-        layout = column(scrolled(inner), row(None, button("Cancel", self.reject), self.begin), gap=GAP)
+        layout = column(Scrolled(inner), row(None, button("Cancel", self.reject), self.begin), gap=GAP)
         layout.setContentsMargins(GAP_PAGE, GAP_WIDE, GAP_PAGE, GAP_WIDE)
         self.setLayout(layout)
 

@@ -13,6 +13,7 @@ from PySide6.QtWidgets import (
     QComboBox,
     QHBoxLayout,
     QLineEdit,
+    QPlainTextEdit,
     QSizePolicy,
     QStyle,
     QStyleOptionComboBox,
@@ -51,6 +52,14 @@ class QuietCombo(QComboBox):
         option.currentText = text
         painter.drawComplexControl(QStyle.ComplexControl.CC_ComboBox, option)
         painter.drawControl(QStyle.ControlElement.CE_ComboBoxLabel, option)
+
+
+def text_box(name: str, text: str = "") -> QPlainTextEdit:
+    """Some lines to write in, with the name that is read out. Tab leaves it, as it leaves everything else."""
+    found = QPlainTextEdit(text)
+    found.setAccessibleName(name)
+    found.setTabChangesFocus(True)
+    return found
 
 
 class KnobRow(QWidget):

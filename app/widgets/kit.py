@@ -19,7 +19,6 @@ from PySide6.QtWidgets import (
     QLabel,
     QLayout,
     QPushButton,
-    QScrollArea,
     QSizePolicy,
     QToolButton,
     QVBoxLayout,
@@ -142,17 +141,6 @@ def boxed(layout: QLayout) -> QWidget:
     found = QWidget()
     found.setLayout(layout)
     return found
-
-
-def scrolled(content: QWidget) -> QScrollArea:
-    """`content` with a vertical scroll bar when it needs one."""
-    area = QScrollArea()
-    area.setWidgetResizable(True)
-    area.setFrameShape(QFrame.Shape.NoFrame)
-    area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-    content.setProperty("role", "canvas")
-    area.setWidget(content)
-    return area
 
 
 class Card(QFrame):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from PySide6.QtWidgets import QDialog, QLineEdit, QPlainTextEdit, QWidget
+from PySide6.QtWidgets import QDialog, QLineEdit, QWidget
 
 from app.theme import GAP, GAP_PAGE
+from app.widgets.form import text_box
 from app.widgets.kit import Notice, button, column, label, row
 from qlora_engine.errors import EngineError
 from qlora_engine.runs.notes import Notes
@@ -24,9 +25,9 @@ class NotesDialog(QDialog):
         self.name, self.tags, self.note = (
             QLineEdit(found.name),
             QLineEdit(", ".join(found.tags)),
-            QPlainTextEdit(found.note),
+            text_box("Note", found.note),
         )
-        for editor, words in ((self.name, "Name"), (self.tags, "Tags"), (self.note, "Note")):
+        for editor, words in ((self.name, "Name"), (self.tags, "Tags")):
             editor.setAccessibleName(words)
         self.name.setPlaceholderText(run_id)
         self.tags.setPlaceholderText("for example: poems, best so far")

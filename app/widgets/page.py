@@ -8,7 +8,8 @@ from PySide6.QtCore import Signal
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QVBoxLayout, QWidget
 
 from app.theme import GAP, GAP_PAGE, GAP_WIDE
-from app.widgets.kit import Elided, Notice, Segments, scrolled
+from app.widgets.kit import Elided, Notice, Segments
+from app.widgets.scrolled import Scrolled
 
 
 class Page(QWidget):
@@ -44,7 +45,7 @@ class Page(QWidget):
         outer.setContentsMargins(0, 0, 0, 0)
         outer.setSpacing(0)
         outer.addWidget(header)
-        outer.addWidget(scrolled(inner) if scrolls else inner, 1)
+        outer.addWidget(Scrolled(inner) if scrolls else inner, 1)
 
     def set_siblings(self, tabs: Sequence[tuple[str, str]], own: str) -> None:
         """The tabs under one heading, (name, title) each; this is `own`."""

@@ -74,6 +74,7 @@ class Palette(QDialog):
         self.list.setCurrentRow(0)
 
     def _pick(self, item: QListWidgetItem | None) -> None:
-        if item is not None:
+        """Once: a second Enter may still come to it after it was hidden, when a desktop is slow to move the keyboard."""
+        if item is not None and self.isVisible():
             self.hide()
             self.picked.emit(str(item.data(Qt.ItemDataRole.UserRole)))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from PySide6.QtWidgets import QDialog, QLineEdit, QPlainTextEdit, QWidget
+from PySide6.QtWidgets import QDialog, QLineEdit, QWidget
 
 from app.presenters.words import capital
 from app.theme import GAP, GAP_PAGE, GAP_WIDE
+from app.widgets.form import text_box
 from app.widgets.kit import Notice, button, column, label, row
 from qlora_engine.errors import EngineError
 from qlora_engine.evaluate.prompt_sets import PromptSet
@@ -34,8 +35,7 @@ class PromptDialog(QDialog):
         self.name = QLineEdit(name)
         self.name.setAccessibleName("Name")
         self.name.setPlaceholderText("Name of the set")
-        self.prompts = QPlainTextEdit("\n".join(prompt.replace("\n", BREAK) for prompt in prompts))
-        self.prompts.setAccessibleName("Prompts")
+        self.prompts = text_box("Prompts", "\n".join(prompt.replace("\n", BREAK) for prompt in prompts))
         self.notice = Notice()
         self.save_button = button("Save set", self._try, "primary")
         layout = column(

@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 from PySide6.QtCore import Signal
-from PySide6.QtWidgets import QDialog, QLineEdit, QWidget
+from PySide6.QtWidgets import QLineEdit, QWidget
 
 from app.presenters.waiting import HEADS, WaitingState
 from app.theme import GAP, GAP_PAGE, GAP_WIDE
-from app.widgets.kit import Card, Notice, button, column, label, row, scrolled
+from app.widgets.kit import Card, Notice, button, column, label, row
+from app.widgets.scrolled import Scrolled
+from app.widgets.tab_order import OrderedDialog
 from app.widgets.wrapped_table import Cell, WrappedTable
 
 MOVES = (("Next", "first"), ("Earlier", "earlier"), ("Later", "later"), ("Take out", "remove"))
@@ -17,7 +19,7 @@ DONE_HEADS = ("Run", "What became of it", "When and why")
 TABLE_HEIGHT = 190
 
 
-class QueueDialog(QDialog):
+class QueueDialog(OrderedDialog):
     """Signals: `move_asked(run_dir, how)` with one of `MOVES`, `pause_asked`, `begin_asked(text)`: a time of the day, empty
     for at once."""
 
@@ -52,7 +54,7 @@ class QueueDialog(QDialog):
             row(self.pause, None), row(label("Not before"), self.time, self.hold, self.at_once, None),
             self.over_card, None, gap=GAP,
         ))  # fmt: skip
-        layout = column(scrolled(inner), row(None, button("Close", self.accept)), gap=GAP)
+        layout = column(Scrolled(inner), row(None, button("Close", self.accept)), gap=GAP)
         layout.setContentsMargins(GAP_PAGE, GAP_WIDE, GAP_PAGE, GAP_WIDE)
         self.setLayout(layout)
 

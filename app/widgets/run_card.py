@@ -17,10 +17,10 @@ from app.widgets.kit import (
     emptied,
     label,
     line,
-    scrolled,
     set_role,
     set_tip,
 )
+from app.widgets.scrolled import Scrolled
 
 WIDTH = 264
 
@@ -74,7 +74,7 @@ class RunCard(QFrame):
         """What does not fit is scrolled; the buttons below stay."""
         inner = QWidget()
         inner.setLayout(column(self.problems, self.facts, None, gap=GAP_WIDE))
-        area = scrolled(inner)
+        area = Scrolled(inner)
         inner.setStyleSheet("background: transparent")
         area.viewport().setStyleSheet("background: transparent")
         area.setStyleSheet("QScrollArea { background: transparent }")

@@ -74,6 +74,11 @@ class RunHead(QFrame):
         self.primary.setAccessibleName(state.action_text)
 
     @property
+    def act(self) -> str:
+        """What the primary button would do now; empty where it can do nothing."""
+        return self._action if self.primary.isEnabled() else ""
+
+    @property
     def offered(self) -> tuple[tuple[str, str], ...]:
         """What the menu has now."""
         return self._offered

@@ -57,7 +57,8 @@ class TimeChart(TimeSurface):
         """`level`: a dashed line; `marks`: a thin line each."""
         self._layers, self._level, self._marks = tuple(layers), level, marks
         most = max(map(highest, layers), default=0.0)
-        self._top = max(max(most, level or 0.0, 1e-9) * HEADROOM, least_top)
+        height = max(most, level or 0.0) or 1.0  # of nothing the scale is that of one, whose labels are short
+        self._top = max(height * HEADROOM, least_top)
         self.update()
 
     def values_at(self, at: float) -> dict[str, float]:

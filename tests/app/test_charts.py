@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PySide6.QtCore import QEvent, QPoint, QPointF, Qt
 from PySide6.QtGui import QColor, QImage, QMouseEvent, QWheelEvent
+from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
@@ -790,3 +791,37 @@ def test_the_window_answers_while_a_run_keeps_all_cores_busy() -> None:
     assert whole["most_own_ms"] <= (100 if is_quiet else 200), found
     if is_quiet:
         assert found["is_kept"], found
+
+
+def test_a_chart_of_nothing_has_short_labels(qtbot: QtBot) -> None:
+    chart = TimeChart(TimeAxis(), is_small=True)
+    qtbot.addWidget(chart)
+    chart.resize(300, 60)
+    chart.show_layers([])
+    image = pixels(chart)
+    ground = image.pixelColor(0, 0)
+    edge = (image.pixelColor(x, y) for x in range(2) for y in range(image.height()))
+    assert all(is_near(colour, ground) for colour in edge), "its labels are cut off at the left"
+
+
+def test_a_chart_over_steps_is_read_and_zoomed_by_keys(qtbot: QtBot) -> None:
+    from app.widgets.charts import Chart, CurveStyle
+
+    chart = Chart("Loss", (CurveStyle("loss", "Loss", "accent"),), unit="nats/token")
+    qtbot.addWidget(chart)
+    chart.resize(600, 300)
+    chart.show()
+    chart.activateWindow()
+    chart.set_points("loss", [1, 2, 3], [3.0, 2.0, 1.0])
+    view = chart.plot.getPlotItem().vb
+    qtbot.waitUntil(lambda: view.viewRange()[0][1] > 2.9)
+    before = list(view.viewRange()[0])
+    chart.setFocus()
+    QTest.keyClick(chart, Qt.Key.Key_Right)
+    assert chart._reading.text() == "step 2: loss 2.000 nats/token"
+    QTest.keyClick(chart, Qt.Key.Key_Plus)
+    assert view.viewRange()[0][1] - view.viewRange()[0][0] == pytest.approx(0.8 * (before[1] - before[0]))
+    QTest.keyClick(chart, Qt.Key.Key_Home)
+    qtbot.waitUntil(lambda: list(view.viewRange()[0]) == pytest.approx(before))
+    chart.clearFocus()
+    assert chart._reading.text() == ""

@@ -18,6 +18,7 @@ from app.presenters.words import duration_text
 from app.tab import DRAFT
 from app.tabs import all_tabs
 from app.widgets.answers import Answer, AnswerColumns, Round, Side
+from app.widgets.tab_order import stops
 from app.window import FOLD_BELOW, MainWindow
 from qlora_engine import events as ev
 from qlora_engine.config import TrainingConfig
@@ -222,13 +223,7 @@ def test_tab_goes_through_the_window_as_one_reads_it(make_window: MakeWindow, wi
     window.go_to("settings")
     QApplication.processEvents()
     parts = (window.runs, window.head, window.bar, window.stack, window.card)
-    seen, found = [], window.runs.new
-    while found not in seen:
-        seen.append(found)
-        found = found.nextInFocusChain()
-    usable = [
-        w for w in seen if w.isVisible() and w.isEnabled() and w.focusPolicy() & Qt.FocusPolicy.TabFocus
-    ]
+    usable = stops(window)
     order = [next((n for n, part in enumerate(parts) if part.isAncestorOf(w)), None) for w in usable]
     known = [n for n in order if n is not None]
     assert known == sorted(known)

@@ -194,6 +194,20 @@ RUN_STATES: dict[str, tuple[Callable[[MainWindow], None], tuple[str, ...]]] = {
 """Of runs that are kept."""
 
 
+PLAIN = ("draft", "live", "failed", "finished-run", "stopped-run", "failed-run", "queued", "foreign")
+"""The states of a run as such: of each, every screen is looked at."""
+
+
+def others_of(window: MainWindow, state: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The tabs that the choice in sight has beside those that are `known`."""
+    tabs = window.tabs
+    return tuple(
+        name
+        for name, tab in tabs.tabs.items()
+        if state in PLAIN and tabs.kind in tab.of and name not in known
+    )
+
+
 def make_queued() -> None:
     """A draft that waits."""
     queue.add(plans.create(TrainingConfig()))

@@ -7,13 +7,14 @@ from functools import partial
 
 from PySide6.QtCore import QEvent, QObject, Qt, Signal
 from PySide6.QtGui import QKeyEvent, QShowEvent
-from PySide6.QtWidgets import QHBoxLayout, QPlainTextEdit, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QHBoxLayout, QVBoxLayout, QWidget
 
 from app.presenters.conversation import Conversation
 from app.presenters.tried import Choice
 from app.theme import GAP, GAP_WIDE
 from app.widgets.answers import Answer, AnswerColumns, Round, Side
 from app.widgets.drawing import DrawingForm
+from app.widgets.form import text_box
 from app.widgets.kit import (
     Card,
     Elided,
@@ -23,10 +24,10 @@ from app.widgets.kit import (
     column,
     emptied,
     row,
-    scrolled,
     set_tip,
 )
 from app.widgets.runs_menu import RunsMenu
+from app.widgets.scrolled import Scrolled
 
 SETTINGS_WIDTH, SETTINGS_EDGES = 226, 40
 
@@ -58,7 +59,7 @@ class ChatPanel(QWidget):
         main = column(self.columns, self._asking(), gap=12)
         main.setStretch(0, 1)
         self.settings = settings = Card("Settings", margin=12)
-        settings.add(scrolled(self.drawing))
+        settings.add(Scrolled(self.drawing))
         below = QHBoxLayout()
         below.setSpacing(GAP_WIDE)
         below.addLayout(main, 1)
@@ -68,8 +69,7 @@ class ChatPanel(QWidget):
         self.setLayout(outer)
 
     def _asking(self) -> QVBoxLayout:
-        self.prompt = QPlainTextEdit()
-        self.prompt.setAccessibleName("Your message")
+        self.prompt = text_box("Your message")
         self.prompt.setPlaceholderText("Write a message. Enter sends it, Shift+Enter begins a new line.")
         self.prompt.setFixedHeight(68)
         self.prompt.installEventFilter(self)
@@ -95,13 +95,10 @@ class ChatPanel(QWidget):
 
     def set_suggestions(self, prompts: Sequence[str]) -> None:
         emptied(self.suggestions)
-        before: QWidget = self.columns.text
         for prompt in prompts:
             found = ElidedButton(prompt)
             found.clicked.connect(partial(self._suggest, prompt))
             self.suggestions.addWidget(found)
-            self.setTabOrder(before, found)  # made last, and not to be reached last
-            before = found
         self.suggestions.addStretch(1)
 
     def show_state(

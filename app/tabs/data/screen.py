@@ -8,8 +8,9 @@ from PySide6.QtWidgets import QProgressBar, QStackedWidget, QWidget
 
 from app.presenters.words import count_text
 from app.tabs.data.presenters.head import DataState
-from app.widgets.kit import Elided, Segments, boxed, button, column, row, scrolled
+from app.widgets.kit import Elided, Segments, boxed, button, column, row
 from app.widgets.page import Page
+from app.widgets.scrolled import Scrolled
 
 SOURCE, ROWS, REPORT, DOCTOR, SPLIT = TAB_NAMES = ("source", "rows", "report", "doctor", "split")
 TABS = (
@@ -63,7 +64,7 @@ class DataScreen(Page):
 
     def add_panel(self, name: str, panel: QWidget, *, scrolls: bool = True) -> None:
         self.panels[name] = panel
-        self._pages[name] = scrolled(panel) if scrolls else panel
+        self._pages[name] = Scrolled(panel) if scrolls else panel
         self.stack.addWidget(self._pages[name])
 
     def show_tab(self, name: str) -> None:

@@ -13,8 +13,9 @@ from app.presenters.run_numbers import numbers_of
 from app.presenters.run_words import LogLine
 from app.theme import GAP
 from app.widgets.figures import BigNumber, Flow
-from app.widgets.kit import Card, Notice, boxed, button, column, label, row, scrolled
+from app.widgets.kit import Card, Notice, boxed, button, column, label, row
 from app.widgets.page import Page
+from app.widgets.scrolled import Scrolled
 
 if TYPE_CHECKING:
     from app.widgets.run_charts import TrainCharts
@@ -62,7 +63,7 @@ class LiveScreen(Page):
         below.setContentsMargins(24, 0, 24, GAP)
         below.addWidget(self.log)
         self.content.setContentsMargins(0, 0, 0, 0)
-        self.content.addLayout(column(scrolled(boxed(inner)), below, gap=GAP), 1)
+        self.content.addLayout(column(Scrolled(boxed(inner)), below, gap=GAP), 1)
         self.charts: TrainCharts | None = None
         self._last_line: LogLine | None = None
 

@@ -9,7 +9,6 @@ from PySide6.QtGui import QStandardItem, QStandardItemModel
 from PySide6.QtWidgets import (
     QAbstractItemView,
     QCheckBox,
-    QDialog,
     QHeaderView,
     QLineEdit,
     QTableView,
@@ -20,6 +19,7 @@ from app.presenters.words import count_text
 from app.tabs.model.known import BY_SIZE, KnownRow, Wish, heads
 from app.theme import GAP, GAP_PAGE, GAP_WIDE
 from app.widgets.kit import button, column, label, row, set_tip
+from app.widgets.tab_order import OrderedDialog
 from qlora_engine.memory.choosing import USUAL_LENGTH
 
 WIDTH = 1180
@@ -29,7 +29,7 @@ KEY, NAME, SHOWN = (Qt.ItemDataRole.UserRole + place for place in range(3))
 YES, NO = "yes", "no"
 
 
-class KnownModelsDialog(QDialog):
+class KnownModelsDialog(OrderedDialog):
     """Signals: `wished(Wish)` when other rows are to be shown, `chosen(name)`."""
 
     wished = Signal(object)

@@ -60,6 +60,7 @@ class ModelScreen(Page):
         self.content.addWidget(SideBySide(left, right, stretch=(4, 5), needs=620), 1)
         self.quality = QualityPanel()
         self.content.addWidget(self.quality)
+        self._lines: tuple[tuple[ModelLine, ...], bool] | None = None
 
     def show_state(self, state: ModelState) -> None:
         self._show_lines(state.lines, state.is_listing)
@@ -89,6 +90,10 @@ class ModelScreen(Page):
         self.name.setCompleter(completer)
 
     def _show_lines(self, lines: tuple[ModelLine, ...], is_listing: bool) -> None:
+        """Left alone while nothing is new: whoever goes through it by the arrows stays where they are."""
+        if (lines, is_listing) == self._lines:
+            return
+        self._lines = (lines, is_listing)
         self.list.clear()
         if is_listing:
             item = QListWidgetItem("Looking for models\u2026")

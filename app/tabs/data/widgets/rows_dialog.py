@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtGui import QGuiApplication, QKeyEvent, QKeySequence
-from PySide6.QtWidgets import QDialog, QHeaderView, QLineEdit, QTableWidget, QTableWidgetItem, QWidget
+from PySide6.QtWidgets import QHeaderView, QLineEdit, QTableWidget, QTableWidgetItem, QWidget
 
 from app.theme import GAP, GAP_WIDE
 from app.widgets.kit import Notice, button, column, label, row
+from app.widgets.tab_order import OrderedDialog
 
 TITLES = ("Question or task", "Further input (if any)", "Answer")
 
@@ -22,6 +23,7 @@ class RowsTable(QTableWidget):
         self.setHorizontalHeaderLabels(list(TITLES))
         self.setAccessibleName("Rows to learn from")
         self.setWordWrap(True)
+        self.setTabKeyNavigation(False)  # while a cell is written in, Tab still goes on to the next one
         self.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
         self.verticalHeader().setDefaultSectionSize(34)
         self.itemChanged.connect(lambda *_: self._keep_an_empty_row())
@@ -70,7 +72,7 @@ class RowsTable(QTableWidget):
             self.insertRow(last + 1)
 
 
-class RowsDialog(QDialog):
+class RowsDialog(OrderedDialog):
     """Signals: `save_asked(name, rows)`. It stays open until the rows are kept."""
 
     save_asked = Signal(str, list)
