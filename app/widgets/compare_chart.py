@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyqtgraph as pg
-from PySide6.QtCore import QPointF, Qt, Signal
+from PySide6.QtCore import QPointF, Qt, QTimer, Signal
 from PySide6.QtGui import QKeyEvent
 from PySide6.QtWidgets import QFrame, QSizePolicy, QVBoxLayout
 
@@ -16,14 +16,15 @@ from app import theme
 from app.presenters import numerals
 from app.presenters.words import duration_text, number_text
 from app.widgets import compare_picture
-from app.widgets.charts import QuietAxis, QuietPlot
+from app.widgets.charts import KEYS_IN_WORDS, QuietAxis, QuietPlot, answer_key
 from app.widgets.kit import label, set_tip
 
 LEAST_HEIGHT = 280
 """Pixels; it grows with the room that the page has."""
-STEPS: dict[int, float] = {Qt.Key.Key_Left: -0.01, Qt.Key.Key_Right: 0.01}
-"""Shares of what is seen that an arrow moves the crosshair by."""
-ZOOMS: dict[int, float] = {Qt.Key.Key_Plus: 0.8, Qt.Key.Key_Minus: 1.25}
+LINE, DOTTED, THIN = 1.8, 1.2, 1.0
+"""Pixels that a line is wide. Qt draws one of one pixel ten times faster than any wider."""
+REST_MS = 150
+"""What is moved is drawn thin until it rests for so long."""
 
 
 class CompareChart(QFrame):
@@ -46,7 +47,7 @@ class CompareChart(QFrame):
         set_tip(self.plot, "Ctrl and wheel: zoom. Drag: move. Double click: everything.")
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.setAccessibleName("Chart: the chosen runs")
-        self.setAccessibleDescription("Arrows: move the crosshair. Plus and minus: zoom. Home: everything.")
+        self.setAccessibleDescription(KEYS_IN_WORDS)
         self._title = label("", "small")
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -54,6 +55,9 @@ class CompareChart(QFrame):
         layout.addWidget(self.plot, 1)
         self._axis, self._unit, self._is_log = "step", "", False
         self.lines: list[Any] = []
+        self._rest = QTimer(self, singleShot=True, interval=REST_MS)
+        self._rest.timeout.connect(self._set_pens)
+        self.plot.getPlotItem().vb.sigRangeChangedManually.connect(self._move)
         self._points: list[tuple[Any, Any]] = []
         self._names: list[compare_picture.Name] = []
         self._cross = pg.InfiniteLine(angle=90, movable=False)
@@ -100,15 +104,28 @@ class CompareChart(QFrame):
         while len(self.lines) > len(lines):
             self.plot.removeItem(self.lines.pop())
         self._points, self._names = [], [(title, colour, dots) for title, colour, _, _, dots in lines]
+        self._set_pens()
         for item, (_, colour, x, y, is_dots) in zip(self.lines, lines, strict=True):
             xs, ys = np.array(x, dtype=float), np.array(y, dtype=float)
-            item.setPen(pg.mkPen(colour, width=1.2 if is_dots else 1.8))
             item.setSymbol("o" if is_dots else None)
             item.setSymbolBrush(colour)
             item.setData(xs, ys)
             item.setLogMode(False, self._is_log)
             self._points.append((xs, ys))
         self._set_bounds(bounds)
+
+    def _set_pens(self) -> None:
+        """As they are at rest, or thin while they are moved."""
+        for item, (_, colour, is_dots) in zip(self.lines, self._names, strict=True):
+            wide = DOTTED if is_dots else LINE
+            item.setPen(pg.mkPen(colour, width=THIN if self._rest.isActive() else wide))
+
+    def _move(self, *_: object) -> None:
+        """By a hand: many frames a second of many long lines."""
+        was_at_rest = not self._rest.isActive()
+        self._rest.start()
+        if was_at_rest:
+            self._set_pens()
 
     def show_line(self, place: int, is_shown: bool) -> None:
         if place < len(self.lines):
@@ -168,14 +185,5 @@ class CompareChart(QFrame):
         self.read.emit(self.texts_at(x))
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
-        view, key = self.plot.getPlotItem().vb, event.key()
-        (low, high), _ = view.viewRange()
-        x = self._cross.value() if self._cross.isVisible() else (low + high) / 2
-        if key in STEPS:
-            self._read_at(min(high, max(low, x + STEPS[key] * (high - low))))
-        elif key in ZOOMS:
-            view.scaleBy((ZOOMS[key], 1.0), center=(x, 0.0))
-        elif key == Qt.Key.Key_Home:
-            self.plot.enableAutoRange()
-        else:
+        if not answer_key(event, self.plot, self._cross, self._read_at):
             super().keyPressEvent(event)

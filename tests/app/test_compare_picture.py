@@ -69,6 +69,19 @@ def test_keys_move_the_crosshair_and_zoom_around_it(qtbot: QtBot, chart: Compare
     qtbot.waitUntil(lambda: along(chart) == pytest.approx(before), timeout=5000)
 
 
+def test_lines_are_thin_while_they_are_moved_so_that_many_frames_a_second_are_drawn(
+    qtbot: QtBot, chart: CompareChart
+) -> None:
+    def widths() -> set[float]:
+        return {item.opts["pen"].widthF() for item in chart.lines}
+
+    at_rest = widths()
+    chart.plot.getPlotItem().vb.sigRangeChangedManually.emit([True, False])
+    assert widths() == {1.0}
+    qtbot.waitUntil(lambda: widths() == at_rest, timeout=5000)
+    assert min(at_rest) > 1.0
+
+
 def test_a_drawing_has_its_labels_where_the_picture_has_them(chart: CompareChart, tmp_path: Path) -> None:
     for name in ("c.png", "c.svg"):
         chart.save(tmp_path / name, is_drawing=name.endswith("svg"))
