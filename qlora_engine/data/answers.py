@@ -6,7 +6,8 @@ each such text, from the prompt the template makes for it, and looked up for eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from qlora_engine.data.layout import (
     marker_places,
 )
 from qlora_engine.data.policy import Policy
+from qlora_engine.data.sandbox import TemplateRefused
 from qlora_engine.data.skeleton import TRIMMED, Shapes
 from qlora_engine.data.traced import Traced, joined
 from qlora_engine.data.wording import NO_CALLS
@@ -29,8 +31,8 @@ from qlora_engine.data.wording import NO_CALLS
 Span = tuple[int, int]
 Prompt = Callable[[int], Rendered]
 """The prompt in front of message number ..., as a chat would render it."""
-Again = Callable[[Sequence[Message]], Rendered]
-"""The row with other messages."""
+Again = Callable[[Sequence[Message], bool], Rendered]
+"""The row with other messages; with True, up to where an answer to them begins."""
 PLACEHOLDER = "\uf8ff"
 
 
@@ -56,6 +58,7 @@ class Memory:
     the others."""
 
     begins: dict[tuple[str, bool], int] = field(default_factory=dict)
+    closers: dict[tuple[str, bool], int] = field(default_factory=dict)
     shapes: Shapes = field(default_factory=dict)
     plain_renders: int = 0
     renders: int = 0
@@ -72,6 +75,7 @@ class _Work:
     prompt: Prompt
     again: Again
     memory: Memory
+    is_prompt: bool = False
     notes: dict[str, None] = field(default_factory=dict)
     inserts: list[tuple[int, str]] = field(default_factory=list)
 
@@ -219,21 +223,34 @@ def _after_thoughts(work: _Work, number: int, start: int, end: int) -> int:
 
 def _end(work: _Work, number: int, after: Span) -> int:
     """The place behind the end of an answer; an end that the template does not write is put there."""
+    place, missing = _end_or_missing(work, number, after)
+    if missing is None:
+        return _with_stop(work, after, place)
+    work.inserts.append((place, missing))
+    ends = work.layout.ends
+    if ends.is_added or after[1] < len(work.rendered.text):
+        which = (
+            "no answer; {} is put behind each"
+            if ends.is_added
+            else "some answers without {}; it is put behind them"
+        )
+        work.notes[f"the chat template ends {which.format(missing)}"] = None
+    return place
+
+
+def _end_or_missing(work: _Work, number: int, after: Span) -> tuple[int, str | None]:
+    """(the place behind the end of an answer, None); (the place for it, the end) where the template writes none."""
     ends, message = work.layout.ends, work.messages[number]
     own = str.__getitem__(work.rendered.text, slice(*after))
     wanted = ends.called if message.calls and ends.called else ends.said
     for candidates in (wanted, (*ends.said, *ends.called)):
         places = [b for a, b in marker_places(own, work.source.markers) if own[a:b] in candidates]
         if places:
-            return _with_stop(work, after, after[0] + places[0])
+            return after[0] + places[0], None
     missing = (ends.after_call if message.calls else ends.after_text) or next(iter(wanted), None)
     if missing is None:
         raise MaskProblem("neither the chat template nor the tokenizer names a token that ends an answer")
-    place = after[0] + _own_words(own, work.rendered, after)
-    work.inserts.append((place, missing))
-    if ends.is_added or after[1] < len(work.rendered.text):
-        work.notes[f"the chat template ends no answer; {missing} is put behind each"] = None
-    return place
+    return after[0] + _closers(work, number, own, after), missing
 
 
 def _with_stop(work: _Work, after: Span, end: int) -> int:
@@ -249,9 +266,26 @@ def _with_stop(work: _Work, after: Span, end: int) -> int:
     return end
 
 
-def _own_words(own: str, rendered: Rendered, after: Span) -> int:
-    """How much of the text behind an answer still belongs to it: all of it at the end of a row, white space aside."""
-    return len(own.rstrip()) if after[1] == len(rendered.text) else 0
+def _closers(work: _Work, number: int, own: str, after: Span) -> int:
+    """How much of the text behind an answer still belongs to it (what closes a call): what is there with no turn behind it."""
+    if after[1] == len(work.rendered.text):
+        return len(own.rstrip())
+    key = (own, bool(work.messages[number].calls))
+    if key not in work.memory.closers:
+        alone = _behind_last(work, number)
+        shared = common_prefix(own, alone, work.source.markers)
+        work.memory.closers[key] = len(own[:shared].rstrip())
+    return work.memory.closers[key]
+
+
+def _behind_last(work: _Work, number: int) -> str:
+    """The template's text behind an answer where the conversation ends with it; empty where it refuses that."""
+    try:
+        shown = work.again(work.messages[: number + 1], False)
+    except (RowProblem, TemplateRefused):
+        return ""
+    gap = gap_after(shown, number)
+    return "" if gap is None else str.__getitem__(shown.text, slice(*gap))
 
 
 def _empty_span(work: _Work, number: int) -> Span | None:
@@ -261,7 +295,7 @@ def _empty_span(work: _Work, number: int) -> Span | None:
         replace(work.messages[number], text=PLACEHOLDER),
         *work.messages[number + 1 :],
     ]
-    shown = work.again(filled)
+    shown = work.again(filled, work.is_prompt)
     extent, gap = shown.extent(number), gap_before(shown, number)
     plain = str.__str__(shown.text)
     if extent is None or gap is None or plain.replace(PLACEHOLDER, "") != str.__str__(work.rendered.text):
@@ -325,13 +359,37 @@ def _without(size: int, holes: Sequence[Span]) -> list[Span]:
     return [span for span in [*found, (place, size)] if span[0] < span[1]]
 
 
-def with_prompt(rendered: Rendered, layout: Layout) -> str:
+def missing_ends(
+    rendered: Rendered, messages: Sequence[Message], source: Source, layout: Layout, policy: Policy,
+    prompt: Prompt, again: Again, *, is_prompt: bool,
+) -> dict[int, tuple[int, str]]:  # fmt: skip
+    """Number of an answer -> (place, end) of each end that training puts in and the template does not write.
+
+    A last answer's is left to the next turn where that brings it.
+    """
+    work = _Work(rendered, messages, source, layout, policy, prompt, again, Memory(), is_prompt)
+    found: dict[int, tuple[int, str]] = {}
+    for number, message in enumerate(messages):
+        if not message.is_answer or (number == len(messages) - 1 and not layout.ends.is_added):
+            continue
+        work.inserts.clear()
+        with suppress(MaskProblem):  # a row that training leaves out is rendered as it is
+            after = gap_after(rendered, number)
+            if after is not None:
+                _end(work, number, after)
+            elif policy.trains(message):
+                _empty_span(work, number)
+        if work.inserts:
+            found[number] = work.inserts[0]
+    return found
+
+
+def with_ends(text: Traced, missing: Mapping[int, tuple[int, str]]) -> Traced:
+    """A rendered conversation as training had it, with its `missing_ends`."""
+    return _with_ends(text, list(missing.values()))[0]
+
+
+def with_prompt(text: str, layout: Layout) -> str:
     """The generation prompt as trained answers had it before them."""
-    text = str.__str__(rendered.text)
     kept = text[: len(text) - layout.prompt_cut] if layout.prompt_cut else text
     return kept + layout.prompt_added
-
-
-def kept_messages(messages: Sequence[Message], policy: Policy) -> tuple[Message, ...]:
-    """What is rendered under a policy; calls without an id stay without."""
-    return policy.kept(tuple(replace(m) for m in messages))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json  # writing alone
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from qlora_engine import parsing
 from qlora_engine.config import DataSettings
-from qlora_engine.data import answers, layout, probing, skeleton
+from qlora_engine.data import answers, ending, layout, probing, skeleton
 from qlora_engine.data.conversation import Conversation, Message, RowProblem, talk
 from qlora_engine.data.layout import Layout, Rendered, Source
 from qlora_engine.data.markers import markers_of
@@ -93,6 +93,7 @@ class Template:
     why: str
     source: Source
     layout: Layout
+    policy: Policy
 
     @property
     def folds_system(self) -> bool:
@@ -101,19 +102,18 @@ class Template:
 
     @property
     def exported(self) -> str:
-        """The template for other programs: the switches of the run's policy are set inside it, and what a prompt has too
-        much or too little against trained answers is mended, so that it asks as training did."""
-        switches = "".join(
-            f"{{%- set {name} = {str(value).lower()} -%}}" for name, value in self.layout.shape.switches
-        )
-        cut, added = self.layout.prompt_cut, self.layout.prompt_added
-        if not (cut or added):
-            return switches + self.jinja
-        prompt = f"whole_text[:-{cut}]" if cut else "whole_text"
-        return (
-            f"{switches}{{% set whole_text %}}{self.jinja.removesuffix(chr(10))}{{% endset %}}"
-            f"{{{{ {prompt} ~ {json.dumps(added)} if add_generation_prompt else whole_text }}}}"
-        )
+        """The template for other programs: the switches of the run's policy are set inside it, what a prompt has too much
+        or too little against trained answers is mended, and ends that it leaves out are written in."""
+        return self._exported.jinja
+
+    @property
+    def lacking(self) -> str | None:
+        """A sentence on the ends that the exported template leaves out against training; None when there are none."""
+        return self._exported.lacking
+
+    @cached_property
+    def _exported(self) -> ending.Exported:
+        return ending.exported(self.source, self.layout, self.policy)
 
     @property
     def end_tokens(self) -> tuple[str, ...]:
@@ -186,14 +186,16 @@ def render(
     tokenizer: Any, template: Template, messages: Sequence[Message | Mapping[str, Any]], *, is_prompt: bool = False,
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:  # fmt: skip
-    """The text of a conversation; with `is_prompt`, up to where the model's answer begins, as trained answers had it.
+    """The text of a conversation as training has it; with `is_prompt`, up to where the model's answer begins.
 
     Raises:
         RowProblem: the template refuses it, in its own words.
     """
-    given = [m if isinstance(m, Message) else talk([m])[0] for m in messages]
-    found = _rendered(template, given, tools, is_prompt=is_prompt)
-    return answers.with_prompt(found, template.layout) if is_prompt else str.__str__(found.text)
+    given = template.policy.kept(tuple(m if isinstance(m, Message) else talk([m])[0] for m in messages))
+    with _told():
+        return ending.as_trained(
+            template.source, template.layout, template.policy, given, tools, is_prompt=is_prompt
+        )
 
 
 def laid_out(conversation: Conversation, template: Template, policy: Policy) -> answers.Found:
@@ -209,9 +211,9 @@ def laid_out(conversation: Conversation, template: Template, policy: Policy) -> 
         memory.renders += 1
         return _rendered(template, messages[:number], conversation.tools, is_prompt=True)
 
-    def again(others: Sequence[Message]) -> Rendered:
+    def again(others: Sequence[Message], is_prompt: bool) -> Rendered:
         memory.renders += 1
-        return _rendered(template, others, conversation.tools)
+        return _rendered(template, others, conversation.tools, is_prompt=is_prompt)
 
     memory.rows += 1
     memory.renders += 1
@@ -264,8 +266,15 @@ def memory_of(template: Template, policy: Policy) -> answers.Memory:
 def _rendered(
     template: Template, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], *, is_prompt: bool = False
 ) -> Rendered:  # fmt: skip
-    try:
+    with _told():
         return layout.render(template.source, template.layout.shape, messages, tools, is_prompt=is_prompt)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What a template does with a row, as the row's own problem."""
+    try:
+        yield
     except TemplateRefused as refused:
         raise RowProblem(f"the chat template refuses it: {refused}") from refused
     except TemplateEndless as endless:
@@ -281,7 +290,7 @@ def _checked(
     source = Source(jinja, name, specials, markers_of(tokenizer, jinja), _known_ends(tokenizer))
     shape = Shape(folds_system=named is not None and not named.has_system)
     try:
-        return Template(name, jinja, why, source, _layout(source, policy.reasoning, shape))
+        return Template(name, jinja, why, source, _layout(source, policy.reasoning, shape), policy)
     except (TemplateRefused, TemplateEndless) as error:
         raise EngineError(
             "data.template",

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qlora_engine.data.conversation import RowProblem
 from qlora_engine.data.templates import Template, render
 from qlora_engine.errors import EngineError
 from qlora_engine.export.gguf import Plan
@@ -121,6 +122,20 @@ def pieces_of(tokenizer: Any, template: Template, adds_bos: bool) -> Pieces:
     if not (adds_bos and bos):
         return pieces
     return _without_bos(pieces, bos)
+
+
+def lacking(tokenizer: Any, template: Template, adds_bos: bool) -> str | None:
+    """A sentence where two answers in a row are written otherwise than training had them; None where they are not."""
+    pieces = pieces_of(tokenizer, template, adds_bos)
+    turns = [*_turns("One?", "First answer."), {"role": "assistant", "content": "More."}, *_turns("Two?")]
+    bos = str(tokenizer.bos_token or "") if adds_bos else ""
+    try:
+        wanted = render(tokenizer, template, turns, is_prompt=True)
+    except RowProblem:
+        return None
+    if pieces.render(turns) == wanted.removeprefix(bos):
+        return None
+    return "The Modelfile writes two answers in a row otherwise than training had them: keep to one answer for each question"
 
 
 def _cut(shown: Any, folds: bool) -> Pieces:

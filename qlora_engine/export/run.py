@@ -22,7 +22,7 @@ from qlora_engine.events import (
     RunFinished,
     RunStopped,
 )
-from qlora_engine.export import gguf, lab, merge, verify, writers
+from qlora_engine.export import gguf, lab, merge, surroundings, verify, writers
 from qlora_engine.export.card import model_card
 from qlora_engine.export.journal import FILE, Journal, Kept
 from qlora_engine.export.source import (
@@ -53,7 +53,8 @@ def export_job(job: ExportJob, control: Control) -> Iterator[Event]:
             measured (`source.INTO`): both are scored on held-out rows against the 4-bit model with its adapter, and the
             better is written. Without it, dequantized for LoftQ, else original.
 
-    With `into` measured, the result also has "merges": {"scores": {"live" | "original" | "dequantized": {"loss", "kl",
+    Where the chat template in it lacks ends that training put behind answers, the result has "chat_template", a sentence.
+    With `into` measured, it also has "merges": {"scores": {"live" | "original" | "dequantized": {"loss", "kl",
     "agreement"}}, "rows", "tokens", "recommended", "why"}; it stands in the model card and in `proof.json` too.
 
     The target appears whole or not at all. A large export that breaks off leaves what is certain in a folder beside the
@@ -76,7 +77,8 @@ def export_job(job: ExportJob, control: Control) -> Iterator[Event]:
         journal = Journal(out, _key(source, job.format, choice))
     except OSError as error:
         raise _write_error(source, error, None) from error
-    export = _Export(job, source, writer, {**writer.details, **measured}, journal, out)
+    details = {**surroundings.notes(source), **writer.details, **measured}
+    export = _Export(job, source, writer, details, journal, out)
     yield from _whole_or_kept(export, control)
 
 
@@ -169,6 +171,8 @@ def _write(export: _Export, control: Control) -> Iterator[Event]:
     yield PhaseChanged("exporting", f"{FORMATS[export.job.format]}: writing to {export.out}")
     if writer.warning:
         yield Noticed("warning", "export.rounding", writer.warning)
+    if "chat template" in export.details:
+        yield Noticed("warning", "export.chat_template", export.details["chat template"])
     if journal.resumed_bytes:
         gib = journal.resumed_bytes / 2**30
         yield Noticed(
@@ -205,10 +209,14 @@ def _put_in_place(journal: Journal, out: Path) -> None:
 
 def _finished(export: _Export, proof: Mapping[str, Any]) -> RunFinished:
     nbytes = sum(file.stat().st_size for file in export.out.rglob("*") if file.is_file())
-    merges = {"merges": export.details["merges"]} if "merges" in export.details else {}
+    told = {
+        name.replace(" ", "_"): export.details[name]
+        for name in ("merges", "chat template")
+        if name in export.details
+    }
     return RunFinished({
         "path": str(export.out), "format": export.job.format, "bytes": nbytes, "is_proven": proof["is_proven"],
-        "checks": proof["checks"], **merges,
+        "checks": proof["checks"], **told,
     })  # fmt: skip
 
 

@@ -42,6 +42,12 @@ def write(source: Source, folder: Path, dtype: str, quantization: Mapping[str, A
     tokenizer.save_pretrained(folder)
 
 
+def notes(source: Source) -> dict[str, str]:
+    """What the model card, the proof and the result say of the chat template: the ends it lacks, where it lacks some."""
+    lacking = words_of(source)[1].lacking
+    return {} if lacking is None else {"chat template": lacking}
+
+
 def _set_rows(config: dict[str, Any], rows: int) -> None:
     """Of a model that also sees the language model's own part says how many there are, and often that alone."""
     text = config.get("text_config")

@@ -18,6 +18,7 @@ import torch
 from gguf import GGUFReader, quants
 
 from qlora_engine import child, parsing
+from qlora_engine.data.conversation import RowProblem
 from qlora_engine.data.policy import Policy
 from qlora_engine.data.templates import Template, choose, render
 from qlora_engine.export import llama_cpp
@@ -51,6 +52,10 @@ ACTS = 1e-6
 """Logits must be changed by more than this, relative to the largest: less is what sums in another order make."""
 ACTS_BETWEEN = (0.5, 1.5)
 """The share of that change an export must have; fewer bits cost some of it, another adapter or none has other shares."""
+TWO_TURNS = [
+    {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"},
+    {"role": "user", "content": "And you?"}, {"role": "assistant", "content": "Fine."},
+]  # fmt: skip
 MIXED = (
     "Gr\u00fc\u00dfe, \u4e16\u754c! def f(x): return x  # ok", "  two  spaces\tand\n\nlines \n", "don't 3.14 1_000 2024",
     "<|im_start|>user\nHi<|im_end|>", "\U0001f600 \u041f\u0440\u0438\u0432\u0435\u0442",
@@ -230,13 +235,7 @@ def _check_layers(model: Any, base: Path, tell: Any) -> None:
 
 def _check_surroundings(again: Any, original: Any, model: Any, request: dict[str, Any], tell: Any) -> None:
     """The tokenizer, its template and the tied flag, against those of the base."""
-    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
-    wanted = render(original, _template(request, original), messages)
-    tell(
-        "chat template renders the same",
-        again.apply_chat_template(messages, tokenize=False) == wanted,
-        "inside the export",
-    )
+    _check_template(again, original, _template(request, original), tell)
     same = [again(text)["input_ids"] == original(text)["input_ids"] for text in MIXED]
     tell("tokenizer gives the same tokens", all(same), f"on {sum(same)} of {len(same)} mixed texts")
     is_tied = (
@@ -248,6 +247,19 @@ def _check_surroundings(again: Any, original: Any, model: Any, request: dict[str
         "tied embeddings are marked right", is_tied == config_tied == base_tied,
         f"tied: {is_tied}, config: {config_tied}, base: {base_tied}",
     )  # fmt: skip
+
+
+def _check_template(again: Any, original: Any, template: Template, tell: Any) -> None:
+    """It renders what training had, the ends of earlier answers too; one that lacks some, and says so, is as it was written."""
+    if template.lacking is not None:
+        tell("chat template renders the same", again.chat_template == template.exported, template.lacking)
+        return
+    try:
+        messages, wanted = TWO_TURNS, render(original, template, TWO_TURNS)
+    except RowProblem:  # it takes no second turn
+        messages, wanted = TWO_TURNS[:2], render(original, template, TWO_TURNS[:2])
+    found = again.apply_chat_template(messages, tokenize=False)
+    tell("chat template renders the same", found == wanted, f"inside the export, on {len(messages)} messages")
 
 
 def _check_ends(found: int | list[int], wanted: list[int], tell: Any) -> None:

@@ -93,6 +93,9 @@ class AdapterWriter:
                 shutil.copyfile(
                     file, journal.folder / file.name
                 )  # not its mode: a run is its owner's, an export is not
+        template = journal.folder / "chat_template.jinja"
+        if template.is_file():  # a run of an earlier version kept one that lacks ends
+            template.write_text(surroundings.words_of(self.source)[1].exported, encoding="utf-8")
         config = dict(self.source.adapter_config)
         name = str((self.source.record.get("model") or {}).get("name", ""))
         config["base_model_name_or_path"] = card.public(name)
@@ -227,7 +230,9 @@ def _ollama(source: Source, choice: Choice) -> GgufWriter:
     file = _gguf(source, choice)
     ends = surroundings.words_of(source)[2]
     modelfile = ollama.modelfile(file.plan, _gguf_name(source, choice), ends)
-    return GgufWriter(file.plan, file.merge, file.nbytes, file.details, modelfile)
+    lacking = ollama.lacking(file.plan.tokenizer, file.plan.template, file.plan.words.adds_bos)
+    details = {**file.details, **({} if lacking is None else {"Modelfile": lacking})}
+    return GgufWriter(file.plan, file.merge, file.nbytes, details, modelfile)
 
 
 def _gguf_plan(source: Source, quant: str) -> gguf.Plan:

@@ -75,6 +75,17 @@ MECHANISMS = {
     "results follow in the next role's name": _TOOLS + _EACH + "{% if m.role == 'tool' %}<|observation|>{{ m.content }}"
     "{% else %}<|{{ m.role }}|>{{ m.content }}{% if m.tool_calls %}<call>{{ m.tool_calls[0].function | tojson }}</call>"
     "{% endif %}{% endif %}" + _END + "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+    "results stand inside the answer's turn": _TOOLS + "{% set ns = namespace(open=false, tool=false) %}" + _EACH
+    + "{% if m.role == 'tool' %}{{ ', ' if ns.tool else '[' }}{{ m.content }}{% set ns.tool = true %}{% else %}"
+    "{% if ns.tool %}]{% set ns.tool = false %}{% endif %}{% if m.role == 'assistant' %}{% if not ns.open %}<|assistant|>"
+    "{% set ns.open = true %}{% endif %}{{ m.content }}{% if m.tool_calls %}<call>[{{ m.tool_calls[0].function | tojson }}]"
+    "</call>{% endif %}{% else %}{% if ns.open %}<|done|>{% set ns.open = false %}{% endif %}<|{{ m.role }}|>{{ m.content }}"
+    "{% endif %}{% endif %}" + _END + "{% if ns.tool %}]{% endif %}"
+    "{% if add_generation_prompt and not ns.open %}<|assistant|>{% endif %}",
+    "no turn has an end, and contents are trimmed": "{% for m in messages %}{{ m.role | title }}: {{ m.content | trim }}\n\n"
+    "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}",
+    "no turn has an end, and calls follow the text": "{% for m in messages %}{{ m.role | title }}: {{ m.content }}" + _CALLS
+    + "\n\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}",
     "ids of nine letters": _TOOLS + _EACH + "<|open|>{{ m.role }}\n{{ m.content }}{% if m.tool_calls %}"
     "{% if m.tool_calls[0].id | length != 9 %}{{ raise_exception('ids have nine letters') }}{% endif %}"
     "<call>{{ m.tool_calls[0].id }}{{ m.tool_calls[0].function | tojson }}</call>{% endif %}<|close|>\n" + _END + _ASK,

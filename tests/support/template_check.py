@@ -217,6 +217,8 @@ class Judge:
         if len(texts) != len(case.answers):
             return [*found, f"{len(texts)} trained spans for {len(case.answers)} answers: {texts}"]
         for wanted, text, ids in zip(case.answers, texts, spans, strict=True):
+            if case.tools and text.count("{") != text.count("}"):
+                found.append(f"a call is ended before it is closed: {text!r}")
             found += [f"{word!r} is not trained in {text!r}" for word in wanted if word.strip() not in text]
             found += self._end_faults(wanted, text, ids, stops)
         return [*found, *self._marker_faults(case, row), *self._reasoning_faults(case, row, texts)]

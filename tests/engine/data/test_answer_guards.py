@@ -66,7 +66,7 @@ def test_a_span_with_another_turn_inside_is_refused() -> None:
         template.layout,
         Policy(),
         lambda _: shown,
-        lambda _: shown,
+        lambda _, __: shown,
         answers.Memory(),
     )
     extent = shown.extent(1)
