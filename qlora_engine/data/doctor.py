@@ -36,6 +36,7 @@ def findings(found: Found, report: DataReport, settings: DataSettings) -> tuple[
         _held_out,
         _copies,
         _ends,
+        _thoughts,
         _contents,
         _privacy,
         _keys,
@@ -260,6 +261,18 @@ def _ends(found: Found, report: DataReport, settings: DataSettings) -> Iterator[
             LOOK, "data.bos", f"Rows begin with up to {report.bos_per_row[1]} beginning tokens; one is right.",
             **_rows_where(found, *(r.store.column("bos")[r.places] > 1 for r in (found.train, found.held_out))),
         )  # fmt: skip
+
+
+def _thoughts(found: Found, report: DataReport, settings: DataSettings) -> Iterator[Finding]:
+    """A template that opens a thought in every prompt, for data that has none: it is asked otherwise than it was trained."""
+    if report.reasoning_rows or settings.reasoning == "remove" or not found.template.opens_thoughts:
+        return
+    yield Finding(
+        LOOK, "data.opened_thought",
+        "The chat template begins a thought in front of every answer it asks for, and no row has one. The model would be "
+        "asked otherwise than it was trained.",
+        0, (), {"setting": "data.reasoning", "value": "remove"}, "ask for answers without a thought",
+    )  # fmt: skip
 
 
 def _begins_turns(found: Found) -> bool:

@@ -63,7 +63,8 @@ def find_layout(source: Source, reasoning: str, shape: Shape | None = None) -> L
     shape = _with_reasoning(source, shape, reasoning)
     shape = _with_calls(source, shape)
     ends = _find_ends(source, shape)
-    cut, added = _prompt_edit(source, shape) if reasoning == "remove" else (0, "")
+    answer = SAY if reasoning == "remove" else replace(SAY, reasoning="rone")
+    cut, added = prompt_edit(source, shape, answer)
     return Layout(shape, ends, _header(source, shape), cut, added)
 
 
@@ -279,9 +280,9 @@ def _inside_answers(source: Source, shape: Shape, ends: Sequence[str]) -> set[st
     return {end for end in ends for text in between if end in text}
 
 
-def _prompt_edit(source: Source, shape: Shape) -> tuple[int, str]:
-    """(characters too many at the end of the generation prompt, what is missing there) against a trained answer."""
-    prompt, whole = _tried(source, shape, [ASK], is_prompt=True), _tried(source, shape, [ASK, SAY])
+def prompt_edit(source: Source, shape: Shape, answer: Message) -> tuple[int, str]:
+    """(characters too many at the end of the generation prompt, what is missing there) against `answer` when trained."""
+    prompt, whole = _tried(source, shape, [ASK], is_prompt=True), _tried(source, shape, [ASK, answer])
     gap = None if whole is None else gap_before(whole, 1)
     asked = None if prompt is None else prompt.extent(0)
     if prompt is None or whole is None or gap is None or asked is None:
@@ -289,7 +290,7 @@ def _prompt_edit(source: Source, shape: Shape) -> tuple[int, str]:
     tail = str.__getitem__(prompt.text, slice(asked[1], None))
     header = str.__getitem__(whole.text, slice(gap[0], gap[1]))
     shared = common_prefix(tail, header, source.markers)
-    rest = header[shared:]
+    rest = "" if answer.reasoning else header[shared:]  # a mark that opens a thought is learned with it
     if not THOUGHT.search(tail[shared:] + rest):
         return 0, ""
     return len(tail) - shared, rest if THINK_CLOSERS.search(rest) else ""

@@ -116,6 +116,12 @@ class Template:
         return ending.exported(self.source, self.layout, self.policy)
 
     @property
+    def opens_thoughts(self) -> bool:
+        """Whether its prompts begin a thought, while answers without one were trained without that beginning."""
+        too_much = probing.prompt_edit(self.source, self.layout.shape, probing.SAY)[0]
+        return too_much > self.layout.prompt_cut
+
+    @property
     def end_tokens(self) -> tuple[str, ...]:
         """The texts that may end an answer, and that generation stops on; each is one token."""
         eos = dict(self.source.specials).get("eos_token")

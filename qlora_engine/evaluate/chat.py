@@ -19,6 +19,7 @@ from qlora_engine.data.conversation import RowProblem
 from qlora_engine.data.formats.calls import definitions
 from qlora_engine.data.policy import Policy
 from qlora_engine.data.templates import chosen
+from qlora_engine.data.thoughts import told_apart
 from qlora_engine.errors import EngineError
 from qlora_engine.evaluate import generate, session
 from qlora_engine.evaluate.generate import Answer, GenerationSettings
@@ -175,10 +176,16 @@ def _carry_out(
             yield from _refused(request, tuple(q.side for q in questions[number:]), no_room(error))
             return number
         yield AnswerFinished(
-            request, question.side, answer.text, answer.tokens, answer.seconds, answer.is_complete,
+            request, question.side, _text(chat, question, answer), answer.tokens, answer.seconds, answer.is_complete,
             _calls(chat, question, answer.marked),
         )  # fmt: skip
     return len(questions)
+
+
+def _text(chat: ChatModel, question: Question, answer: Answer) -> str:
+    """What a side said, as its later turns are told it: the thought between marks that every template's reader knows."""
+    template = chosen(chat.tokenizer, chat.config_of(question.side).data)
+    return told_apart(chat.tokenizer, template, answer.text, answer.marked)
 
 
 def _calls(chat: ChatModel, question: Question, marked: str) -> tuple[Mapping[str, Any], ...] | None:

@@ -126,8 +126,9 @@ def continued(
         model.train(was_training)
     watch.show(output)
     new = output[prompt.shape[1] :].tolist()
+    said = new[:-1] if new and new[-1] in ends else new  # an end need not be a special token
     return Answer(
-        text=tokenizer.decode(new, skip_special_tokens=True).strip(),
+        text=tokenizer.decode(said, skip_special_tokens=True).strip(),
         tokens=len(new),
         seconds=time.perf_counter() - began,
         is_complete=bool(new) and new[-1] in ends,

@@ -18,6 +18,8 @@ from qlora_engine.data.packing import pack
 from qlora_engine.data.preview import preview
 from qlora_engine.data.rectangle import IGNORED
 from qlora_engine.errors import Cancelled, EngineError
+from tests.support.mechanisms import MECHANISMS
+from tests.support.template_tokenizer import tokenizer_for
 from tests.support.tiny import instruction_rows, tiny_tokenizer, write_rows
 
 LONG = "The river rose in the night and stood at the third step by morning; nobody had seen it so high since the old bridge fell. "
@@ -340,3 +342,24 @@ def test_packing_a_hundred_thousand_rows_takes_seconds() -> None:
     assert sorted(bins.members.tolist()) == list(range(100_000))
     assert bins.lengths.max() <= 1024
     assert bins.lengths.mean() > 950
+
+
+def test_thoughts_that_the_template_begins_and_no_row_has_are_found(tmp_path: Path) -> None:
+    """In use such a model would be asked otherwise than it was trained; one click asks without."""
+    tokenizer = tokenizer_for(MECHANISMS["the prompt opens a thought"])
+    plain = write_rows(tmp_path / "plain.jsonl", sharegpt(12, {}))
+    thinking = sharegpt(12, {})
+    for row in thinking:
+        row["conversations"][1]["value"] = "<think>\nHm.\n</think>\n\n" + row["conversations"][1]["value"]
+
+    def found(file: Path, reasoning: str = "train", of: Any = tokenizer) -> dict[str, Any] | None:
+        prepared = data.prepare(DataSettings(path=str(file), reasoning=reasoning), of, seed=3)
+        return codes(prepared).get("data.opened_thought")
+
+    finding = found(plain)
+    assert finding is not None
+    assert finding["repair"] == {"setting": "data.reasoning", "value": "remove"}
+    assert found(plain, "context") is not None
+    assert found(plain, "remove") is None
+    assert found(write_rows(tmp_path / "thinking.jsonl", thinking)) is None
+    assert found(plain, of=tiny_tokenizer()) is None
