@@ -134,5 +134,5 @@ def test_a_hub_that_knows_better_is_believed(hub: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     cached(hub, FILES)
-    with pytest.raises(EngineError, match="it is gated"):
+    with pytest.raises(EngineError, match=r"^the dataset \S+ \(train\) could not be read: it is gated"):
         read()
