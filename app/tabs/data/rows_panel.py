@@ -13,6 +13,9 @@ from app.tabs.data.widgets.token_chips import TokenChips, legend
 from app.widgets.form import QuietCombo
 from app.widgets.kit import Elided, Notice, boxed, button, column, label, row
 
+SPARE = 6
+"""Pixels beyond what Qt asks for a list's longest words, whose last letters it would leave out else."""
+
 
 class RowsPanel(QWidget):
     """Signals: `set_chosen(rows_of)`, `kind_chosen(kind)`, `search_asked(text)`, `number_asked(number)`, `step_asked(by)`, `batch_wanted(bool)`,
@@ -151,7 +154,6 @@ def _combo(name: str, chosen: Callable[[str], None]) -> QuietCombo:
     found = QuietCombo()
     found.setAccessibleName(name)
     found.activated.connect(lambda index: chosen(found.itemData(index)))
-    found.setMinimumWidth(110)
     found.setSizeAdjustPolicy(QuietCombo.SizeAdjustPolicy.AdjustToContents)  # what is offered changes
     return found
 
@@ -162,6 +164,8 @@ def _offer(combo: QuietCombo, choices: Sequence[tuple[str, str]], chosen: str) -
         combo.clear()
         for value, words in choices:
             combo.addItem(words, value)
+        combo.ensurePolished()
+        combo.setMinimumWidth(combo.sizeHint().width() + SPARE)
     combo.setCurrentIndex(max(0, combo.findData(chosen)))
 
 
