@@ -228,6 +228,22 @@ def test_a_wrong_fast_path_is_found_out(two_layers: Path, monkeypatch: pytest.Mo
     assert "logits differ" in fast.why_not["fused_adapters"]
 
 
+def test_a_model_that_follows_is_tried_once_and_another_change_by_change(two_layers: Path) -> None:
+    """Plain, to see what shares an input, as in training, and with everything on: 6 short passes, which a start waits for."""
+    passes = []
+    for spoils in (False, True):
+        model, seen = load(two_layers), []
+        model.get_base_model().register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
+        if spoils:
+            embedding = model.get_base_model().get_input_embeddings()
+            embedding.register_forward_hook(lambda module, inputs, output: output + output.cumsum(1) * 0.1)
+        fast = install.install(model, ON, rows((50, 20, 30)), device="cpu", spare_bytes=1 << 40)
+        assert fast.joins_rows != spoils
+        passes.append(len(seen))
+    assert passes[0] == 6
+    assert passes[1] > 12
+
+
 def test_windows_and_rows_of_any_lengths_attend_as_with_a_mask() -> None:
     generator = torch.Generator().manual_seed(1)
     for lengths, window in (((9,), None), ((3, 17, 4, 17, 1), None), ((40, 38, 7), 5), ((6, 6), 100)):
