@@ -221,7 +221,8 @@ def window_of_its_own() -> Iterator[MainWindow]:
         yield window
     finally:
         window.studio.close()
-        window.close()
+        if not window.studio.trainer.is_running:  # of a run that did not end it would ask, and nobody answers
+            window.close()
         collector.stop()
 
 
