@@ -1,8 +1,7 @@
 """Entry of the frozen bundle: one executable is the window, the engine process and the command line.
 
 `client.worker_command` starts a frozen bundle with `--engine-worker`, the proof of an export with `--verify-export`,
-the description of a model class with `--describe-class`, the runs of the queue with `--run-queue`, an engine's watcher with `--watch-engine`;
-`--cli` is `qlora`.
+the description of a model class with `--describe-class`, and so on (`child.FLAGS`); `--cli` is `qlora`.
 """
 
 from __future__ import annotations
@@ -37,6 +36,14 @@ def main() -> int:
         from qlora_engine.orphan_child import main as watch
 
         return watch(*sys.argv[2:4])
+    if sys.argv[1:2] == ["--torch-facts"]:
+        from qlora_engine.cli.torch_facts import main as tell
+
+        return tell()
+    if sys.argv[1:2] == ["--measure-context"]:
+        from qlora_engine.memory.context_probe import main as measure
+
+        return measure(sys.argv[2:])
     if sys.argv[1:2] == ["--cli"]:
         from qlora_engine.cli.main import run
 

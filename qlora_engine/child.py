@@ -22,6 +22,8 @@ FLAGS = {
     "qlora_engine.models.class_child": "--describe-class",
     "qlora_engine.data.tokenizing_child": "--tokenize-rows",
     "qlora_engine.runs.queue_runner": "--run-queue",
+    "qlora_engine.cli.torch_facts": "--torch-facts",
+    "qlora_engine.memory.context_probe": "--measure-context",
 }
 """How a frozen bundle, which is one executable, starts itself as each of them."""
 

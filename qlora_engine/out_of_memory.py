@@ -6,15 +6,16 @@ import sys
 
 WORDS = (
     "can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory", "alloc_failed",
-    "std::bad_alloc", "failed to allocate", "can't start new thread",
+    "std::bad_alloc", "failed to allocate", "can't start new thread", "failed to map segment",
 )  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for whatever says so. Torch's own exception, a RuntimeError, is the GPU's alone."""
+    """True for whatever says so: torch's own exception, a RuntimeError, is the GPU's alone, and a library that finds no room
+    when it is imported is an ImportError."""
     words = str(error).lower()
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(known in words for known in WORDS)
+        isinstance(error, RuntimeError | ImportError) and any(known in words for known in WORDS)
     )
 
 

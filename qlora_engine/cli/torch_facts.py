@@ -67,8 +67,14 @@ def _can_oversubscribe() -> bool:
     return sys.platform == "linux" and "microsoft" not in platform.release().lower()
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Print the document; what libraries print goes to stderr."""
     private = os.dup(1)
-    os.dup2(2, 1)  # what libraries print goes to stderr
+    os.dup2(2, 1)
     with os.fdopen(private, "w", encoding="utf-8") as out:
         json.dump(collect(), out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -168,3 +168,13 @@ def test_the_trap_works(trap: Path) -> None:
         command, cwd=trap, env=environment, input="", capture_output=True, text=True, check=False, timeout=60
     )
     assert (trap.parent / "ran").exists()
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_frozen_bundle_can_start_every_process(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its one executable knows each by a flag; the entry imports it by name, since a bundle holds only what is imported."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    flag = child.command(module)[1]
+    entry = (ROOT / "packaging" / "frozen_entry.py").read_text(encoding="utf-8")
+    after = entry.split(f'["{flag}"]')[1].split("return")[0]
+    assert f"from {module} import main as" in after

@@ -20,6 +20,7 @@ ERRORS = [
     ),
     (RuntimeError("can't start new thread"), "memory.host"),
     (RuntimeError("std::bad_alloc"), "memory.host"),
+    (ImportError("libarrow_compute.so: failed to map segment from shared object"), "memory.host"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "memory.gpu"),
     (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), "memory.gpu"),
 ]
@@ -31,7 +32,10 @@ def test_it_is_known_by_every_name(error: BaseException, code: str) -> None:
     assert out_of_memory.owner(error)[0] == code
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shape '[3]' is invalid"), ValueError("out of memory")])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("shape '[3]' is invalid"), ValueError("out of memory"), ImportError("no module named x")],
+)
 def test_other_errors_are_others(error: BaseException) -> None:
     assert not out_of_memory.is_out_of_memory(error)
 
