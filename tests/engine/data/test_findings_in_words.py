@@ -6,6 +6,7 @@ import inspect
 import re
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ WITHOUT_A_NUMBER = {
     "data.nothing_held_out",
     "data.bos",
     "data.no_such_row",
+    "data.opened_thought",
     "data.nothing_trained",
 }
 
@@ -73,6 +75,8 @@ def texts(known: tuple[Found, DataReport, DataSettings], count: int) -> dict[str
         *doctor.left_out(Drops({"it is not JSON": numbers}), 9, "alpaca", 0.5, lambda _: PLACE),
         *doctor.left_out(Drops({"it is not JSON": numbers}), count, "alpaca", 0.5, lambda _: PLACE),
     ]
+    opening: Any = SimpleNamespace(opens_thoughts=True)
+    asked += doctor._thoughts(replace(found, template=opening), replace(report, reasoning_rows=0), settings)
     by_code: dict[str, list[str]] = {}
     for finding in asked:
         by_code.setdefault(finding.code, []).append(f"{finding.text} {finding.repair_text}")
