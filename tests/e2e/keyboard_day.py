@@ -53,11 +53,20 @@ class Day:
         timer.start()
         loop.exec()
         timer.stop()
-        assert is_so(), f"waited in vain for {what}; banner: {self.window.banner.text!r}"
+        has_keys = QGuiApplication.focusWindow()
+        assert is_so(), (
+            f"waited in vain for {what}; banner: {self.window.banner.text!r}; keys go to {has_keys}"
+        )
 
     def manage(self, _: object) -> None:
         """The window manager's part, which no bare X server has: after a dialog the window has the keyboard again."""
         QTimer.singleShot(20, lambda: QGuiApplication.focusWindow() is None and self.window.activateWindow())
+
+    def has_keyboard(self) -> bool:
+        """A window manager that was busy gives it a moment later."""
+        if QGuiApplication.focusWindow() is None:
+            self.window.activateWindow()
+        return QApplication.focusWidget() is not None
 
     def answer(self) -> None:
         """The next question, by Enter: its default."""
@@ -166,7 +175,7 @@ class Day:
 
     def resume(self) -> None:
         """To its end."""
-        self.until("the window to have the keyboard", lambda: QApplication.focusWidget() is not None)
+        self.until("the window to have the keyboard", self.has_keyboard)
         self.until("it to be resumable", lambda: self.window.head.primary.text() == "Resume")
         self.hands.find("resume")
         self.until("it to go on", lambda: self.trainer.is_running)
