@@ -144,17 +144,20 @@ def test_one_run_is_no_comparison() -> None:
         compare([folder, RunFolder(folder.path)])
 
 
-def test_twenty_thousand_steps_are_read_in_an_eighth_of_what_eight_may_take() -> None:
-    """`make bench-runs` measures eight of them, and the list of two thousand runs."""
-    folder = write_run("long", noisy(4, 20_000))
+def least_of_three(work: Callable[[], object]) -> float:
+    """Processor time of the least disturbed: a collection of garbage may fall into any of them."""
     took = []
     for _ in range(3):
         began = time.thread_time()
-        curves.CurveReader(folder.path).update()
+        work()
         took.append(time.thread_time() - began)
-    assert min(took) < limit(0.7 / 8)
-    began = time.thread_time()
-    curves.read(folder.path)
-    again = time.thread_time()
+    return min(took)
+
+
+def test_twenty_thousand_steps_are_read_in_an_eighth_of_what_eight_may_take() -> None:
+    """`make bench-runs` measures eight of them, and the list of two thousand runs."""
+    folder = write_run("long", noisy(4, 20_000))
+    took = least_of_three(lambda: curves.CurveReader(folder.path).update())
+    assert took < limit(0.7 / 8)
     assert len(curves.read(folder.path)) == 20_000
-    assert time.thread_time() - again < (again - began) / 3
+    assert least_of_three(lambda: curves.read(folder.path)) < took / 3
