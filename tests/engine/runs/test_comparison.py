@@ -7,6 +7,7 @@ import io
 import math
 import random
 import time
+from collections.abc import Callable
 
 import pandas as pd
 import pytest
