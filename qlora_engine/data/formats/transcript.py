@@ -81,6 +81,11 @@ def read_text(text: str) -> list[Message]:
     style = style_of(text)
     if style is None:
         raise RowProblem("it has no marked turns of a question and an answer")
+    return read_marked(text, style)
+
+
+def read_marked(text: str, style: Style) -> list[Message]:
+    """The turns of a text that has a mark of this style; what stands before the first is a system prompt."""
     marks = list(style.mark.finditer(text))
     before = _said_before(text, marks[0])
     found = [Message("system", before)] if before else []

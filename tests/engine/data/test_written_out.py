@@ -124,6 +124,14 @@ def test_a_wanted_answer_may_be_the_whole_conversation() -> None:
     assert read([with_prompt], preference="chosen")[1][1] == ("assistant", with_prompt["chosen"])
 
 
+def test_what_stands_before_the_first_mark_is_not_lost() -> None:
+    text = "Be kind\n### Human: hi### Assistant: hello"
+    assert read([{"text": text}]) == (
+        "oasst",
+        [("system", "Be kind"), ("user", "hi"), ("assistant", "hello")],
+    )
+
+
 ROUNDS = [
     {"conversation": [{"human": "a", "assistant": "b"}, {"human": "c", "assistant": "d"}]},
     {"conversation": [{"system": "", "input": "a", "output": "b"}, {"input": "c", "output": "d"}]},
