@@ -104,7 +104,13 @@ class Load:
     alone: Sequence[TokenRow]
     packed: Sequence[TokenRow]
     trained_share: float
-    flops_per_token: float
+    pairs_per_token: float
+
+    def flops_per_token(self, trained_share: float | None = None) -> float:
+        """Forward and the input's gradient of each weight; the head where a token is trained; causal attention, 2 + 5 products."""
+        layers = sum(out * inner * count for (out, inner), count in SHAPE_COUNTS.items())
+        share = self.trained_share if trained_share is None else trained_share
+        return 4 * layers + 4 * HEAD * share + 30 * 14 * 576 * self.pairs_per_token
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,8 @@ class Pace:
     tokens_per_second: float
     peak_bytes: int
     loss: float
+    trained_share: float | None = None
+    """Of the tokens of the steps that were measured, where the program tells."""
 
 
 def prepare() -> Load:
@@ -128,10 +136,7 @@ def prepare() -> Load:
     tokens = sum(len(row.input_ids) for row in alone)
     share = sum(row.trained_count for row in alone) / tokens
     pairs = sum(length * length / 2 for row in alone for length in row.lengths) / tokens
-    layers = sum(out * inner * count for (out, inner), count in SHAPE_COUNTS.items())
-    # Forward and the input's gradient of each weight; the head where a token is trained; causal attention, 2 + 5 products.
-    flops = 4 * layers + 4 * HEAD * share + 30 * 14 * 576 * pairs
-    return Load(folder, file, alone, packed, share, flops)
+    return Load(folder, file, alone, packed, share, pairs)
 
 
 def make_rows(count: int, seed: int = 7) -> list[dict[str, str]]:
@@ -240,8 +245,9 @@ def engine(load: Load, *, packing: bool) -> Pace:
     assert tiny_runs.of(events, PlanMade)
     steps = tiny_runs.of(events, StepFinished)
     counted = steps[1:]
-    speed = sum(s.tokens for s in counted) / sum(s.step_seconds for s in counted)
-    return Pace(speed, peak.bytes, steps[-1].loss)
+    tokens = sum(s.tokens for s in counted)
+    trained = sum(s.trained_tokens for s in counted) / tokens
+    return Pace(tokens / sum(s.step_seconds for s in counted), peak.bytes, steps[-1].loss, trained)
 
 
 def quantized(folder: Path) -> Any:

@@ -107,7 +107,8 @@ def row(
     load: contestants.Load, paces: Sequence[contestants.Pace], ceilings: Sequence[float]
 ) -> dict[str, Any]:
     speeds = [pace.tokens_per_second for pace in paces]
-    shares = [load.flops_per_token * s / c / 1e9 for s, c in zip(speeds, ceilings, strict=True)]
+    flops = [load.flops_per_token(pace.trained_share) for pace in paces]
+    shares = [f * s / c / 1e9 for f, s, c in zip(flops, speeds, ceilings, strict=True)]
     return {
         "tokens_per_second": round(statistics.median(speeds), 1),
         "spread": [round(min(speeds), 1), round(max(speeds), 1)],
