@@ -222,6 +222,8 @@ class AnswerFinished(Event):
     """True when the model ended its turn by itself (an end token), False when cut by length or by Stop."""
     calls: tuple[Mapping[str, JSON], ...] | None = ()
     """Of the tools it was given: each `name` and `arguments`; None where this template's way of calling is not known."""
+    message: Mapping[str, JSON] = field(default_factory=dict)
+    """The answer as a turn of later questions, thought and calls (`tool_calls`) told apart; empty where there is none."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 from app.presenters.tried import speed_text
 from app.presenters.words import capital, count_text, plural
 from qlora_engine import events as ev
+from qlora_engine.evaluate.called import called
 
 BASE, TUNED = "base", "tuned"
 SIDES = (BASE, TUNED)
@@ -23,6 +24,11 @@ class Exchange:
     answers: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
+    turns: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What each side said, as the engine wants it told again."""
+    calls: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    results: tuple[str, ...] = ()
+    """What called tools gave back, where this is no question."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class Conversation:
         self.voices = Voices()
         self.version = 0
         self._has_problem = False
+        self._results: list[str] = []
 
     @property
     def can_ask(self) -> bool:
@@ -90,38 +97,62 @@ class Conversation:
     @property
     def prompts(self) -> tuple[str, ...]:
         """Everything that was asked, each once."""
-        return tuple(dict.fromkeys(exchange.prompt for exchange in self.exchanges))
+        return tuple(dict.fromkeys(exchange.prompt for exchange in self.exchanges if not exchange.results))
 
     def begin(self) -> None:
         self.state, self.status_text, self.error_text = "loading", "Loading the model", ""
-        self.exchanges, self.voices, self.hidden = [], Voices(), frozenset()
+        self.exchanges, self._results = [], []
+        self.voices, self.hidden = Voices(), frozenset()
         self.version += 1
 
     def clear(self) -> None:
-        self.exchanges = []
+        self.exchanges, self._results = [], []
         self.version += 1
 
     def hide(self, side: str, is_hidden: bool) -> None:
         self.hidden = self.hidden | {side} if is_hidden else self.hidden - {side}
         self.version += 1
 
-    def ask(self, prompt: str, sides: tuple[str, ...]) -> int:
-        """Note a question; its number."""
+    def ask(self, prompt: str, sides: tuple[str, ...], results: tuple[str, ...] = ()) -> int:
+        """Note a question, or results of called tools; its number."""
         request = (self.exchanges[-1].request if self.exchanges else 0) + 1
-        self.exchanges.append(Exchange(request, prompt, dict.fromkeys(sides, "")))
+        self.exchanges.append(Exchange(request, prompt, dict.fromkeys(sides, ""), results=results))
         self.state, self.status_text = "answering", "Answering"
+        self._results = []
         self.version += 1
         return request
 
-    def messages(self, side: str, system: str = "") -> list[dict[str, str]]:
+    @property
+    def calling(self) -> tuple[str, ...]:
+        """The sides that are asked and whose last answer calls tools."""
+        calls = self.exchanges[-1].calls if self.exchanges else {}
+        return tuple(side for side in self.shown if calls.get(side))
+
+    def with_result(self, text: str) -> tuple[str, ...]:
+        """The results so far, once every call has one; empty while some are missing."""
+        self._results.append(text)
+        most = max((len(self.exchanges[-1].calls[side]) for side in self.calling), default=0)
+        given = len(self._results)
+        if given < most:
+            self.status_text = f"{count_text(given)} of {count_text(most)} results given"
+            self.version += 1
+            return ()
+        return tuple(self._results)
+
+    def messages(self, side: str, system: str = "") -> list[Mapping[str, Any]]:
         """What is sent for `side`: its own history and the newest question."""
-        found = [{"role": "system", "content": system}] if system else []
+        found: list[Mapping[str, Any]] = [{"role": "system", "content": system}] if system else []
+        calls = 0
         for exchange in self.exchanges:
             if side not in exchange.answers:
                 continue
-            found.append({"role": "user", "content": exchange.prompt})
+            found += [{"role": "tool", "content": result} for result in exchange.results[:calls]]
+            if not exchange.results:
+                found.append({"role": "user", "content": exchange.prompt})
             if exchange is not self.exchanges[-1]:
-                found.append({"role": "assistant", "content": exchange.answers[side]})
+                said = {"role": "assistant", "content": exchange.answers[side]}
+                found.append(exchange.turns.get(side) or said)
+            calls = len(exchange.calls.get(side, ()))
         return found
 
     def fold(self, event: ev.Event) -> None:
@@ -165,6 +196,8 @@ class Conversation:
         if exchange is None:
             return
         exchange.answers[event.side] = event.text
+        exchange.turns[event.side] = event.message
+        exchange.calls[event.side] = tuple(called(call) for call in event.calls or ())
         exchange.done.add(event.side)
         parts = [
             plural(event.tokens, "token"),

@@ -29,10 +29,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Answer:
-    """`note`: tokens and seconds."""
+    """`note`: tokens and seconds; `calls`: of tools, in words."""
 
     text: str
     note: str = ""
+    calls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,9 @@ def _cell(answer: Answer | None) -> str:
     t = theme.tokens()
     if answer is None:
         return f'<span style="color:{t.quiet}">\u2013</span>'
-    body = _text(answer.text) or f'<span style="color:{t.quiet}">\u2026</span>'
+    calls = [f'<span style="color:{t.quiet}">calls</span> <b>{_text(call)}</b>' for call in answer.calls]
+    lines = [_text(answer.text), *calls] if answer.text else calls
+    body = "<br/>".join(lines) or f'<span style="color:{t.quiet}">\u2026</span>'
     note = f'<br/><span style="color:{t.quiet}; font-size:12px">{html.escape(answer.note)}</span>'
     return body + (note if answer.note else "")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from PySide6.QtCore import QRect, QSize, Qt, Signal
 from PySide6.QtGui import QColor, QPainter, QPaintEvent
 from PySide6.QtWidgets import (
@@ -18,6 +20,7 @@ from app.presenters import numerals
 from app.widgets.form import text_box
 from app.widgets.kit import column, label, set_role, set_tip
 from app.widgets.size_slider import QuietSlider
+from qlora_engine import parsing
 
 STRENGTH_STEPS = 20
 """The slider's steps per unit of adapter strength."""
@@ -132,13 +135,21 @@ class DrawingForm(QWidget):
         self.system = text_box("System prompt")
         self.system.setPlaceholderText("As trained")
         self.system.setFixedHeight(64)
+        self.tools_box = text_box("Tools")
+        self.tools_box.setPlaceholderText('[{"name": "weather", ...}]')
+        self.tools_box.setFixedHeight(64)
+        set_tip(
+            self.tools_box,
+            "JSON definitions of tools the model may call, as the OpenAI form has them. Its calls are shown, none is carried out",
+        )
+        self.tools_box.textChanged.connect(self._tools_changed)
         self.strength = StrengthSlider()
         self.strength_text = label(strength_text(1.0), "small")
         self.strength.valueChanged.connect(self._show_strength)
         self.setLayout(
             column(
                 self.sampling, grid, label("Adapter strength", "small"), self.strength, self.strength_text,
-                label("System prompt", "small"), self.system, None, gap=6,
+                label("System prompt", "small"), self.system, label("Tools (JSON)", "small"), self.tools_box, None, gap=6,
             )
         )  # fmt: skip
         self._sampling_changed()
@@ -157,6 +168,21 @@ class DrawingForm(QWidget):
 
     def system_prompt(self) -> str:
         return self.system.toPlainText().strip()
+
+    def tools(self) -> list[Any]:
+        """The definitions; none where nothing is written, or no JSON."""
+        try:
+            found = parsing.from_json(self.tools_box.toPlainText().strip() or "[]")
+        except ValueError:
+            return []
+        return found if isinstance(found, list) else [found]
+
+    def has_good_tools(self) -> bool:
+        """False while what is written there is no JSON; it is marked."""
+        return not self.tools_box.toPlainText().strip() or bool(self.tools())
+
+    def _tools_changed(self) -> None:
+        set_role(self.tools_box, state="" if self.has_good_tools() else "bad")
 
     def set_scalable(self, can_scale: bool) -> None:
         self.strength.setEnabled(can_scale)

@@ -1,7 +1,7 @@
 """The ways in which chat templates write calls of tools, each read back out of an answer. Torch-free.
 
 Answers are read with their special tokens, which are what most models mark a call by. `head` is a pattern of what stands
-before a call's name, or before a list of calls.
+before a call's name, or before a list of calls. Every form finds the calls of a text with the place where each begins.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ NAME = r"(?P<name>[\w.:-]{1,128})"
 CDATA = re.compile(r"\s*<!\[CDATA\[(.*?)\]\]>\s*", re.DOTALL)
 BARE_KEY = re.compile(r"([{,]\s*)([\w.-]+)(\s*:)")
 CONSTANTS = {"None": None, "null": None, "True": True, "true": True, "False": False, "false": False}
+Placed = tuple[int, ToolCall]
 MOST_ENDS = 64
 """So many closing brackets are tried as the end of a list of Python calls."""
 
@@ -35,12 +36,15 @@ class ObjectForm:
     name_key: str
     arguments_key: str
     inside: str | None = None
+    id_key: str = "id"
 
-    def read(self, text: str) -> Iterator[ToolCall]:
-        for value, _ in objects(text):
+    def placed(self, text: str) -> Iterator[Placed]:
+        for value, place in objects(text):
             inner = value.get(self.inside) if self.inside else value
             if isinstance(inner, Mapping) and isinstance(inner.get(self.name_key), str):
-                yield from _call(inner[self.name_key], inner.get(self.arguments_key, {}))
+                identity = inner.get(self.id_key, value.get(self.id_key))
+                given = inner.get(self.arguments_key, {})
+                yield from _call(place, inner[self.name_key], given, identity)
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,11 @@ class KeyedForm:
 
     head: str
 
-    def read(self, text: str) -> Iterator[ToolCall]:
+    def placed(self, text: str) -> Iterator[Placed]:
         for found in re.finditer(self.head, text):
             for value in _listed(text, found.end() - 1):
                 if isinstance(value, dict) and len(value) == 1:
-                    yield from _call(*next(iter(value.items())))
+                    yield from _call(found.start(), *next(iter(value.items())))
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class BesideForm:
     head: str
     between: str
 
-    def read(self, text: str) -> Iterator[ToolCall]:
+    def placed(self, text: str) -> Iterator[Placed]:
         behind = 0
         for found in re.finditer(self.head + NAME + self._between() + r"\s*(?=\{)", text):
             if found.start() < behind:
@@ -72,7 +76,7 @@ class BesideForm:
                 value, behind = parsing.row_from_json(text, found.end())
             except ValueError:
                 continue
-            yield from _call(found["name"], value)
+            yield from _call(found.start(), found["name"], value)
 
     def _between(self) -> str:
         """Ids and counts differ from call to call."""
@@ -86,7 +90,7 @@ class BareForm:
     head: str
     quote: str
 
-    def read(self, text: str) -> Iterator[ToolCall]:
+    def placed(self, text: str) -> Iterator[Placed]:
         for found in re.finditer(self.head + NAME + r"(?=\{)", text):
             pieces = text[found.end() :].split(self.quote)
             as_json = (json.dumps(p) if n % 2 else _with_quoted_keys(p) for n, p in enumerate(pieces))
@@ -94,7 +98,7 @@ class BareForm:
                 value, _ = parsing.row_from_json("".join(as_json))
             except ValueError:
                 continue
-            yield from _call(found["name"], value)
+            yield from _call(found.start(), found["name"], value)
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class PairsForm:
     is_key_again: bool = False
     close_end: str = ""
 
-    def read(self, text: str) -> Iterator[ToolCall]:
+    def placed(self, text: str) -> Iterator[Placed]:
         head = re.compile(self.head + NAME + _any_attribute(self.after))
         again = "(?P=key)" + re.escape(self.close_end) if self.is_key_again else ""
         pair = re.compile(
@@ -120,7 +124,7 @@ class PairsForm:
         heads = list(head.finditer(text))
         for found, behind in zip(heads, [*(h.start() for h in heads[1:]), len(text)], strict=False):
             pairs = pair.finditer(text, found.end(), behind)
-            yield ToolCall(found["name"], {p["key"]: _value(p["value"]) for p in pairs})
+            yield found.start(), ToolCall(found["name"], {p["key"]: _value(p["value"]) for p in pairs})
 
 
 @dataclass(frozen=True)
@@ -129,10 +133,11 @@ class PythonForm:
 
     head: str
 
-    def read(self, text: str) -> Iterator[ToolCall]:
+    def placed(self, text: str) -> Iterator[Placed]:
         for found in re.finditer(self.head, text):
             for call in _python_calls(text, found.end() - 1):
-                yield ToolCall(ast.unparse(call.func), {str(k.arg): _literal(k.value) for k in call.keywords})
+                arguments = {str(k.arg): _literal(k.value) for k in call.keywords}
+                yield found.start(), ToolCall(ast.unparse(call.func), arguments)
 
 
 Form = ObjectForm | KeyedForm | BesideForm | BareForm | PairsForm | PythonForm
@@ -152,9 +157,9 @@ def objects(text: str) -> Iterator[tuple[dict[str, Any], int]]:
         place = text.find("{", end)
 
 
-def _call(name: str, arguments: Any) -> Iterator[ToolCall]:
+def _call(place: int, name: str, arguments: Any, identity: Any = None) -> Iterator[Placed]:
     try:
-        yield ToolCall(name, arguments_of(arguments))
+        yield place, ToolCall(name, arguments_of(arguments), None if identity is None else str(identity))
     except RowProblem:
         return
 

@@ -65,7 +65,7 @@ def form_of(tokenizer: Any, template: Template) -> Form | None:
 
 def read_calls(form: Form, text: str) -> tuple[ToolCall, ...]:
     """The calls in an answer, whose text has its special tokens; none when it makes none, or writes them in another way."""
-    return tuple(form.read(text))
+    return tuple(call for _, call in form.placed(text))
 
 
 def _seen(tokenizer: Any, template: Template, answer: Message) -> str | None:
@@ -90,7 +90,8 @@ def _object_form(seen: str) -> ObjectForm | None:
             names = [k for k, v in held.items() if v == ONE.name]
             given = [k for k, v in held.items() if isinstance(v, str | dict) and _is_probe(v)]
             if names and given:
-                return ObjectForm(names[0], given[0], inside)
+                ids = [k for k, v in {**value, **held}.items() if isinstance(v, str) and ID.fullmatch(v)]
+                return ObjectForm(names[0], given[0], inside, *ids[:1])
     return None
 
 
@@ -105,7 +106,9 @@ def _list_form(alone: str, behind_words: str | None) -> KeyedForm | PythonForm |
     if any(value == {ONE.name: ARGUMENTS} for value, _ in objects(inside)):
         return KeyedForm(pattern)
     form = PythonForm(pattern)
-    return form if [(c.name, c.arguments) for c in form.read(alone)] == [(ONE.name, ARGUMENTS)] else None
+    return (
+        form if [(c.name, c.arguments) for c in read_calls(form, alone)] == [(ONE.name, ARGUMENTS)] else None
+    )
 
 
 def _named_form(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -199,9 +199,27 @@ def render(
     """
     given = template.policy.kept(tuple(m if isinstance(m, Message) else talk([m])[0] for m in messages))
     with _told():
-        return ending.as_trained(
+        text = ending.as_trained(
             template.source, template.layout, template.policy, given, tools, is_prompt=is_prompt
         )
+    is_later = is_prompt and any(message.is_answer for message in given)
+    return _before_an_answer(text, given, template, tools) if is_later else text
+
+
+def _before_an_answer(
+    prompt: str, given: Sequence[Message], template: Template, tools: Sequence[Mapping[str, Any]]
+) -> str:
+    """A later turn's prompt as trained rows have it: a template may write earlier turns in another way when an answer
+    follows them, without their thoughts or with another end behind a tool's result."""
+    is_removed = template.policy.reasoning == "remove"
+    policy = replace(template.policy, train_on="answers", reasoning="remove" if is_removed else "train")
+    follows = probing.SAY if is_removed else replace(probing.SAY, reasoning="rone")
+    try:
+        found = laid_out(Conversation(0, (*given, follows), tuple(tools)), template, policy)
+    except RowProblem:
+        return prompt
+    whole = str.__str__(found.text)
+    return prompt if whole.startswith(prompt) or not found.spans else whole[: found.spans[-1][0]]
 
 
 def laid_out(conversation: Conversation, template: Template, policy: Policy) -> answers.Found:

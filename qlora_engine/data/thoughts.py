@@ -45,7 +45,7 @@ def told_apart(tokenizer: Any, template: Template, text: str, marked: str) -> st
         thought, rest = "", said.removeprefix(marks.head)
     else:  # it is plain, or was cut off while it thought
         return text
-    thought, rest = _plain(tokenizer, thought), _plain(tokenizer, rest.removesuffix(marks.tail))
+    thought, rest = plain_text(tokenizer, thought), plain_text(tokenizer, rest.removesuffix(marks.tail))
     return f"{THINK_OPEN}{thought}{THINK_CLOSE}{rest}" if thought else rest
 
 
@@ -85,7 +85,7 @@ def _around_thought(shown: Rendered, asked: str) -> tuple[str, re.Pattern[str] |
     return whole[len(asked) : thought[0]].strip(), re.compile(re.escape(behind))
 
 
-def _plain(tokenizer: Any, text: str) -> str:
+def plain_text(tokenizer: Any, text: str) -> str:
     """The text without special tokens."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()

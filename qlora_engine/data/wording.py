@@ -100,15 +100,16 @@ def worded(
 ) -> tuple[list[dict[str, Any]], list[Any] | None]:
     """(messages, tools) for the template."""
     found: list[dict[str, Any]] = []
-    names: dict[str, str] = {}
+    awaited: list[_Awaited] = []
     for number, message in enumerate(messages):
         if message.role == "tool":
-            _add_result(found, message, number, shape, origins, names)
+            _add_result(found, message, number, shape, origins, _answered(message, awaited))
             continue
         if message.role == "assistant":
-            names = {call.id: call.name for call in message.calls if call.id is not None} or names
-            if not names and message.calls:
-                names = {"": message.calls[-1].name}
+            if message.calls:
+                awaited = [
+                    _Awaited(c.id or _own_id(number, i), c.id, c.name) for i, c in enumerate(message.calls)
+                ]
             found.append(_answer(message, number, shape, origins))
         else:
             found.append(_turn(message, number, shape, origins))
@@ -120,6 +121,24 @@ def worded(
     if given and not shape.has_tools:
         found, given = _with_written_tools(found, tools, origins), [] if shape.has_tool_list else None
     return (_folded(found) if shape.folds_system else found), given
+
+
+@dataclass(frozen=True)
+class _Awaited:
+    """A call that a result may answer; `given` is the data's own id."""
+
+    id: str
+    given: str | None
+    name: str
+
+
+def _answered(result: Message, awaited: list[_Awaited]) -> _Awaited | None:
+    """The call that a result answers: the one it names, else the first that has no result yet, which it takes off."""
+    named = next((c for c in awaited if result.call_id and c.given == result.call_id), None)
+    found = named or (awaited[0] if awaited else None)
+    if found is not None and len(awaited) > 1 and (named or not result.call_id):
+        awaited.remove(found)
+    return found
 
 
 def _turn(message: Message, number: int, shape: Shape, origins: Origins) -> dict[str, Any]:
@@ -174,6 +193,11 @@ def _call_id(given: str | None, number: int, index: int, shape: Shape) -> str:
     if given:
         kept = "".join(c for c in given if c.isalnum())
         return f"{kept[-9:]:0>9}"
+    return _own_id(number, index)
+
+
+def _own_id(number: int, index: int) -> str:
+    """For a call without one."""
     return f"c{number:05d}{index:03d}"
 
 
@@ -188,7 +212,7 @@ def _written_calls(message: Message, number: int, origins: Origins) -> Traced:
 
 def _add_result(
     found: list[dict[str, Any]], message: Message, number: int, shape: Shape, origins: Origins,
-    names: Mapping[str, str],
+    call: _Awaited | None,
 ) -> None:  # fmt: skip
     text = origins.text(message.text, number, "text")
     if not shape.has_results:
@@ -199,10 +223,10 @@ def _add_result(
             found.append({"role": "user", "content": said, "is_result": True})
         return
     result: dict[str, Any] = {"role": "tool", "content": text}
-    name = message.name or names.get(message.call_id or "") or next(iter(names.values()), None)
+    name = message.name or (call.name if call is not None else None)
     if name:
         result["name"] = origins.text(name, number, "name")
-    identity = _call_id(message.call_id, max(number - 1, 0), 0, shape)
+    identity = _call_id(message.call_id or (call.id if call else None), max(number - 1, 0), 0, shape)
     result["tool_call_id"] = origins.text(identity, number, "id")
     found.append(result)
 

@@ -14,17 +14,18 @@ from qlora_engine import out_of_memory
 from qlora_engine.bridge import Emit, events_while
 from qlora_engine.config import DataSettings, TrainingConfig
 from qlora_engine.control import Control
-from qlora_engine.data.call_reading import form_of, read_calls
-from qlora_engine.data.conversation import RowProblem
+from qlora_engine.data.answer_reading import as_message
+from qlora_engine.data.call_reading import form_of
+from qlora_engine.data.conversation import Message, RowProblem, talk
 from qlora_engine.data.formats.calls import definitions
 from qlora_engine.data.policy import Policy
 from qlora_engine.data.templates import chosen
-from qlora_engine.data.thoughts import told_apart
 from qlora_engine.errors import EngineError
 from qlora_engine.evaluate import generate, session
 from qlora_engine.evaluate.generate import Answer, GenerationSettings
 from qlora_engine.evaluate.origin import BASE, LOADING_SETTINGS, TUNED, find_origin
 from qlora_engine.evaluate.session import ChatModel, no_room
+from qlora_engine.evaluate.turns import Turn, as_turn, in_words
 from qlora_engine.events import (
     AnswerFinished,
     Event,
@@ -60,7 +61,7 @@ class Question:
     """What one side is asked, checked. The system prompt is the side's own where the asker gave none."""
 
     side: str
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[Turn, ...]
     settings: GenerationSettings
     strength: float
     tools: tuple[Mapping[str, Any], ...] = ()
@@ -175,25 +176,26 @@ def _carry_out(
             out_of_memory.release()
             yield from _refused(request, tuple(q.side for q in questions[number:]), no_room(error))
             return number
+        said = _said(chat, question, answer)
         yield AnswerFinished(
-            request, question.side, _text(chat, question, answer), answer.tokens, answer.seconds, answer.is_complete,
-            _calls(chat, question, answer.marked),
+            request, question.side, in_words(said), answer.tokens, answer.seconds, answer.is_complete,
+            _calls(chat, question, said), as_turn(said),
         )  # fmt: skip
     return len(questions)
 
 
-def _text(chat: ChatModel, question: Question, answer: Answer) -> str:
-    """What a side said, as its later turns are told it: the thought between marks that every template's reader knows."""
+def _said(chat: ChatModel, question: Question, answer: Answer) -> Message:
+    """What a side said, as its later turns are told it."""
     template = chosen(chat.tokenizer, chat.config_of(question.side).data)
-    return told_apart(chat.tokenizer, template, answer.text, answer.marked)
+    return as_message(chat.tokenizer, template, answer.text, answer.marked, question.tools)
 
 
-def _calls(chat: ChatModel, question: Question, marked: str) -> tuple[Mapping[str, Any], ...] | None:
+def _calls(chat: ChatModel, question: Question, said: Message) -> tuple[Mapping[str, Any], ...] | None:
     """What an answer calls of the tools it was given; None where this template's way of calling is not known."""
     if not question.tools:
         return ()
     form = form_of(chat.tokenizer, chosen(chat.tokenizer, chat.config_of(question.side).data))
-    return None if form is None else tuple(call.to_json() for call in read_calls(form, marked))
+    return None if form is None else tuple(call.to_json() for call in said.calls)
 
 
 def _answer(
@@ -289,24 +291,22 @@ def question_for(
     return Question(side, asked, settings, strength, tools)
 
 
-def _messages(given: Any, system_prompt: str | None) -> tuple[dict[str, str], ...]:
+def _messages(given: Any, system_prompt: str | None) -> tuple[Turn, ...]:
     """The conversation, with the system prompt the run was trained with unless it has one of its own."""
-    is_right = (
-        isinstance(given, list | tuple)
-        and bool(given)
-        and all(
-            isinstance(m, Mapping) and m.get("role") in ROLES and isinstance(m.get("content"), str)
-            for m in given
-        )
-        and given[-1]["role"] != "assistant"
-    )
-    if not is_right:
+    hint = "type one"
+    try:
+        is_list = isinstance(given, list | tuple) and all(isinstance(turn, Mapping) for turn in given)
+        if not is_list or any(turn.get("role") not in ROLES for turn in given):
+            raise RowProblem("it is no list of turns")
+        messages = [as_turn(message) for turn in given for message in talk([turn])]
+    except RowProblem as problem:
         raise EngineError(
-            "chat.messages",
-            "there is nothing to answer: the conversation has no question at its end",
-            "type one",
+            "chat.messages", f"the conversation cannot be read: {problem.reason}", hint
+        ) from problem
+    if not messages or messages[-1]["role"] == "assistant":
+        raise EngineError(
+            "chat.messages", "there is nothing to answer: the conversation has no question at its end", hint
         )
-    messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in given or ()]
     if system_prompt and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system_prompt})
     return tuple(messages)
@@ -314,7 +314,7 @@ def _messages(given: Any, system_prompt: str | None) -> tuple[dict[str, str], ..
 
 def _room(
     chat: ChatModel,
-    messages: tuple[dict[str, str], ...],
+    messages: tuple[Turn, ...],
     data: DataSettings,
     tools: tuple[Mapping[str, Any], ...],
 ) -> int | None:

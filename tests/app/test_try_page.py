@@ -157,6 +157,40 @@ def test_every_side_is_asked_with_the_same_settings(qtbot: QtBot, make_window: M
     assert all(c["messages"][0] == {"role": "system", "content": "Be short"} for c in engine.commands)
 
 
+def test_a_tool_is_defined_its_calls_are_seen_and_its_result_goes_to_who_called(
+    qtbot: QtBot, make_window: MakeWindow
+) -> None:
+    _, screen = open_page(qtbot, make_window, 1)
+    engine = load_chat(qtbot, screen, told.facts(told.make_run("first")))
+    panel = screen.chat
+    panel.drawing.tools_box.setPlainText("{")
+    say(qtbot, screen, "Weather in Rome?")
+    assert not engine.commands
+    assert "no JSON" in panel.status.text()
+    panel.drawing.tools_box.setPlainText('{"name": "weather"}')
+    say(qtbot, screen, "Weather in Rome?")
+    assert [c["tools"] for c in engine.commands] == [[{"name": "weather"}]] * 2
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"town": "Rome"}}}
+    turn = {"role": "assistant", "content": "", "tool_calls": [call, call]}
+    calls = ({"name": "weather", "arguments": {"town": "Rome"}},) * 2
+    assert panel.result.isHidden()
+    engine.tell(
+        ev.AnswerFinished(1, "base", "I do not know", 3, 0.1, True),
+        ev.AnswerFinished(1, "tuned", "", 9, 0.1, True, calls, turn),
+    )
+    qtbot.waitUntil(lambda: not panel.result.isHidden())
+    assert 'calls weather(town="Rome")' in panel.columns.text.toPlainText()
+    for text, status in (("sun", "1 of 2 results given"), ("wind", "Answering")):
+        panel.prompt.setPlainText(text)
+        panel.result.click()
+        assert panel.status.text() == status
+    asked = engine.commands[2:]
+    assert [c["sides"] for c in asked] == [["tuned"]]
+    assert asked[0]["messages"][1:] == [
+        turn, {"role": "tool", "content": "sun"}, {"role": "tool", "content": "wind"}
+    ]  # fmt: skip
+
+
 def test_the_strength_is_marked_where_it_is_as_trained(qtbot: QtBot, make_window: MakeWindow) -> None:
     _, screen = open_page(qtbot, make_window, 0)
     slider = screen.chat.drawing.strength

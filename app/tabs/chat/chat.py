@@ -40,6 +40,7 @@ class ChatController(QObject):
         studio.tryout.event_arrived.connect(self._take)
         panel.load_asked.connect(self.load)
         panel.asked.connect(self._ask)
+        panel.answered.connect(self._answer)
         panel.interrupt_asked.connect(lambda: studio.tryout.send(OWNER, {"command": "interrupt"}))
         panel.close_asked.connect(lambda: studio.tryout.stop(OWNER))
         panel.clear_asked.connect(self._clear)
@@ -105,9 +106,20 @@ class ChatController(QObject):
             self._changes.append(run_dir)
             self._studio.tryout.send(OWNER, {"command": "remove_adapter", "side": side})
 
+    def _answer(self, text: str) -> None:
+        """What a called tool gave back, to the sides that called one."""
+        sides = self.chat.calling
+        results = self.chat.with_result(text)
+        if results:
+            self._send(self.chat.ask(text, sides, results), sides)
+        self.paint()
+
     def _ask(self, text: str) -> None:
         sides = self.chat.shown
-        request = self.chat.ask(text, sides)
+        self._send(self.chat.ask(text, sides), sides)
+        self.paint()
+
+    def _send(self, request: int, sides: tuple[str, ...]) -> None:
         drawing = self._panel.drawing
         system, strength = drawing.system_prompt(), drawing.strength_value()
         # Each side remembers what it said itself, so each is asked with its own history.
@@ -119,10 +131,9 @@ class ChatController(QObject):
                 OWNER,
                 {
                     "command": "ask", "request": request, "messages": self.chat.messages(side, system),
-                    "sides": [side], "settings": {**drawing.settings(), **scaled},
+                    "sides": [side], "settings": {**drawing.settings(), **scaled}, "tools": drawing.tools(),
                 },
             )  # fmt: skip
-        self.paint()
 
     def _clear(self) -> None:
         self.chat.clear()

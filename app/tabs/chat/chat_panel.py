@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from PySide6.QtCore import QEvent, QObject, Qt, Signal
@@ -33,11 +33,12 @@ SETTINGS_WIDTH, SETTINGS_EDGES = 226, 40
 
 
 class ChatPanel(QWidget):
-    """Signals: `load_asked`, `asked(str)`, `interrupt_asked`, `close_asked`, `clear_asked`,
+    """Signals: `load_asked`, `asked(str)`, `answered(str)` with a tool's result, `interrupt_asked`, `close_asked`, `clear_asked`,
     `keep_asked`, `compared(run_dir, is_wanted)`."""
 
     load_asked = Signal()
     asked = Signal(str)
+    answered = Signal(str)
     interrupt_asked = Signal()
     close_asked = Signal()
     clear_asked = Signal()
@@ -74,6 +75,11 @@ class ChatPanel(QWidget):
         self.prompt.setFixedHeight(68)
         self.prompt.installEventFilter(self)
         self.send = button("Send", self._send, "primary")
+        self.result = button(
+            "Send as result",
+            self._send_result,
+            tip="What the called tool gave back; nothing is carried out here",
+        )
         self.interrupt = button("Stop answering", self.interrupt_asked.emit)
         self.clear = button("New conversation", self.clear_asked.emit)
         self.keep = button(
@@ -84,7 +90,7 @@ class ChatPanel(QWidget):
         self.status = Elided(role="small")
         sending = QHBoxLayout()
         sending.addWidget(self.prompt, 1)
-        sending.addLayout(column(self.send, self.interrupt, gap=4))
+        sending.addLayout(column(self.send, self.result, self.interrupt, gap=4))
         last = row(self.status, self.keep, self.clear)
         last.setStretch(0, 1)
         return column(self.suggestions, sending, last)
@@ -111,6 +117,8 @@ class ChatPanel(QWidget):
         self.compare.setEnabled(chat.state != "answering")
         self.compare.show_choices(choices, is_base_shown="base" not in chat.hidden)
         self.send.setEnabled(chat.can_ask)
+        self.result.setVisible(bool(chat.calling))
+        self.result.setEnabled(chat.can_ask)
         self.interrupt.setEnabled(chat.state == "answering")
         self.clear.setEnabled(bool(chat.exchanges) and chat.state != "answering")
         self.keep.setEnabled(bool(chat.exchanges))
@@ -146,10 +154,20 @@ class ChatPanel(QWidget):
         return super().eventFilter(watched, event)
 
     def _send(self) -> None:
+        self._give(self.asked.emit)
+
+    def _send_result(self) -> None:
+        self._give(self.answered.emit)
+
+    def _give(self, emit: Callable[[str], object]) -> None:
         text = self.prompt.toPlainText().strip()
-        if text and self.send.isEnabled():
+        if not text or not self.send.isEnabled():
+            return
+        if self.drawing.has_good_tools():
             self.prompt.clear()
-            self.asked.emit(text)
+            emit(text)
+        else:
+            self.status.setText("The tools in the settings are no JSON.")
 
     def _suggest(self, prompt: str, *_: object) -> None:
         self.prompt.setPlainText(prompt)
@@ -160,7 +178,10 @@ def _rounds(chat: Conversation) -> list[Round]:
     return [
         Round(
             exchange.prompt,
-            {side: Answer(text, exchange.notes.get(side, "")) for side, text in exchange.answers.items()},
+            {
+                side: Answer(text, exchange.notes.get(side, ""), exchange.calls.get(side, ()))
+                for side, text in exchange.answers.items()
+            },
         )
         for exchange in chat.exchanges
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json  # writing alone
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from qlora_engine.cli import driving, generation, output, progress
 from qlora_engine.client import Engine
 from qlora_engine.counting import counted
 from qlora_engine.errors import EngineError
+from qlora_engine.evaluate.called import called
 from qlora_engine.events import (
     TERMINAL,
     AnswerFinished,
@@ -28,10 +28,12 @@ from qlora_engine.events import (
 )
 from qlora_engine.jobs import ChatJob
 
-Messages = list[dict[str, str]]
+Messages = list[Mapping[str, Any]]
 NextPrompt = Callable[[], str | None]
 ASKED_AFTER = (SessionReady, SidesChanged, AnswerFinished)
 """The events after which the next question can be asked."""
+RESULT = "/result "
+"""Begins a line that is what a called tool gave back."""
 
 
 @click.command()
@@ -154,29 +156,46 @@ class Session:
         self.histories = {side: list(start) for side in self.sides}
 
     def ask(self, engine: Engine, prompt: str) -> None:
-        """Send the prompt to each side with that side's own history."""
+        """Send the prompt to each side with that side's own history; a tool's result to the sides that wait for one, once
+        all of their calls have theirs."""
         self.problem = None
+        is_result = prompt.startswith(RESULT)
+        turn = {"role": "tool" if is_result else "user", "content": prompt.removeprefix(RESULT)}
         for side in self.sides:
-            self.histories[side].append({"role": "user", "content": prompt})
-            self.requests += 1
-            self.awaited += 1
-            engine.send(
-                {
-                    "command": "ask",
-                    "request": self.requests,
-                    "messages": list(self.histories[side]),
-                    "sides": [side],
-                    "settings": self.settings,
-                    "tools": self.tools,
-                }
-            )
+            if is_result and not self.open_calls(side):
+                continue
+            self.histories[side].append(turn)
+            if not self.open_calls(side) or not is_result:
+                self._send(engine, side)
+
+    def _send(self, engine: Engine, side: str) -> None:
+        self.requests += 1
+        self.awaited += 1
+        engine.send(
+            {
+                "command": "ask",
+                "request": self.requests,
+                "messages": list(self.histories[side]),
+                "sides": [side],
+                "settings": self.settings,
+                "tools": self.tools,
+            }
+        )
+
+    def open_calls(self, side: str) -> int:
+        """How many calls of the last answer have no result yet."""
+        for results, turn in enumerate(reversed(self.histories[side])):
+            if turn["role"] != "tool":
+                return max(0, len(turn.get("tool_calls", ())) - results)
+        return 0
 
     def hear(self, event: AnswerFinished) -> None:
         self.awaited -= 1
         if self.problem is not None and not event.tokens:
             self.histories[event.side].pop()  # so that the next question does not fail for the same reason
             return
-        self.histories[event.side].append({"role": "assistant", "content": event.text})
+        said = event.message or {"role": "assistant", "content": event.text}
+        self.histories[event.side].append(said)
         answer = {
             "side": event.side,
             "text": event.text,
@@ -252,11 +271,16 @@ def _take_sides(event: SessionReady | SidesChanged, session: Session, engine: En
 
 
 def _next(engine: Engine, session: Session, next_prompt: NextPrompt) -> None:
-    prompt = next_prompt()
-    if prompt is None:
-        engine.request_stop()
-    else:
+    """Ask until an answer is awaited: a result may have to wait for others."""
+    while not session.awaited:
+        prompt = next_prompt()
+        if prompt is None:
+            engine.request_stop()
+            return
         session.ask(engine, prompt)
+        if not session.awaited:
+            is_open = any(session.open_calls(side) for side in session.sides)
+            output.note("Another call waits for its result." if is_open else "No call waits for a result.")
 
 
 class Printer:
@@ -298,18 +322,13 @@ class Printer:
             )
         for call in event.calls or ():
             output.note(f"    calls {called(call)}")
+        if event.calls and sys.stdin.isatty() and not self._session.is_single:
+            output.note("    /result TEXT tells the model what the tool gave back")
 
     def notice(self, event: Noticed) -> None:
         """Said in a conversation; with `--prompt` it is the error that the command ends with."""
         if not self._session.is_single:
             output.note(f"{event.message}; {event.hint}")
-
-
-def called(call: Mapping[str, Any]) -> str:
-    """A call as it would stand in a program."""
-    arguments = call["arguments"]
-    pairs = arguments.items() if isinstance(arguments, Mapping) else [("arguments", arguments)]
-    return f"{call['name']}({', '.join(f'{k}={json.dumps(v, ensure_ascii=False)}' for k, v in pairs)})"
 
 
 def _speed(event: AnswerFinished) -> str:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from qlora_engine.client import Engine, InlineEngine, ProcessEngine
 from qlora_engine.control import Control
+from qlora_engine.data.templates import choose, render
 from qlora_engine.evaluate import generate
 from qlora_engine.evaluate.chat import chat_job
 from qlora_engine.events import (
@@ -505,9 +506,32 @@ def test_calls_are_read_from_what_the_model_said_with_its_special_tokens(
     )
     monkeypatch.setattr(generate, "answer", lambda *_, **__: said)
     found = talk.answer("tuned", tools=[{"name": "tide", "parameters": {"type": "object", "properties": {}}}])
-    assert found.text == "tide"
+    assert found.text == ""
     assert found.calls is not None
     assert [(call["name"], call["arguments"]) for call in found.calls] == [("tide", {})]
+    call = {"type": "function", "function": {"name": "tide", "arguments": {}}}
+    assert found.message == {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def test_a_call_and_its_result_are_told_as_they_were_trained(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def answer(model: Any, tokenizer: Any, messages: Any, *_: Any, **more: Any) -> generate.Answer:
+        asked.append(
+            render(tokenizer, choose(tokenizer, "auto"), messages, is_prompt=True, tools=more["tools"])
+        )
+        return generate.Answer("fine", 1, 0.1, True, "fine")
+
+    monkeypatch.setattr(generate, "answer", answer)
+    call = {"id": "c1", "type": "function", "function": {"name": "tide", "arguments": {"port": "Ostend"}}}
+    turns = [
+        *QUESTION, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "high"}
+    ]  # fmt: skip
+    talk.answer("tuned", messages=turns, tools=[{"name": "tide"}])
+    assert '<tool_call>\n{"name": "tide", "arguments": {"port": "Ostend"}}\n</tool_call>' in asked[-1]
+    assert "<tool_response>\nhigh\n</tool_response>" in asked[-1]
 
 
 def test_an_answer_keeps_its_special_tokens_beside_its_text(model_dir: Path) -> None:
