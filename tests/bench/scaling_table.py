@@ -35,6 +35,7 @@ from tests.support.tiny import make_tiny
 
 ROWS_IN_A_STEP = (1, 2, 4, 8, 16, 32, 64)
 TOKENS_COUNTED = 1_200
+ROW_TOKENS = 224
 """At least so many for each number of rows: small steps are repeated."""
 DATA_ROWS = (500, 5_000, 50_000, 500_000)
 STEPS_ON_DATA = 60
@@ -120,12 +121,12 @@ def per_token(points: Sequence[Point]) -> float:
 
 
 def by_rows_in_a_step(place: Path) -> Iterator[dict[str, Any]]:
-    """The starter, rows of equal length, one micro-batch after the other."""
+    """The starter, rows that nearly fill the length, one micro-batch after the other."""
     file = place / "alike.jsonl"
-    row = {"instruction": "Say it", "input": "", "output": " ".join(contestants.WORDS[:30])}
+    row = {"instruction": "Say it", "input": "", "output": " ".join(contestants.WORDS * 5)}
     file.write_text("".join(json.dumps(row) + "\n" for _ in range(64)), encoding="utf-8")
     for rows in ROWS_IN_A_STEP:
-        count = 2 + TOKENS_COUNTED // (rows * 50)
+        count = 2 + TOKENS_COUNTED // (rows * ROW_TOKENS)
         config = config_of(
             place, starter_folder(), file, training__effective_batch=rows, training__micro_batch=None,
             training__max_steps=count,
