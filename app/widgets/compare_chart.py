@@ -16,7 +16,7 @@ from app import theme
 from app.presenters import numerals
 from app.presenters.words import duration_text, number_text
 from app.widgets import compare_picture
-from app.widgets.charts import KEYS_IN_WORDS, QuietAxis, QuietPlot, answer_key
+from app.widgets.charts import KEYS_IN_WORDS, QuietAxis, QuietPlot, answer_key, long_curve
 from app.widgets.kit import label, set_tip
 
 LEAST_HEIGHT = 280
@@ -96,11 +96,7 @@ class CompareChart(QFrame):
     ) -> None:
         """(title, colour, x, y, is_dots) of each run; `bounds` of what is shown, None for everything."""
         while len(self.lines) < len(lines):
-            item = pg.PlotDataItem([], [], connect="finite")
-            item.setDownsampling(auto=True, method="peak")
-            item.setClipToView(True)
-            self.plot.addItem(item)
-            self.lines.append(item)
+            self.lines.append(long_curve(self.plot))
         while len(self.lines) > len(lines):
             self.plot.removeItem(self.lines.pop())
         self._points, self._names = [], [(title, colour, dots) for title, colour, _, _, dots in lines]

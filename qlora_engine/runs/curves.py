@@ -15,7 +15,10 @@ import re
 import zlib
 from array import array
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress
+from operator import eq
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,17 +34,16 @@ RATE = "tokens_per_second"
 X_AXES = {"step": "Step", "tokens": "Tokens", "seconds": "Seconds of training"}
 _STEP_START = b'{"event": "StepFinished", '
 _STEP = re.compile(
-    r'^\{"event": "StepFinished", "step": (\d+), "total_steps": \d+, "epoch": [^,]+, "loss": ([^,]+), '
-    r'"learning_rate": ([^,]+), "grad_norm": ([^,]+), "tokens": (\d+), "trained_tokens": \d+, '
-    r'"step_seconds": ([^,]+), "tokens_per_second": [^,]+, "eta_seconds": [^,]+, "peak_memory_bytes": [^,]+, '
-    r'"unix_time": [^,]+, "seal": (\d+)\}$',
+    rb'^(\{"event": "StepFinished", "step": (\d+), "total_steps": \d+, "epoch": [^,]+, "loss": ([^,]+), '
+    rb'"learning_rate": ([^,]+), "grad_norm": ([^,]+), "tokens": (\d+), "trained_tokens": \d+, '
+    rb'"step_seconds": ([^,]+), "tokens_per_second": [^,]+, "eta_seconds": [^,]+, "peak_memory_bytes": [^,]+, '
+    rb'"unix_time": [^,]+), "seal": (\d+)\}\n',
     re.MULTILINE,
 )
 """A step as this program writes it; any other line goes through the JSON reader."""
 _START = b'{"event": "RunStarted", '
-AROUND_SEAL = len(', "seal": }')
-BYTES_AT_ONCE = 1 << 18
-"""What is read and taken apart at once; larger pieces cost the system more to find memory for."""
+BYTES_AT_ONCE = 1 << 16
+"""What is read and taken apart at once, so that what is made of it stays in the processor's cache."""
 CACHED_FROM_BYTES = 200_000
 
 
@@ -192,35 +194,38 @@ def _take(curve: Curve, text: bytes) -> None:
 
 
 def _take_piece(curve: Curve, text: bytes) -> None:
-    """All steps of a piece at once, by one search; where it finds another number of them than there are, a line is damaged
-    or of another program, and each is read by itself."""
-    steps: list[bytes] = []
-    others: list[bytes] = []
-    for line in text.split(b"\n"):
-        (steps if line.startswith(_STEP_START) else others).append(line)
-    rows = _STEP.findall(text.decode("latin-1"))
-    if len(rows) != len(steps):
-        steps, rows, others = [], [], text.split(b"\n")
+    """All steps of a piece at once, by one search; where it and the other lines are not all there is, a line is damaged or of
+    another program, and each is read by itself."""
+    rows, others, count = _STEP.findall(text), [], text.count(b"\n")
+    if len(rows) != count:
+        lines = text.split(b"\n")[:count]
+        others = [line for line in lines if not line.startswith(_STEP_START)]
+        if len(rows) + len(others) != count:
+            rows, others = [], lines
     for line in others:
-        if line:
-            _take_other(curve, line)
-    crc32 = zlib.crc32
-    pairs = zip(steps, rows, strict=True)
-    good = [row for line, row in pairs if crc32(line[: -AROUND_SEAL - len(row[6])]) == int(row[6])]
-    _add(curve, good)
+        _take_other(curve, line)
+    if rows:
+        _add(curve, rows)
 
 
-def _add(curve: Curve, rows: list[tuple[str, ...]]) -> None:
-    """Move rows of texts into the columns."""
-    for name, texts in zip(COLUMNS, zip(*rows, strict=True), strict=False):
-        try:
-            values = list(map(float, texts))
-        except ValueError:
-            values = [math.nan if text == "null" else _number(text) for text in texts]
-        curve.columns[name].extend(values)
+def _add(curve: Curve, rows: list[tuple[bytes, ...]]) -> None:
+    """Move rows of texts (what is sealed, a text for each column, the seal) into the columns, if they are as they were written."""
+    bodies, *columns, seals = zip(*rows, strict=True)
+    are_whole = list(map(eq, map(zlib.crc32, bodies), map(int, seals)))
+    if not all(are_whole):
+        columns = [tuple(compress(texts, are_whole)) for texts in columns]
+    for name, texts in zip(COLUMNS, columns, strict=True):
+        curve.columns[name].fromlist(_numbers(texts))
 
 
-def _number(text: str) -> float:
+def _numbers(texts: Sequence[bytes]) -> list[float]:
+    try:
+        return list(map(float, texts))
+    except ValueError:
+        return [math.nan if text == b"null" else _number(text) for text in texts]
+
+
+def _number(text: bytes) -> float:
     try:
         return float(text)
     except ValueError:
