@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from qlora_engine import parsing
+from qlora_engine.data import words
 from qlora_engine.data.markers import TokenizerKey
 from qlora_engine.data.skeleton import Filled
 
@@ -90,11 +91,7 @@ def masked(
     """Tokens and mask of each row; None where bytes do not tell, or where a marker was made of the row's own text."""
     import numpy as np
 
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    encoded = backend.encode_batch_fast([row.text for row in rows], add_special_tokens=False)
-    ids = [np.array(e.ids, np.int32) for e in encoded]
+    ids = words.encoded([row.text for row in rows], tokenizer)
     flat = np.concatenate(ids)
     firsts = np.concatenate([[0], np.cumsum([len(i) for i in ids])]).astype(np.int64)
     sizes = _sizes(flat, firsts, lengths)
