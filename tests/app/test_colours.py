@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
 from PySide6.QtCore import Qt
-from PySide6.QtGui import QGuiApplication
+from PySide6.QtGui import QColor, QGuiApplication
+from PySide6.QtWidgets import QApplication, QListWidget, QTableWidget
+from pytestqt.qtbot import QtBot
 
 from app import theme
 from tests.app.contrast import contrast
@@ -49,3 +52,31 @@ def test_the_desktop_is_followed(
     monkeypatch.setattr(QGuiApplication, "styleHints", lambda: hints)
     assert theme.choose("system") == expected
     assert theme.choose("dark") == theme.DARK, "what is chosen by hand stays"
+
+
+@pytest.fixture
+def in_theme(qapp: QApplication) -> Iterator[Callable[[str], None]]:
+    """Lays a theme over the application, and the one of the tests again."""
+    yield lambda mode: theme.apply(qapp, mode)
+    theme.apply(qapp, "dark")
+
+
+@pytest.mark.parametrize("kind", [QListWidget, QTableWidget])
+@pytest.mark.parametrize("mode", theme.THEMES)
+def test_what_is_chosen_in_a_list_or_a_table_is_seen(
+    qtbot: QtBot, in_theme: Callable[[str], None], mode: str, kind: type[QListWidget | QTableWidget]
+) -> None:
+    in_theme(mode)
+    view = kind()
+    qtbot.addWidget(view)
+    if isinstance(view, QListWidget):
+        view.addItems(["first", "second"])
+    else:
+        view.setRowCount(2)
+        view.setColumnCount(1)
+    view.show()
+    view.setCurrentIndex(view.model().index(0, 0))
+    picture = view.viewport().grab().toImage()
+    places = [view.visualRect(view.model().index(row, 0)) for row in (0, 1)]
+    chosen, other = (picture.pixelColor(place.right() - 3, place.center().y()) for place in places)
+    assert (chosen, other) == (QColor(theme.tokens().accent_soft), QColor(theme.tokens().panel))
