@@ -25,7 +25,7 @@ class DataSettings:
     format: str = knob(
         "auto",
         label="Format",
-        help="How rows are read. Auto looks at the columns and says what it found.",
+        help="How rows are read. Left to itself, the program looks at the columns and says what it found.",
         choices={
             "auto": "Automatic",
             "alpaca": "Alpaca (instruction, input, output)",

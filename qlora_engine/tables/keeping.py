@@ -11,7 +11,7 @@ from qlora_engine.knobs import knob
 class CheckpointSettings:
     every_steps: int | None = knob(
         None,
-        label="Every steps",
+        label="Save every",
         help="Steps between checkpoints. Empty: by time only.",
         unit="steps",
         lo=1,
@@ -19,7 +19,7 @@ class CheckpointSettings:
     )
     every_minutes: float = knob(
         10.0,
-        label="Every minutes",
+        label="Save at least every",
         help="A checkpoint at least this often.",
         unit="minutes",
         lo=0,
@@ -29,7 +29,7 @@ class CheckpointSettings:
     )
     keep: int = knob(
         2,
-        label="Keep",
+        label="Checkpoints kept",
         help="Newest checkpoints kept, besides the best one.",
         lo=1,
         hi=100,

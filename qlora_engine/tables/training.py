@@ -248,7 +248,7 @@ class TrainingSettings:
     )
     eval_rows: int | None = knob(
         200,
-        label="Evaluation rows at most",
+        label="Evaluated at most",
         help="Held-out rows scored at each evaluation. Empty: all.",
         unit="rows",
         lo=1,

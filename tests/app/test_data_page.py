@@ -12,9 +12,12 @@ from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QComboBox, QPushButton
 from pytestqt.qtbot import QtBot
 
+from app import theme
 from app.presenters.problems import problems_of
 from app.tabs.data.controller import DataController
+from app.tabs.data.presenters.report import Lengths
 from app.tabs.data.presenters.rows import row_detail
+from app.tabs.data.widgets.length_histogram import BOTTOM, GRIP, TOP, LengthHistogram
 from app.tabs.data.widgets.token_chips import TokenChips, chip_fonts, paint_chip
 from app.window import MainWindow
 from qlora_engine import events as ev
@@ -427,6 +430,23 @@ def test_the_maximum_length_is_a_line_that_is_dragged(qtbot: QtBot, make_window:
     QTest.keyClick(chart, Qt.Key.Key_Left)
     QTest.keyClick(chart, Qt.Key.Key_Return)
     assert window.studio.workspace.job.config.data.seq_len == 248
+
+
+@pytest.mark.parametrize("maximum", [8, 32, 48, 64, 80])
+def test_the_maximum_is_told_beside_the_bars_and_covers_none(qtbot: QtBot, maximum: int) -> None:
+    """Every bar is the highest, wherever the line is."""
+    chart = LengthHistogram()
+    qtbot.addWidget(chart)
+    bars = tuple((start, start + 3, 7.0) for start in range(4, 80, 4))
+    chart.show_lengths(Lengths(bars, (), 80, maximum, False, False))
+    chart.resize(420, 216)
+    picture = chart.grab().toImage()
+    tokens = theme.tokens()
+    for start, end, _ in bars:
+        x = round((chart.x_of(start) + chart.x_of(end + 1)) / 2)
+        if end <= maximum and abs(x - chart.x_of(maximum)) > GRIP:
+            colours = {picture.pixelColor(x, y).name() for y in range(TOP + 1, chart.height() - BOTTOM - 2)}
+            assert colours == {tokens.accent.lower()}, (start, end)
 
 
 def test_tokens_say_what_they_are_to_mouse_keys_and_eye(qtbot: QtBot) -> None:

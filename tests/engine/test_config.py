@@ -173,6 +173,13 @@ def test_a_rate_that_is_no_rate_is_refused(value: Any) -> None:
     assert problem_with(all_knobs()["training.learning_rate"], value)
 
 
+@pytest.mark.parametrize("path", [path for path, found in all_knobs().items() if found.unit])
+def test_a_label_leaves_its_unit_to_the_unit(path: str) -> None:
+    """They are shown side by side: `Save every` and `steps`."""
+    found = all_knobs()[path]
+    assert not set(found.label.lower().split()) & {found.unit, found.unit.removesuffix("s")}
+
+
 @pytest.mark.parametrize("path", all_knobs())
 def test_every_option_says_what_its_change_means_to_a_resumed_run(path: str) -> None:
     """`knob(..., resume="rows")`: one of knobs.RESUMES."""

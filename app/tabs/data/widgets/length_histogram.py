@@ -22,7 +22,8 @@ from app import theme
 from app.presenters.words import count_text
 from app.tabs.data.presenters.report import Lengths, keeps_text
 
-LEFT, RIGHT, TOP, BOTTOM = 8, 12, 26, 36
+LEFT, RIGHT, TOP, BOTTOM = 8, 12, 42, 36
+"""In pixels around the bars. Above them are two lines: what they count, and what the maximum is, which may stand over any of them."""
 GRIP = 8
 SHORTEST = 8
 MULTIPLE = 8
@@ -77,7 +78,7 @@ class LengthHistogram(QWidget):
         self._lengths: Lengths | None = None
         self._maximum = 0
         self._is_dragging = False
-        self.setMinimumHeight(190)
+        self.setMinimumHeight(206)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.setMouseTracking(True)
@@ -93,7 +94,7 @@ class LengthHistogram(QWidget):
         self.update()
 
     def sizeHint(self) -> QSize:
-        return QSize(420, 200)
+        return QSize(420, 216)
 
     @property
     def maximum(self) -> int:
@@ -169,11 +170,8 @@ class LengthHistogram(QWidget):
         text = f"maximum {count_text(self._maximum)}"
         wide = QFontMetricsF(painter.font()).horizontalAdvance(text)
         left = x - wide - 12 if x + wide + 12 > self.width() else x + 10
-        back = QColor(t.panel)
-        back.setAlpha(220)
-        painter.fillRect(QRectF(max(0.0, left) - 3, TOP + 1, wide + 6, 18), back)
         painter.setPen(QColor(t.text))
-        painter.drawText(QPointF(max(0.0, left), TOP + 14), text)
+        painter.drawText(QPointF(max(0.0, left), TOP - 8), text)
 
     # ------------------------------------------------------------ moving the line
 
