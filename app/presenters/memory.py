@@ -193,10 +193,11 @@ def memory_state(
 
 def _basis(found: Comparison, *, is_assumed: bool) -> str:
     settings = found.estimate.settings
+    choices = all_knobs()["training.optimizer"].choices or {}
     assumed = " (assumed until the data is checked)" if is_assumed else ""
     return (
         f"For {count_text(settings['seq_len'])} tokens{assumed} \u00d7 micro-batch {count_text(settings['micro_batch'])}, "
-        f"rank {count_text(settings['rank'])}, {settings['optimizer']}, checkpointing {'on' if settings['checkpointing'] else 'off'}, "
+        f"rank {count_text(settings['rank'])}, {choices[settings['optimizer']]}, checkpointing {'on' if settings['checkpointing'] else 'off'}, "
         f"on {'an NVIDIA GPU' if settings['device'] == 'cuda' else 'the CPU in float32'}."
     )
 

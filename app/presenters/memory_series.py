@@ -41,11 +41,13 @@ TITLES = {
     "used": "All programs",
     "device_context": "CUDA's context",
 }
+KEPT_WEIGHTS = "kept_weights"
 BAND_OF_PART = {
     "optimizer_resident": "optimizer",
     "optimizer_pageable": "optimizer",
     "step_temporary": "activations",
     "allocator_rounding": "activations",
+    KEPT_WEIGHTS: "unquantized_weights",
 }
 """Where the estimate is finer than what a running engine can tell apart."""
 POLLED = 60
@@ -153,11 +155,17 @@ class Prediction:
 
     @classmethod
     def of_plan(cls, predicted: int | None, estimate: Mapping[str, Any] | None) -> Prediction:
-        """What a run was begun with: of its estimate the side (one quantization or two) that it was planned by."""
-        sides = ((estimate or {}).get(side) or {} for side in ("double_quant", "single_quant"))
-        found = next((side for side in sides if side and side.get("peak_bytes") == predicted), {})
-        device = (found.get("device_bytes") or {}).get("likely")
-        return cls(predicted, device, predicted_parts(found.get("parts") or {}))
+        """What a run was begun with: of its estimate the side (one quantization or two) that it was planned by, and the
+        dequantized weights that it kept besides, on the CPU."""
+        estimated = estimate or {}
+        kept = int(estimated.get("kept_weights_bytes") or 0)
+        for side in (estimated.get(name) or {} for name in ("double_quant", "single_quant")):
+            besides = (predicted or 0) - int(side.get("peak_bytes") or 0)
+            if side and besides in (0, kept):
+                device = (side.get("device_bytes") or {}).get("likely")
+                found = predicted_parts({**side.get("parts", {}), KEPT_WEIGHTS: besides})
+                return cls(predicted, device and device + besides, found)
+        return cls(predicted)
 
 
 def predicted_parts(estimated: Mapping[str, int]) -> dict[str, int]:

@@ -110,9 +110,13 @@ def _range_text(found: Comparison, bar: Bar) -> str:
     """Low, likely and high of what the device will show."""
     variant = bar.variant
     if found.estimate.settings["device"] == "cpu":
+        kept = found.estimate.kept_weights_bytes
+        besides = (
+            f" Where it is free, {bytes_text(kept)} of dequantized weights are kept too, and given up first."
+        )
         return (
             f"The run's tensors take {gib_text(variant.device_likely)}; the program itself about "
-            f"{gib_figure(HOST_BASE_BYTES, 1)} GiB more."
+            f"{gib_figure(HOST_BASE_BYTES, 1)} GiB more.{besides if kept else ''}"
         )
     return (
         f"The GPU will show about {gib_text(variant.device_likely)}: at least {gib_text(variant.device_low)}, "

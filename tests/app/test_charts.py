@@ -255,6 +255,11 @@ def test_a_runs_prediction_is_the_side_that_it_was_planned_by() -> None:
     assert Prediction.of_plan(5, sides) == Prediction(5, 7, {"adapters": 1})
     assert Prediction.of_plan(4, sides) == Prediction(4)
     assert Prediction.of_plan(None, None) == Prediction()
+    keeping = {**sides, "kept_weights_bytes": 30}
+    assert Prediction.of_plan(35, keeping) == Prediction(35, 37, {"adapters": 1, "unquantized_weights": 30})
+    assert Prediction.of_plan(6, keeping) == Prediction(
+        6, 9, {"adapters": 2}
+    )  # there was no room to keep them
 
 
 def test_paged_memory_is_split_by_place_or_says_why_it_cannot_be() -> None:

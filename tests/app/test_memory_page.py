@@ -20,13 +20,13 @@ from app import theme
 from app.presenters.memory import MemoryState, memory_state
 from app.presenters.memory_sizes import Subject, divisors_of, fitting, length_stops, nearest, sizes
 from app.presenters.memory_words import Capacity, RehearsalStatus, ago_text, mark_of, past_error
-from app.presenters.words import GIB
+from app.presenters.words import GIB, bytes_text
 from app.tabs.memory.screen import MemoryScreen
 from app.widgets.bar_painting import ink_on
 from app.widgets.memory_bar import MemoryBars
 from app.window import MainWindow
 from qlora_engine import events as ev
-from qlora_engine.config import TrainingConfig, validate, with_value
+from qlora_engine.config import TrainingConfig, all_knobs, validate, with_value
 from qlora_engine.jobs import RehearseJob, TrainJob
 from qlora_engine.memory import estimate as closed_form
 from qlora_engine.memory import explain, gpus
@@ -141,6 +141,28 @@ def test_three_totals_are_never_mixed_and_the_cpu_has_one() -> None:
         assert total.bytes_text == f"{count / GIB:.2f} GiB"
     on_cpu = memory_state(compared(subject_of("llama-7b", device="cpu")), None, is_double=True, gpu=None)
     assert [t.title for t in on_cpu.totals] == ["Tensors at the peak"]
+
+
+def test_weights_that_are_kept_on_the_cpu_are_told_before_the_run() -> None:
+    """They come on top, and the run's own prediction has them."""
+    found = compared(subject_of("llama-3.2-1b", device="cpu"))
+    kept = bytes_text(found.estimate.kept_weights_bytes)
+    state = memory_state(found, Capacity("this computer", 64 * GIB, 60 * GIB), is_double=True, gpu=None)
+    assert (
+        f"Where it is free, {kept} of dequantized weights are kept too, and given up first."
+        in state.verdict_more
+    )
+    none = compared(subject_of("llama-7b", device="cpu"))
+    assert not none.estimate.kept_weights_bytes
+    assert "dequantized" not in memory_state(none, None, is_double=True, gpu=None).verdict_more
+
+
+@pytest.mark.parametrize("optimizer", all_knobs()["training.optimizer"].choices or {})
+def test_what_the_numbers_are_for_is_told_in_the_words_of_the_settings(optimizer: str) -> None:
+    found = compared(subject_of("llama-3.2-1b", training__optimizer=optimizer))
+    basis = memory_state(found, None, is_double=True, gpu=None).basis
+    assert (all_knobs()["training.optimizer"].choices or {})[optimizer] in basis
+    assert "_" not in basis
 
 
 def test_llama_3_8b_shows_the_three_costs_that_others_hide() -> None:
