@@ -98,6 +98,7 @@ def _steps(
     parts: Parts, state: TrainState, control: Control, trace: MemoryTrace, times: StartTimes
 ) -> Iterator[Event]:
     try:
+        yield PhaseChanged("preparing", "Trying a step with the longest rows")
         yield from recovery.with_less_memory(
             parts, lambda size: dry_step(parts, parts.data.train, size), state
         )

@@ -308,6 +308,7 @@ def _choose_loss(parts: Parts) -> Generator[Event, None, None]:
 
 
 def _choose_fast_paths(parts: Parts) -> Generator[Event, None, None]:
+    yield PhaseChanged("preparing", "Trying the faster ways on the loaded model")
     predicted = parts.predicted_peak_bytes or 0
     spare = room.usable_bytes(parts.plan) - predicted
     parts.fast = install.install(

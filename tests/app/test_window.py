@@ -566,4 +566,4 @@ def test_a_tab_first_seen_during_a_run_says_so(make_window: MakeWindow) -> None:
     assert "live" not in window.tabs.screens
     window.studio.shown.show_own()
     window.go_to("live")
-    assert window.tabs.screens["live"].sentence.text() == "The run is training"
+    assert window.tabs.screens["live"].sentence.text() == "The run is under way"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SENTENCES = {
     "draft": "Nothing to see before it is started: memory of this computer, and what is predicted",
-    "running": "The run is training",
+    "running": "The run is under way",
     "finished": "The run has finished: try it, or export it",
     "stopped": "The run was stopped",
     "failed": "The run failed",

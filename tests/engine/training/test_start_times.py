@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_engine.events import Event, ModelLoaded, Noticed, PhaseChanged, RunStarted, StepFinished
+from qlora_engine.events import Event, ModelLoaded, Noticed, PhaseChanged, PlanMade, RunStarted, StepFinished
 from qlora_engine.runs.record import RunFolder
 from qlora_engine.training.start_times import DRY_STEP, IMPORTS, StartTimes
 from tests.engine.training.conftest import MakeConfig
@@ -66,3 +66,11 @@ def test_a_run_says_what_its_start_took_before_its_first_step(make_config: MakeC
     kept = RunFolder(Path(started.run_dir)).record()["start_seconds"]
     assert {IMPORTS, "reading the data", "loading the model", "trying the faster ways", DRY_STEP} <= set(kept)
     assert sum(kept.values()) == pytest.approx(float(said.message.split()[4]), abs=0.1)
+    phases = [e.text for e in events[: events.index(said)] if isinstance(e, PhaseChanged)]
+    assert phases[-2:] == [
+        "Trying the faster ways on the loaded model",
+        "Trying a step with the longest rows",
+    ]
+    (planned,) = tiny_runs.of(events, PlanMade)
+    places = [events.index(e) for e in events if isinstance(e, PhaseChanged) and e.text in phases[-2:]]
+    assert places[0] < events.index(planned) < places[1], "what takes long is told while it does"
