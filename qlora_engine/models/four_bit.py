@@ -9,6 +9,10 @@ import torch
 from bitsandbytes import functional
 from bitsandbytes.nn import Linear4bit
 
+from qlora_engine.models import four_bit_kernel
+
+four_bit_kernel.install()
+
 BLOCK = 64
 """Weights that share a factor (arXiv 2305.14314, section 3)."""
 
