@@ -162,7 +162,7 @@ def _views(t: Tokens) -> str:
 QTableView, QListView, QTreeView {{ background: {t.panel}; border: 1px solid {t.line}; border-radius: {RADIUS}px; gridline-color: {t.line}; selection-background-color: {t.accent_soft}; selection-color: {t.text}; outline: none; alternate-background-color: {t.panel}; }}
 QTableView:focus, QListView:focus, QTreeView:focus {{ border-color: {t.accent}; }}
 QListView[role="runs"] {{ background: transparent; border: none; }}
-QTableView::item, QListView::item {{ padding: 6px 8px; border: none; }}
+QTableView::item, QListView::item {{ padding: 6px 5px; border: none; }}
 QTableView::item:selected, QListView::item:selected {{ background: {t.accent_soft}; color: {t.text}; }}
 QHeaderView::section {{ background: {t.panel}; color: {t.quiet}; border: none; border-bottom: 1px solid {t.line}; padding: 6px 8px; font-size: {SMALL}px; }}
 QTableCornerButton::section {{ background: {t.panel}; border: none; }}"""

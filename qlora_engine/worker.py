@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from pathlib import Path
 from typing import TextIO
 
@@ -32,6 +33,8 @@ def main() -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # PEFT 0.21 reads a property that transformers 5.23 renamed: nothing that a reader of the run's log can do about.
+    warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
     _lower_priority()
     last_resort.arm()
     control = Control()

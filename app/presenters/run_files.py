@@ -11,7 +11,10 @@ from qlora_engine.runs.record import RunFolder
 LOG_LINES = 400
 TITLES = {
     "adapter": "Adapter, the result", "checkpoints": "Checkpoints to go on from", "metrics.jsonl": "What was measured",
-    "memory.jsonl": "Memory over time", "job.toml": "Settings", "run.json": "Record", "log.txt": "Log",
+    "memory.jsonl": "Memory over time", "tensorboard": "Curves for TensorBoard", "job.toml": "Settings", "run.json": "Record",
+    "log.txt": "Log", "predictions.json": "Held-out scores", "predictions.jsonl": "Held-out rows, scored", "answers.jsonl": "Answers",
+    "notes.json": "Name, note and tags", "metrics.earlier.jsonl": "Measured before it began anew", "live.json": "What it does now",
+    "commands.jsonl": "What was asked of it", "run.lock": "Who owns it",
 }  # fmt: skip
 
 

@@ -75,6 +75,12 @@ class RunFold:
         return self.last_step.step if self.last_step is not None else self.from_step
 
     @property
+    def seconds_left(self) -> float | None:
+        """Of the steps. None while unknown, and after the last one: what is measured and saved then takes a time of its own."""
+        step = self.last_step
+        return step.eta_seconds if step is not None and step.step < step.total_steps else None
+
+    @property
     def best_held_out(self) -> float | None:
         """The lowest held-out loss of a trained step, else the one before training."""
         losses = self.series["held_out"].y

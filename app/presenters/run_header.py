@@ -76,7 +76,7 @@ def live_sentence(run: RunFold) -> str:
         return f"Pausing{at}. It pauses after this micro-batch"
     if step is None or run.state != "running":
         return run.phase_text
-    left = f", {duration_text(step.eta_seconds)} left" if step.eta_seconds is not None else ""
+    left = f", {duration_text(run.seconds_left)} left" if run.seconds_left is not None else ""
     return f"{run.phase_text}, step {of_text(step.step, step.total_steps)}{left}"
 
 

@@ -40,7 +40,7 @@ def numbers_of(run: RunFold) -> RunNumbers:
 def _eta_text(run: RunFold) -> str:
     if run.state == "finished":
         return "done"
-    return duration_text(run.last_step.eta_seconds if run.last_step and run.is_live else None)
+    return duration_text(run.seconds_left if run.is_live else None)
 
 
 def _held_out_note(run: RunFold) -> str:

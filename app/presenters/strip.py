@@ -100,5 +100,5 @@ def _run_text(run: RunFold) -> str:
     step = run.last_step
     if step is None or run.state != "running":
         return run.phase_text
-    eta = f", {duration_text(step.eta_seconds)} left" if step.eta_seconds is not None else ""
+    eta = f", {duration_text(run.seconds_left)} left" if run.seconds_left is not None else ""
     return f"Step {ratio_text(step.step, step.total_steps)}{eta}"

@@ -17,22 +17,26 @@ from app.presenters.memory_words import Capacity
 from app.presenters.model import model_state
 from app.presenters.outcome import Ending, outcome_of
 from app.presenters.problems import problems_of
+from app.presenters.run_files import TITLES
 from app.presenters.run_fold import RunFold
-from app.presenters.run_header import kept_header, own_header
+from app.presenters.run_header import kept_header, live_sentence, own_header
 from app.presenters.run_numbers import numbers_of
 from app.presenters.run_rows import kept_row, shown_rows
 from app.presenters.runcard import planned_steps, run_card
 from app.presenters.runs import interrupted_run
 from app.presenters.strip import strip_state
 from app.presenters.tried import settings_text
+from app.presenters.words import duration_text
 from app.tabs.data.presenters.doctor import doctor_state
 from app.tabs.data.presenters.head import READ_ANEW, report_notice
 from qlora_engine import config_io
 from qlora_engine import events as ev
 from qlora_engine.config import TrainingConfig
 from qlora_engine.errors import EngineError
+from qlora_engine.evaluate import answers, prediction_file
 from qlora_engine.memory import explain
 from qlora_engine.models import catalog
+from qlora_engine.runs import commands, live, notes, plans, stored
 from qlora_engine.runs.index import RunEntry
 from qlora_engine.runs.record import RunSummary
 from tests.app import events_of_a_run as told
@@ -112,6 +116,25 @@ def test_a_stop_in_progress_is_not_painted_over_by_phases() -> None:
     run.asked_to_stop()
     run.fold(ev.PhaseChanged("saving", "Saving a checkpoint"))
     assert (run.state, run.phase_text) == ("stopping", "Stopping after this micro-batch")
+
+
+def test_after_the_last_step_no_time_left_is_claimed() -> None:
+    """Measuring, answering and saving are still to come, which may take minutes."""
+    run = folded(told.started(), told.plan(2), told.step(1, 2))
+    assert run.seconds_left is not None
+    texts = (live_sentence(run), numbers_of(run).eta_text, strip_state(None, run, None).run_text)
+    assert all(duration_text(run.seconds_left) in text for text in texts)
+    run.fold(told.step(2, 2))
+    run.fold(ev.PhaseChanged("evaluating", "Measuring the held-out loss"))
+    texts = (live_sentence(run), numbers_of(run).eta_text, strip_state(None, run, None).run_text)
+    assert texts == ("Measuring the held-out loss, step 2 of 2", "n/a", "Step 2 / 2")
+
+
+def test_each_file_of_a_run_is_called_by_what_it_is() -> None:
+    single = (stored.RECORD_FILE, stored.JOB_FILE, stored.LOCK_FILE, stored.METRICS_FILE, stored.MEMORY_FILE)
+    others = (commands.COMMANDS_FILE, live.LIVE_FILE, notes.NOTES_FILE, plans.EARLIER_FILE, answers.FILE)
+    scored = (prediction_file.FILE, prediction_file.ROWS_FILE)
+    assert {*single, *others, *scored, "log.txt", "adapter", "checkpoints", "tensorboard"} == set(TITLES)
 
 
 def test_the_log_tells_in_words_what_happened() -> None:

@@ -21,10 +21,10 @@ TABS = (
     (SPLIT, "Split and reasoning"),
 )
 SENTENCES = {
-    SOURCE: "Where the rows to learn from are, and which column is what",
-    ROWS: "Every row, as it is stored beside what the model is fed of it",
+    SOURCE: "Where the rows are, and which column is what",
+    ROWS: "Every row, as stored and as the model is fed it",
     REPORT: "What the model will see, in numbers",
-    DOCTOR: "What is wrong with the data, and what one click mends",
+    DOCTOR: "What is wrong, and what one click mends",
     SPLIT: "What is held out, and what is trained of a row",
 }
 

@@ -38,7 +38,7 @@ class MemoryScreen(Page):
     seen = Signal(bool)
 
     def __init__(self) -> None:
-        super().__init__("Memory", "What the run will need, with and without double quantization")
+        super().__init__("Memory", "What the run will need")
         self.gpu = QuietCombo()
         self.gpu.setAccessibleName("Memory of which device")
         self.gpu.setMinimumWidth(210)

@@ -24,7 +24,7 @@ class ModelScreen(Page):
     next_asked = Signal()
 
     def __init__(self) -> None:
-        super().__init__("Model", "The base model that is quantized to 4 bits and stays frozen")
+        super().__init__("Model", "The base model: in 4 bits, and frozen")
         self.next = button("Choose data", self.next_asked.emit, "primary")
         self.buttons.addWidget(self.next)
         self.list = QListWidget()

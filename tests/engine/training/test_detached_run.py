@@ -50,3 +50,6 @@ def test_the_curve_of_a_detached_run_has_every_point(make_config: MakeConfig) ->
     assert list(curves.read(folder.path).columns["step"]) == list(range(1, STEPS + 1))
     assert RunFolder(folder.path).state() == "finished"
     assert len(list((folder.path / FOLDER).iterdir())) == 1
+    assert "Warning" not in (folder.path / "log.txt").read_text(encoding="utf-8"), (
+        "nobody can do anything about it"
+    )
