@@ -29,11 +29,11 @@ def parsed(text: str) -> Ranges:
         if not 0 < first <= last:
             raise ValueError(piece)
         found.append((first, last))
-    return _joined(found)
+    return joined(found)
 
 
 def of_numbers(numbers: Iterable[int]) -> Ranges:
-    return _joined([(number, number) for number in numbers])
+    return joined([(number, number) for number in numbers])
 
 
 def text_of(ranges: Ranges) -> str:
@@ -64,7 +64,7 @@ def within(ranges: Ranges, total: int) -> Ranges:
 
 def added(text: str, more: str) -> str:
     """Both together, as short as it goes; a text that names no rows counts for nothing."""
-    return text_of(_joined([*readable(text), *readable(more)]))
+    return text_of(joined([*readable(text), *readable(more)]))
 
 
 def without(text: str, number: int) -> str:
@@ -75,7 +75,7 @@ def closed_up(text: str, first: int, last: int) -> str:
     """When rows `first` to `last` are gone: those behind them have moved up."""
     gone = last - first + 1
     kept = _removed(readable(text), first, last)
-    return text_of(_joined([(a, b) if b < first else (a - gone, b - gone) for a, b in kept]))
+    return text_of(joined([(a, b) if b < first else (a - gone, b - gone) for a, b in kept]))
 
 
 def readable(text: str) -> Ranges:
@@ -94,7 +94,8 @@ def _removed(ranges: Ranges, first: int, last: int) -> Ranges:
     return tuple(found)
 
 
-def _joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
+def joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    """The same numbers, in order, with nothing that touches apart."""
     found: list[tuple[int, int]] = []
     for first, last in sorted(ranges):
         if found and first <= found[-1][1] + 1:

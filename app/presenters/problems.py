@@ -13,7 +13,7 @@ PAGES = ("model", "data", "settings", "memory")
 """The tabs of a draft on which something can be mended."""
 
 MEANING = "data.meaning"
-FINDINGS = (MEANING, "data.preference", "data.columns", "data.nothing_trained")
+FINDINGS = (MEANING, "data.marked", "data.preference", "data.columns", "data.nothing_trained")
 """What can block, and is mended on the doctor's tab."""
 DOCTOR = "data.doctor"
 """Where on the Data page the doctor's findings are, as if it were an option."""

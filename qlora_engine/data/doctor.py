@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -14,7 +15,7 @@ from qlora_engine.config import DataSettings
 from qlora_engine.counting import agreeing, counted, pronoun
 from qlora_engine.data import report as reports
 from qlora_engine.data import working
-from qlora_engine.data.formats import Detection
+from qlora_engine.data.formats import Detection, marks
 from qlora_engine.data.formats.kind import IN_WORDS, MEANINGS
 from qlora_engine.data.grades import BLOCKS, GRADES, LOOK, NOTE, Finding, first_blocking
 from qlora_engine.data.report import EXAMPLES_NAMED, DataReport, Found
@@ -120,6 +121,14 @@ def left_out(
     bad: reports.Drops, total: int, format_name: str, most: float, place: Place
 ) -> Iterator[Finding]:
     """Rows that cannot be used: each reason, or that they are too many."""
+    bad, unwanted = _without_unwanted(bad)
+    total -= len(unwanted)
+    if unwanted:
+        count = len(unwanted)
+        yield Finding(
+            NOTE, "data.unwanted", f"{counted(count, 'row')} left out as data.preference says: {marks.UNWANTED}.",
+            count, tuple(unwanted[:EXAMPLES_NAMED]),
+        )  # fmt: skip
     if not bad.count:
         return
     yield from _changed_meaning(bad, total)
@@ -145,22 +154,45 @@ def left_out(
         )  # fmt: skip
 
 
+def _without_unwanted(bad: reports.Drops) -> tuple[reports.Drops, list[int]]:
+    """(rows that cannot be used, those whose answer a person does not want: nothing is wrong with them)."""
+    is_asked = {reason: marks.UNWANTED in reason and not _carried(reason) for reason, _ in bad.items()}
+    others = reports.Drops({reason: rows for reason, rows in bad.items() if not is_asked[reason]})
+    return others, sorted(n for reason, rows in bad.items() if is_asked[reason] for n in rows)
+
+
 def _changed_meaning(bad: reports.Drops, total: int) -> Iterator[Finding]:
     """Rows left out because of what they carry besides text: whether to train them without it only a person can say."""
     for kind in MEANINGS:
-        rows = sorted(n for reason, numbers in bad.items() if _carried(reason) == kind for n in numbers)
-        count = len(rows)
-        if not count:
-            continue
-        reason = next(reason for reason, _ in bad.items() if _carried(reason) == kind)
-        yield Finding(
-            BLOCKS if count > MANY_BAD * total else LOOK, "data.meaning",
-            f"{counted(count, 'row', 'carry')} {IN_WORDS[kind]}, which change what a row means and are not used: {reason}.",
-            count, tuple(rows[:EXAMPLES_NAMED]), {"setting": "data.ignore", "value": [kind], "adds": True},
-            f"train {'this row' if count == 1 else 'these rows'} without {'its' if count == 1 else 'their'} {IN_WORDS[kind]}, leave "
-            f"{'it' if count == 1 else 'them'} out with data.leave_out, or keep the other rows as a file of their own",
-            leave_out=_short(rows),
-        )  # fmt: skip
+        for is_marked in (True, False):
+            reasons = [
+                r for r, _ in bad.items() if _carried(r) == kind and (marks.UNWANTED in r) == is_marked
+            ]
+            rows = sorted(n for reason, numbers in bad.items() if reason in reasons for n in numbers)
+            if rows:
+                finding = _unwanted(rows, reasons[0]) if is_marked else _carrying(kind, rows, reasons[0])
+                yield replace(finding, grade=BLOCKS if len(rows) > MANY_BAD * total else LOOK)
+
+
+def _unwanted(rows: Sequence[int], reason: str) -> Finding:
+    """Answers marked as wanted or not: what becomes of the unwanted ones only a person can say."""
+    return Finding(
+        BLOCKS, "data.marked", f"{counted(len(rows), 'row', 'have')} an answer that is not wanted: {reason}.",
+        len(rows), tuple(rows[:EXAMPLES_NAMED]), {"setting": "data.preference", "value": "chosen"},
+        "train the wanted answers alone", leave_out=_short(rows),
+    )  # fmt: skip
+
+
+def _carrying(kind: str, rows: Sequence[int], reason: str) -> Finding:
+    count = len(rows)
+    return Finding(
+        BLOCKS, "data.meaning",
+        f"{counted(count, 'row', 'carry')} {IN_WORDS[kind]}, which change what a row means and are not used: {reason}.",
+        count, tuple(rows[:EXAMPLES_NAMED]), {"setting": "data.ignore", "value": [kind], "adds": True},
+        f"train {'this row' if count == 1 else 'these rows'} without {'its' if count == 1 else 'their'} {IN_WORDS[kind]}, leave "
+        f"{'it' if count == 1 else 'them'} out with data.leave_out, or keep the other rows as a file of their own",
+        leave_out=_short(rows),
+    )  # fmt: skip
 
 
 def _carried(reason: str) -> str | None:
@@ -287,10 +319,8 @@ def _contents(found: Found, report: DataReport, settings: DataSettings) -> Itera
             "The model has no chat template of its own; a plain one (### Instruction, ### Response) is used."
         )
         yield Finding(NOTE, "data.template", text)
-    for name, count in found.tokens.counts.items():
-        if name.startswith("note:"):
-            text = f"{counted(count, 'row')}: {name.removeprefix('note:').rstrip('.')}."
-            yield Finding(NOTE, "data.rendering", text, count)
+    for note, count in reports.noted(found, "note:").items():
+        yield Finding(NOTE, "data.rendering", f"{counted(count, 'row')}: {note.rstrip('.')}.", count)
     if report.untrained_answer_rows:
         yield Finding(
             NOTE, "data.untrained_answers",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -226,14 +225,15 @@ def _tokenize_all(store: RowStore, plan: Plan, request: Request, folder: Path) -
 
     processes = request.processes or parallel.processes_for(len(store))
     problems: dict[str, list[int]] = {}
-    counts: Counter[str] = Counter()
+    noted: dict[str, list[tuple[int, int]]] = {}
     done = rows = 0
     writer = None
     with pa.OSFile(str(folder / TOKENS_FILE), "wb") as sink:
         for part in parallel.run(plan, store.blocks(BLOCK_ROWS), processes, request.check):
             for number, reason in part.problems:
                 problems.setdefault(reason, []).append(number)
-            counts.update(part.counts)
+            for name, ranges in part.noted.items():
+                noted.setdefault(name, []).extend(ranges)
             for batch in pa.ipc.open_stream(part.stream) if part.stream else ():
                 writer = writer or pa.ipc.new_stream(sink, batch.schema)
                 writer.write_batch(batch)
@@ -246,7 +246,12 @@ def _tokenize_all(store: RowStore, plan: Plan, request: Request, folder: Path) -
     if not rows:
         (folder / TOKENS_FILE).unlink()
     store.require_unchanged()
-    meta = {"rows": rows, "numbers": len(store), "problems": problems, "counts": dict(counts)}
+    meta = {
+        "rows": rows,
+        "numbers": len(store),
+        "problems": problems,
+        "noted": {name: row_numbers.joined(found) for name, found in noted.items()},
+    }
     (folder / META_FILE).write_text(json.dumps(meta), encoding="utf-8")
 
 

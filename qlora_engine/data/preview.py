@@ -14,7 +14,7 @@ from qlora_engine import paths
 from qlora_engine.config import DataSettings
 from qlora_engine.data import oasst
 from qlora_engine.data.conversation import RowProblem
-from qlora_engine.data.formats import FIELDS, OPTIONAL_FIELDS, detect, read_row
+from qlora_engine.data.formats import FIELDS, OPTIONAL_FIELDS, detect, nested, read_row
 from qlora_engine.data.sources import STARTER, BadRow, Row, RowStore, places, store
 from qlora_engine.errors import EngineError
 
@@ -58,7 +58,7 @@ def _answer(
     return {
         "origin": settings.path, "files": names[:SHOWN], "file_count": len(names), "bytes": nbytes,
         "notes": notes, "columns": list(dict.fromkeys(str(key) for row in good for key in row)),
-        "fields": {name: {f: list(usual) for f, usual in fields.items()} for name, fields in FIELDS.items()},
+        "nested": nested.names_in(good), "fields": {name: {f: list(usual) for f, usual in fields.items()} for name, fields in FIELDS.items()},
         "optional_fields": sorted(OPTIONAL_FIELDS), "is_tree": oasst.is_message_tree(good),
         **_meaning(first, good, settings),
     }  # fmt: skip

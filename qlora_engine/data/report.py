@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from qlora_engine import row_numbers
 from qlora_engine.counting import counted
 from qlora_engine.data import scripts, working
 from qlora_engine.data.formats import Detection
@@ -170,7 +171,7 @@ def _reading(found: Found) -> dict[str, Any]:
         "packed_rows": found.packed_rows,
         "duplicate_rows": found.sides.duplicates,
         "near_duplicate_rows": found.sides.near_duplicates,
-        "unused_keys": _counted(found.tokens, "unused:"),
+        "unused_keys": noted(found, "unused:"),
         "sources": tuple(
             {
                 "name": source.name, "rows": len(source), "weight": source.weight, "format": detection.format,
@@ -248,9 +249,18 @@ def ends_cut(rows: TokenRows) -> Any:
     return found
 
 
-def _counted(tokens: TokenStore, kind: str) -> dict[str, int]:
-    found = {name.removeprefix(kind): count for name, count in tokens.counts.items() if name.startswith(kind)}
-    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+def noted(found: Found, kind: str) -> dict[str, int]:
+    """What is noted of rows -> how many of those that are trained or held out; rows of a held-out file are not noted."""
+    import numpy as np
+
+    used = [found.train.numbers, *([] if found.has_held_out_file else [found.held_out.numbers])]
+    numbers = np.unique(np.concatenate(used))
+    counts = {
+        name.removeprefix(kind): int(row_numbers.among(ranges, numbers).sum())
+        for name, ranges in found.tokens.noted.items()
+        if name.startswith(kind)
+    }
+    return {name: count for name, count in sorted(counts.items(), key=lambda pair: -pair[1]) if count}
 
 
 def _percentile(ordered: Any, share: float) -> int:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
+from qlora_engine import row_numbers
 from qlora_engine.data.tokenize import TokenRow, cut
 from qlora_engine.parsing import object_from_json
 
@@ -27,7 +28,9 @@ class TokenStore:
 
         meta = object_from_json((folder / META_FILE).read_text(encoding="utf-8"))
         self.problems: dict[str, list[int]] = meta["problems"]
-        self.counts: dict[str, int] = meta["counts"]
+        self.noted: dict[str, row_numbers.Ranges] = {
+            name: tuple((first, last) for first, last in found) for name, found in meta["noted"].items()
+        }
         self.numbers = int(meta["numbers"])
         self._batches: list[Any] = []
         file = folder / TOKENS_FILE

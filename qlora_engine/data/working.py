@@ -5,11 +5,11 @@ What comes back is an Arrow batch of plain arrays, so that a million rows are ne
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qlora_engine import row_numbers
 from qlora_engine.data import near, scripts, secrets, splitting
 from qlora_engine.data.conversation import Conversation, RowProblem
 from qlora_engine.data.formats import Detection, read_row
@@ -46,12 +46,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Part:
-    """What became of a block: an Arrow stream of its token rows, the rows left out, and counts of what was seen."""
+    """What became of a block: an Arrow stream of its token rows, the rows left out, and of what is
+    noted of rows (`unused:` keys, `note:` of their rendering) the rows that have it."""
 
     stream: bytes
     numbers: int
     problems: list[tuple[int, str]]
-    counts: dict[str, int]
+    noted: dict[str, row_numbers.Ranges]
 
 
 Kept = tuple[Encoded, Conversation, int]
@@ -65,9 +66,9 @@ def work(plan: Plan, block: Block) -> Part:
         EngineError: its file has gone.
     """
     problems: list[tuple[int, str]] = []
-    counts: Counter[str] = Counter()
+    noted: dict[str, list[int]] = {}
     kept: list[Kept] = []
-    conversations = list(_conversations(plan, block, problems, counts))
+    conversations = list(_conversations(plan, block, problems))
     texts = [c for c in conversations if c.text is not None]
     talks = [c for c in conversations if c.text is None]
     for conversation in texts:
@@ -81,14 +82,16 @@ def work(plan: Plan, block: Block) -> Part:
             problems.append((conversation.number, "nothing of it is to be trained"))
         else:
             for note in row.notes:
-                counts[f"note:{note}"] += 1
+                noted.setdefault(f"note:{note}", []).append(conversation.number)
             kept.append((row, conversation, 0))
-    return Part(_stream(plan, block.source, kept), len(block.spans), sorted(problems), dict(counts))
+    for _, conversation, _ in kept:
+        for key in conversation.unused:
+            noted.setdefault(f"unused:{key}", []).append(conversation.number)
+    ranges = {name: row_numbers.of_numbers(numbers) for name, numbers in noted.items()}
+    return Part(_stream(plan, block.source, kept), len(block.spans), sorted(problems), ranges)
 
 
-def _conversations(
-    plan: Plan, block: Block, problems: list[tuple[int, str]], counts: Counter[str]
-) -> Iterator[Conversation]:
+def _conversations(plan: Plan, block: Block, problems: list[tuple[int, str]]) -> Iterator[Conversation]:
     detection = plan.detections[block.source]
     for number, row in block.rows():
         if isinstance(row, BadRow):
@@ -99,8 +102,6 @@ def _conversations(
         except RowProblem as problem:
             problems.append((number, problem.reason))
             continue
-        for key in conversation.unused:
-            counts[f"unused:{key}"] += 1
         yield conversation.with_system(plan.system_prompt)
 
 

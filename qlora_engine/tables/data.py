@@ -113,7 +113,7 @@ class DataSettings:
     preference: str = knob(
         "ask",
         label="Preference pairs",
-        help="Rows with a wanted and an unwanted answer are not trained before it is said what of them.",
+        help="Rows with a wanted and an unwanted answer, or an answer marked as unwanted, are not trained before it is said what of them.",
         choices={"ask": "Not trained", "chosen": "Train the wanted answer, leave the other out"},
         is_expert=True,
         resume="rows",

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qlora_engine import config_io
+from qlora_engine import config_io, row_numbers
 from qlora_engine.config import TrainingConfig, all_knobs
 from qlora_engine.data.tokens import lengths_of
 from qlora_engine.errors import EngineError
@@ -24,6 +24,8 @@ BY_CONTENT = ("model.name", "model.revision", "data.path", "data.held_out_path")
 """Places: what lies there is compared, not its name."""
 UNHEARD = ("output.name", "output.runs_dir")
 """Said once, when the folder was made."""
+MEANT: Mapping[str, Callable[[Any], Any]] = {"data.leave_out": row_numbers.readable, "data.ignore": frozenset}
+"""What a setting means, where it can be written in several ways."""
 CONTENTS = {
     "base": ("the base model", "base"),
     "data": ("the training data", "rows"),
@@ -68,7 +70,8 @@ def changed_settings(made: Mapping[str, Any], now: TrainingConfig) -> list[Diffe
     for path, knob in all_knobs().items():
         table, name = path.split(".", 1)
         was, new = getattr(getattr(before, table), name), getattr(getattr(after, table), name)
-        if was != new and path not in (*BY_CONTENT, *UNHEARD):
+        meant = MEANT.get(path, lambda value: value)
+        if meant(was) != meant(new) and path not in (*BY_CONTENT, *UNHEARD):
             found.append(
                 Difference(path, f"{path} was {_shown(was)} and is {_shown(new)}", RESUMES[knob.resume])
             )

@@ -14,7 +14,7 @@ FIELDS = {
     "input": ("input", "context"),
     "output": (
         "output", "response", "answer", "target", "completion", "solution", "assistant", "bot", "gpt",
-        "assistant_message", "reply",
+        "assistant_message", "reply", "answers.text",
     ),
     "reasoning": ("reasoning_content", "reasoning", "thinking", "thought", "complex_cot", "cot"),
 }  # fmt: skip

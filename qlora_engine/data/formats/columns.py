@@ -95,6 +95,8 @@ def text_of(row: Row, column: str, field: str, *, may_be_empty: bool = False) ->
         RowProblem: it is missing, empty or no text.
     """
     value = row.get(column)
+    if "." in column and isinstance(value, list | tuple) and value:
+        value = value[0]  # several right answers, as sets of questions about a text have them
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):

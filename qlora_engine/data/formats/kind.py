@@ -40,6 +40,10 @@ class Detection:
     ignore: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
+    wants_chosen: bool = False
+    """Rows whose answer is marked as unwanted are left out, as a person said."""
+    nested: tuple[str, ...] = ()
+    """Those of `columns` that stand inside another column."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     ),
     "calls": ("tool_calls", "function_call", "tool_use", "calls", "functions", "tools"),
     "weights": ("weight", "weights", "train", "loss", "loss_weight", "loss_mask", "mask"),
-    "rejected": ("rejected", "rejected_response", "rejected_responses", "label"),
+    "rejected": ("rejected", "rejected_response", "rejected_responses", "label", "kto_tag"),
 }  # fmt: skip
 """Keys that change what a row teaches, under the name by which a person may say that they are to be ignored."""
 IN_WORDS = {

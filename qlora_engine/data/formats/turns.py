@@ -19,6 +19,14 @@ ROLES = {
     "answer": "assistant", "ai": "assistant", "chatbot": "assistant", "bing": "assistant", "bard": "assistant",
     "output": "assistant", "assistant_response": "assistant",
     "tool": "tool", "observation": "tool", "function": "tool", "ipython": "tool", "tool_response": "tool",
+    "usuario": "user", "utilisateur": "user", "benutzer": "user", "nutzer": "user", "utente": "user", "usu\u00e1rio": "user",
+    "\u043f\u043e\u043b\u044c\u0437\u043e\u0432\u0430\u0442\u0435\u043b\u044c": "user", "\u7528\u6237": "user", "\u7528\u6236": "user",
+    "\u30e6\u30fc\u30b6\u30fc": "user", "\uc0ac\uc6a9\uc790": "user",
+    "asistente": "assistant", "assistente": "assistant", "assistent": "assistant",
+    "\u0430\u0441\u0441\u0438\u0441\u0442\u0435\u043d\u0442": "assistant", "\u52a9\u624b": "assistant",
+    "\u30a2\u30b7\u30b9\u30bf\u30f3\u30c8": "assistant", "\uc5b4\uc2dc\uc2a4\ud134\ud2b8": "assistant",
+    "sistema": "system", "syst\u00e8me": "system", "\u0441\u0438\u0441\u0442\u0435\u043c\u0430": "system", "\u7cfb\u7edf": "system",
+    "\u7cfb\u7d71": "system", "\u30b7\u30b9\u30c6\u30e0": "system", "\uc2dc\uc2a4\ud15c": "system",
     "function_response": "tool", "function_result": "tool", "environment": "tool", "tool_result": "tool",
 }  # fmt: skip
 CALLING = ("function_call", "tool_call", "tool_calls", "function-call", "action")
@@ -34,6 +42,11 @@ THOUGHT = re.compile(
     r"\s*<(think|thinking|thought|reasoning)>(.*?)</\1>[ \t]*\n?\n?", re.DOTALL | re.IGNORECASE
 )
 """Reasoning written into an answer: only at its very beginning, and only when it is closed; else the tag is text."""
+MARKED_THOUGHT = re.compile(
+    r"\s*<\|begin_of_thought\|>(.*?)<\|end_of_thought\|>\s*<\|begin_of_solution\|>(.*?)<\|end_of_solution\|>\s*\Z",
+    re.DOTALL,
+)
+"""The same with the answer between marks, too."""
 
 
 def read_turns(turns: Sequence[Any], keys: Keys | None = None, under: str = "messages[].") -> list[Message]:
@@ -68,7 +81,8 @@ def from_json_list(value: Any, what: str) -> list[Any]:
         value = list(value)
     if not isinstance(value, list) or not value:
         raise RowProblem(f"it has no {what}")
-    return value
+    is_wrapped = len(value) == 1 and isinstance(value[0], list | tuple) and bool(value[0])
+    return list(value[0]) if is_wrapped else value
 
 
 def role_of(turn: Mapping[str, Any]) -> str:
@@ -105,6 +119,9 @@ def finished(messages: Sequence[Message]) -> tuple[Message, ...]:
 
 def split_reasoning(text: str) -> tuple[str | None, str]:
     """(reasoning, the rest) of an answer that begins with a closed `<think>` block; (None, the text) otherwise."""
+    marked = MARKED_THOUGHT.match(text)
+    if marked is not None:
+        return marked[1].strip() or None, marked[2].strip()
     found = THOUGHT.match(text)
     if found is None:
         return None, text

@@ -15,6 +15,7 @@ import pytest
 from qlora_engine import row_numbers
 from qlora_engine.config import DataSettings
 from qlora_engine.data import doctor, grades, split
+from qlora_engine.data.formats import marks
 from qlora_engine.data.report import DataReport, Drops, Found
 from tests.engine.data.test_doctor import prepare
 from tests.support.tiny import instruction_rows, write_rows
@@ -49,7 +50,9 @@ def texts(known: tuple[Found, DataReport, DataSettings], count: int) -> dict[str
     numbers = list(range(1, count + 1))
     some = np.arange(count)
     tokens, held = found.tokens, found.held_tokens
-    tokens.counts = {"note:its reasoning is left out": count}
+    tokens.noted = {
+        "note:its reasoning is left out": row_numbers.of_numbers(found.train.numbers[:count].tolist())
+    }
     tokens.problems = {
         f'"{k}" is not used; data.ignore = ["{k}"] trains it without': numbers for k in ("images",)
     }
@@ -74,6 +77,14 @@ def texts(known: tuple[Found, DataReport, DataSettings], count: int) -> dict[str
         *doctor.findings(found, replace(report, held_out_rows=0), replace(settings, leave_out="99")),
         *doctor.left_out(Drops({"it is not JSON": numbers}), 9, "alpaca", 0.5, lambda _: PLACE),
         *doctor.left_out(Drops({"it is not JSON": numbers}), count, "alpaca", 0.5, lambda _: PLACE),
+        *doctor.left_out(Drops({marks.UNWANTED: numbers}), 9, "alpaca", 0.5, lambda _: PLACE),
+        *doctor.left_out(
+            Drops({f'{marks.UNWANTED}; data.ignore = ["rejected"] trains it': numbers}),
+            9,
+            "alpaca",
+            0.5,
+            lambda _: PLACE,
+        ),
     ]
     opening: Any = SimpleNamespace(opens_thoughts=True)
     asked += doctor._thoughts(replace(found, template=opening), replace(report, reasoning_rows=0), settings)

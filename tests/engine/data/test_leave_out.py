@@ -161,3 +161,36 @@ def test_a_resumed_run_is_told_that_other_rows_are_left_out() -> None:
     (difference,) = identity.changed_settings(made, with_value(before, "data.leave_out", "3"))
     assert (difference.name, difference.words) == ("data.leave_out", 'data.leave_out was "" and is "3"')
     assert "other rows" in str(difference.consequence)
+
+
+@pytest.mark.parametrize(("was", "now"), [("3, 8-10", "8-10,3"), ("3-4", "3, 4"), ("", "  "), ("5", "5-5")])
+def test_another_spelling_of_the_same_rows_is_no_difference_to_a_checkpoint(was: str, now: str) -> None:
+    before = with_value(TrainingConfig(), "data.leave_out", was)
+    made = identity.made_with(before, {})
+    assert identity.changed_settings(made, with_value(before, "data.leave_out", now)) == []
+    (difference,) = identity.changed_settings(made, with_value(before, "data.leave_out", "7"))
+    assert difference.words == f'data.leave_out was "{was}" and is "7"'
+
+
+def test_what_is_noted_counts_only_rows_that_are_used(tmp_path: Path) -> None:
+    """Keys that are not used, and notes of how rows were rendered."""
+    rows: list[dict[str, Any]] = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Say {n}"},
+                {"role": "assistant", "content": f"Here {n}"},
+            ],
+            "score": n,
+        }
+        for n in range(1, 13)
+    ]
+    rows[3]["messages"][1]["content"] = ""  # cannot be read
+    for row in rows[5:8]:
+        row["extra"] = "x"
+        row["messages"][1]["tool_calls"] = [{"name": "tides", "arguments": {}}]
+    for left, score, extra in (("", 11, 3), ("6-7, 12", 8, 1), ("6-8", 8, 0)):
+        prepared = prepare(write_rows(tmp_path / "a.jsonl", rows), leave_out=left, held_out_fraction=0.2)
+        wanted = {"score": score, "extra": extra}
+        assert prepared.report.unused_keys == {key: count for key, count in wanted.items() if count}
+        told = [f for f in prepared.report.findings if f["code"] == "data.rendering"]
+        assert [f["count"] for f in told] == ([extra] if extra else [])

@@ -151,7 +151,7 @@ def _facts(preview: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
 def _fields(settings: DataSettings, preview: Mapping[str, Any]) -> tuple[FieldLine, ...]:
     known = preview["detection"]
     name = known["format"] if known else settings.format if settings.format != "auto" else ASKED_FIRST
-    columns = [str(column) for column in preview["columns"]]
+    columns = [str(column) for column in (*preview["columns"], *preview.get("nested", ()))]
     found = dict(known["columns"]) if known else {}
     optional = set(preview["optional_fields"])
     lines = []
@@ -173,10 +173,12 @@ def _fields(settings: DataSettings, preview: Mapping[str, Any]) -> tuple[FieldLi
 def _titles(preview: Mapping[str, Any]) -> tuple[str, ...]:
     """The columns, each with what it is read as."""
     detection = preview["detection"]
-    roles = {
-        column: FIELD_WORDS.get(name, name)
-        for name, column in (detection["columns"] if detection else {}).items()
-    }
+    known = set(map(str, preview["columns"]))
+    roles: dict[str, str] = {}
+    for name, path in (detection["columns"] if detection else {}).items():
+        column, _, inner = (path, "", "") if path in known else path.partition(".")
+        word = FIELD_WORDS.get(name, name) + (f" ({inner})" if inner else "")
+        roles[column] = f"{roles[column]}, {word}" if column in roles else word
     return (
         "Row",
         *(f"{c} \u2192 {roles[c]}" if c in roles else str(c) for c in map(str, preview["columns"])),
