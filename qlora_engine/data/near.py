@@ -20,6 +20,8 @@ WINDOW = 8
 CHOOSING = 0x9E3779B97F4A7C15
 THREE_QUARTERS = 3 << 62
 EMPTY = 0xFFFFFFFF
+COMPARED_ROWS = 1 << 16
+"""Rows that are compared at a time: a million at once are hundreds of megabytes."""
 LARGEST_SHARE, LARGEST = 0.1, 20
 """A group larger than both is a template that many rows share, not one row written twice."""
 ALIKE_BYTES = bytes.maketrans(b",!?;:\t\n\r\v\f", b".....     ")
@@ -90,24 +92,22 @@ def groups(keys: Any, loose_keys: Any, minima: Any) -> Any:
     compared = np.flatnonzero(minima.any(axis=1))
     for start in range(0, MINIMA, BAND):
         _join_alike(parent, compared, minima, start)
-    found = _roots(parent)
-    sizes = np.bincount(found, minlength=rows)
-    found = np.where(sizes[found] > largest, np.arange(rows), found)
+    sizes = np.bincount(parent, minlength=rows)
+    found = np.where(sizes[parent] > largest, np.arange(rows), parent)
     _join_equal(found, keys)
-    return _roots(found)
+    return found
 
 
 def _join_equal(parent: Any, keys: Any) -> None:
-    """Rows of equal keys point to the first of them."""
+    """Rows of equal keys share a group."""
     import numpy as np
 
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    target = first[inverse]
-    for row in np.flatnonzero(target != np.arange(len(keys))).tolist():
-        _union(parent, row, int(target[row]))
+    _join(parent, np.arange(len(keys)), first[inverse])
 
 
 def _join_alike(parent: Any, compared: Any, minima: Any, start: int) -> None:
+    """Each row of a bucket is compared with the bucket's first."""
     import numpy as np
 
     band = minima[compared, start : start + BAND].astype(np.uint64)
@@ -115,24 +115,30 @@ def _join_alike(parent: Any, compared: Any, minima: Any, start: int) -> None:
     for column in range(BAND):
         hashed = mixed(hashed * np.uint64(31) + band[:, column])
     order = np.argsort(hashed, kind="stable")
-    edges = np.concatenate([[0], np.flatnonzero(np.diff(hashed[order])) + 1, [len(order)]]).astype(np.int64)
-    for bucket in np.flatnonzero(np.diff(edges) > 1).tolist():
-        members = compared[order[edges[bucket] : edges[bucket + 1]]]
-        alike = (minima[members[1:]] == minima[members[0]]).sum(axis=1) >= ALIKE
-        for row in members[1:][alike].tolist():
-            _union(parent, row, int(members[0]))
+    ranked = compared[order]
+    later = np.flatnonzero(np.diff(hashed[order]) == 0) + 1
+    places = np.arange(len(ranked))
+    places[later] = 0
+    firsts = np.maximum.accumulate(places)
+    for piece in np.split(later, range(COMPARED_ROWS, len(later), COMPARED_ROWS)):
+        rows, others = ranked[piece], ranked[firsts[piece]]
+        alike = (minima[rows] == minima[others]).sum(axis=1) >= ALIKE
+        _join(parent, rows[alike], others[alike])
 
 
-def _union(parent: Any, row: int, other: int) -> None:
-    a, b = _root(parent, row), _root(parent, other)
-    parent[max(a, b)] = min(a, b)
+def _join(parent: Any, rows: Any, others: Any) -> None:
+    """Each of `rows` and the one of `others` beside it share a group. `parent` names the least row of each group, before
+    and after."""
+    import numpy as np
 
-
-def _root(parent: Any, row: int) -> int:
-    while parent[row] != row:
-        parent[row] = parent[parent[row]]
-        row = int(parent[row])
-    return row
+    while True:
+        a, b = parent[rows], parent[others]
+        is_apart = a != b
+        if not is_apart.any():
+            return
+        rows, others, a, b = rows[is_apart], others[is_apart], a[is_apart], b[is_apart]
+        np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
+        parent[:] = _roots(parent)
 
 
 def _roots(parent: Any) -> Any:

@@ -348,9 +348,11 @@ def _loaded(entry: Path, request: Request, read: Tokenized, held: Tokenized) -> 
 
 def automatic_length(lengths: Any, model_max_length: int | None) -> int:
     """The 99th percentile of the rows' lengths, rounded up to a multiple of 8, at most what the model can see."""
+    import numpy as np
+
     if not len(lengths):
         return LENGTH_MULTIPLE
-    ordered = sorted(lengths)
+    ordered = np.sort(lengths)
     wanted = int(ordered[min(len(ordered) - 1, int(LENGTH_PERCENTILE * len(ordered)))])
     rounded = -(-wanted // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     return min(rounded, model_max_length) if model_max_length else rounded
