@@ -18,7 +18,7 @@ import warnings
 from pathlib import Path
 from typing import TextIO
 
-from qlora_engine import compiler_later, events, jobs, orphans, parsing
+from qlora_engine import compiler_later, events, jobs, orphans, parsing, scanned_once
 from qlora_engine.client import LEAVE
 from qlora_engine.control import STOP_SAVE, Control
 from qlora_engine.data import last_resort
@@ -30,6 +30,7 @@ def main() -> int:
     """Carry out one job. Exit code 0 whenever the terminal event was delivered or nobody was left to read it."""
     out = _take_stdout()
     compiler_later.install()
+    scanned_once.install()
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
