@@ -6,7 +6,8 @@ everything switched on at once. Only where they differ is each change tried by i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,15 +85,30 @@ def install(
     model: Any, settings: TrainingSettings, rows: Sequence[TokenRow], *, device: str, spare_bytes: int
 ) -> FastPaths:
     """Switch on what `settings` ask for and the trial bears out. `spare_bytes`: memory that nothing else of the run needs."""
-    trial = _Trial(model, rows, device)
-    found = _switched_on(model, settings, device, spare_bytes, trial)
-    if _reason(lambda: trial.differs(are_joined=found.joins_rows)) is None:
+    with _in_mode(loss.causal_of(model), is_training=False):
+        trial = _Trial(model, rows, device)
+        found = _switched_on(model, settings, device, spare_bytes, trial)
+        if _reason(lambda: trial.differs(are_joined=found.joins_rows)) is None:
+            return found
+        _switch_off(model, found)
+        trial.tries_each = True
+        found = _switched_on(model, settings, device, spare_bytes, trial)
+        _require_same_gradients(model, found, trial)
         return found
-    _switch_off(model, found)
-    trial.tries_each = True
-    found = _switched_on(model, settings, device, spare_bytes, trial)
-    _require_same_gradients(model, found, trial)
-    return found
+
+
+@contextlib.contextmanager
+def _in_mode(model: Any, *, is_training: bool) -> Iterator[None]:
+    """While inside; a switch walks through every module, which takes as long as a short pass."""
+    before = model.training
+    if before == is_training:
+        yield
+        return
+    model.train(is_training)
+    try:
+        yield
+    finally:
+        model.train(before)
 
 
 def _switched_on(
@@ -133,6 +149,7 @@ class _Trial:
     def __init__(self, model: Any, rows: Sequence[TokenRow], device: str) -> None:
         self.model, self.tries_each = model, False
         self._causal, self._device = loss.causal_of(model), device
+        self._trained = [p for p in self._causal.parameters() if p.requires_grad]
         self.rows = [_shortened(row, tokens) for row, tokens in zip(rows, TRIAL_TOKENS, strict=False)]
         self.short = self.rows[1:] or [_shortened(self.rows[0], TRIAL_TOKENS[-1])]
         with torch.no_grad():
@@ -142,12 +159,8 @@ class _Trial:
 
     def logits(self, batch: batches.Batch) -> torch.Tensor:
         """(tokens of all rows, V), without dropout and random numbers."""
-        was_training = self._causal.training
-        self._causal.eval()
-        try:
+        with _in_mode(self._causal, is_training=False):
             return self._causal(**loss.model_inputs(batch.to(self._device))).logits.flatten(0, 1)
-        finally:
-            self._causal.train(was_training)
 
     def _short_rows(self) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
         """Logits of each, and gradients over all of them; beside each other in one pass where none must be padded."""
@@ -166,7 +179,7 @@ class _Trial:
 
     def _gradients_of(self, logits: torch.Tensor) -> list[torch.Tensor | None]:
         total = logits.float().mul(_weights_like(logits)).sum()
-        return _gradients_of(total, [p for p in self._causal.parameters() if p.requires_grad])
+        return _gradients_of(total, self._trained)
 
     def differs(self, *, are_joined: bool) -> str | None:
         """Why logits or gradients are no longer what they were, None where they are."""
@@ -202,7 +215,8 @@ class _Trial:
         """One pass as training makes it: attention that drops weights only then says here that it cannot follow."""
         batch = batches.join(self.short).to(self._device)
         devices = [torch.cuda.current_device()] if self._device == "cuda" else []
-        with torch.random.fork_rng(devices), torch.no_grad(), segments.running(batch):
+        as_trained = _in_mode(self._causal, is_training=True)
+        with as_trained, torch.random.fork_rng(devices), torch.no_grad(), segments.running(batch):
             self._causal(**loss.model_inputs(batch))
 
 

@@ -244,6 +244,19 @@ def test_a_model_that_follows_is_tried_once_and_another_change_by_change(two_lay
     assert passes[1] > 12
 
 
+def test_the_mode_of_every_module_is_switched_four_times(
+    two_layers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A switch takes as long as a short pass: for the whole trial, and for the pass that is made as in training."""
+    model, switched = load(two_layers), []
+    kind = type(model.get_base_model())
+    original = kind.train
+    monkeypatch.setattr(kind, "train", lambda self, mode=True: switched.append(mode) or original(self, mode))
+    install.install(model, ON, rows((50, 20, 30)), device="cpu", spare_bytes=1 << 40)
+    assert switched == [False, True, False, True]
+    assert all(module.training for module in model.modules())
+
+
 def test_windows_and_rows_of_any_lengths_attend_as_with_a_mask() -> None:
     generator = torch.Generator().manual_seed(1)
     for lengths, window in (((9,), None), ((3, 17, 4, 17, 1), None), ((40, 38, 7), 5), ((6, 6), 100)):

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from bitsandbytes.backends.cpu import ops as cpu_kernels
+from bitsandbytes.nn import Linear4bit
+from transformers import LlamaForCausalLM
 
+from qlora_engine import config_io
+from qlora_engine.control import Control
 from qlora_engine.events import Event, ModelLoaded, Noticed, PhaseChanged, PlanMade, RunStarted, StepFinished
+from qlora_engine.jobs import TrainJob
 from qlora_engine.runs.record import RunFolder
+from qlora_engine.training import recipe
 from qlora_engine.training.start_times import DRY_STEP, IMPORTS, StartTimes
 from tests.engine.training.conftest import MakeConfig
 from tests.support import tiny_runs
@@ -74,3 +83,35 @@ def test_a_run_says_what_its_start_took_before_its_first_step(make_config: MakeC
     (planned,) = tiny_runs.of(events, PlanMade)
     places = [events.index(e) for e in events if isinstance(e, PhaseChanged) and e.text in phases[-2:]]
     assert places[0] < events.index(planned) < places[1], "what takes long is told while it does"
+
+
+class CountedKernels:
+    """bitsandbytes' library, with a count of what is called."""
+
+    def __init__(self, library: Any) -> None:
+        self.library, self.calls = library, Counter[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        self.calls[name] += 1
+        return getattr(self.library, name)
+
+
+def test_what_is_computed_before_the_first_step(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passes with the model's own logits: six of the trial and one of the loss. Each weight is dequantized for the plain model's two
+    passes forward and its one back, where what the first block reads needs no gradient, and to be kept. The clock of a
+    busy machine would not show one more."""
+    kernels, passes, loaded = CountedKernels(cpu_kernels.lib), [], []
+    monkeypatch.setattr(cpu_kernels, "lib", kernels)
+    forward, made = LlamaForCausalLM.forward, Linear4bit.__init__
+    monkeypatch.setattr(LlamaForCausalLM, "forward", lambda *a, **k: passes.append(1) or forward(*a, **k))
+    monkeypatch.setattr(Linear4bit, "__init__", lambda self, *a, **k: loaded.append(1) or made(self, *a, **k))
+    for event in recipe.train(TrainJob(config_io.to_dict(make_config(training__max_steps=1))), Control()):
+        if isinstance(event, Noticed) and event.code == "run.start":
+            break
+    dequantized = sum(
+        count for name, count in kernels.calls.items() if "dequantize_blockwise_cpu_nf4" in name
+    )
+    assert len(passes) == 7
+    assert dequantized == 4 * len(loaded) - 3
