@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +13,8 @@ from qlora_engine.errors import EngineError
 from qlora_engine.models.parts import ModelFacts, TensorFact
 
 ROLES = ("embedding", "head")
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))
 
 
 def rows_needed(tokenizer: Any) -> int:
@@ -22,7 +24,7 @@ def rows_needed(tokenizer: Any) -> int:
 
 def rows_needed_by(folder: Path) -> int | None:
     """The same of the tokenizer in a model's folder, read off its files; None where they do not say."""
-    files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json")]
+    files = [folder / name for name in FILES]
     stamps = tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.is_file())
     return _rows_in(stamps)
 
@@ -92,17 +94,32 @@ def _is_table(one: TensorFact, facts: ModelFacts) -> bool:
 
 @lru_cache(maxsize=16)
 def _rows_in(stamps: tuple[tuple[str, int, int], ...]) -> int | None:
-    found = [number for name, _, _ in stamps for number in _numbers(Path(name))]
-    return max(found) + 1 if found else None
+    numbers: dict[str, int] = {}
+    named: set[str] = set()
+    for name, _, _ in stamps:
+        try:
+            plain = parsing.from_json(Path(name).read_text(encoding="utf-8"))
+            numbers.update(_numbers(plain))
+            named.update(_named(plain))
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):
+            continue  # it is damaged, which loading tells
+    return max(numbers.values()) + 1 + len(named - set(numbers)) if numbers else None
 
 
-def _numbers(file: Path) -> Iterator[int]:
-    """The numbers of all tokens that a tokenizer's file names; of a damaged one, which loading tells, none."""
-    try:
-        plain = parsing.from_json(file.read_text(encoding="utf-8"))
-        words = (plain.get("model") or {}).get("vocab") or {}
-        yield from words.values() if isinstance(words, dict) else range(len(words))
-        yield from (int(token["id"]) for token in plain.get("added_tokens") or ())
-        yield from (int(number) for number in plain.get("added_tokens_decoder") or {})
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        return
+def _numbers(plain: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """The number of every token that a tokenizer's file lists."""
+    words = (plain.get("model") or {}).get("vocab") or {}
+    yield from words.items() if isinstance(words, dict) else ((w[0], n) for n, w in enumerate(words))
+    yield from ((token["content"], int(token["id"])) for token in plain.get("added_tokens") or ())
+    listed = plain.get("added_tokens_decoder") or {}
+    yield from ((token["content"], int(number)) for number, token in listed.items())
+
+
+def _named(plain: Mapping[str, Any]) -> Iterator[str]:
+    """Tokens named for a purpose (`pad_token`): loading adds those that no file lists."""
+    more = plain.get("extra_special_tokens") or plain.get("additional_special_tokens") or ()
+    values = [value for key, value in plain.items() if key in NAMED]
+    for value in [*values, *(more.values() if isinstance(more, dict) else more)]:
+        text = value.get("content") if isinstance(value, dict) else value
+        if isinstance(text, str) and text:
+            yield text

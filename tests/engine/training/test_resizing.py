@@ -27,6 +27,7 @@ from qlora_engine.events import EvaluationFinished, ModelLoaded, Noticed, StepFi
 from qlora_engine.export import source, verify, verify_child
 from qlora_engine.jobs import ExportJob, TrainJob
 from qlora_engine.models import catalog, loading, names, new_rows, resizing
+from qlora_engine.models.tokenizer_file import load_tokenizer
 from qlora_engine.runs.record import RunFolder
 from qlora_engine.training import recipe
 from qlora_engine.training.guard import AdapterGuard
@@ -294,6 +295,21 @@ def test_files_say_how_many_rows_the_tokenizer_needs(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
     (folder / "tokenizer_config.json").unlink()
     assert resizing.rows_needed_by(folder) is None
+
+
+@pytest.mark.parametrize("form", ["text", "object", "listed already"])
+def test_a_token_that_loading_adds_because_it_is_named_has_its_row(tmp_path: Path, form: str) -> None:
+    folder = make_tiny("llama", tmp_path / "llama", num_hidden_layers=1)
+    file = folder / "tokenizer_config.json"
+    stored = json.loads(file.read_text())
+    known = resizing.rows_needed_by(folder)
+    assert known is not None
+    added = {"__type": "AddedToken", "content": "<new-pad>", "special": True, "normalized": False}
+    name = {"text": "<new-pad>", "object": added, "listed already": stored["eos_token"]}[form]
+    file.write_text(json.dumps({**stored, "pad_token": name}))
+    loaded = load_tokenizer(folder)
+    assert resizing.rows_needed_by(folder) == known + (form != "listed already")
+    assert resizing.rows_needed(loaded) == resizing.rows_needed_by(folder)
 
 
 def test_a_new_row_whose_token_was_read_must_move(tmp_path: Path) -> None:
