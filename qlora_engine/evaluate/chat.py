@@ -294,19 +294,18 @@ def question_for(
 def _messages(given: Any, system_prompt: str | None) -> tuple[Turn, ...]:
     """The conversation, with the system prompt the run was trained with unless it has one of its own."""
     hint = "type one"
+    is_list = isinstance(given, list | tuple) and all(isinstance(turn, Mapping) for turn in given)
+    is_asking = is_list and bool(given) and all(turn.get("role") in ROLES for turn in given)
+    if not is_asking or given[-1]["role"] == "assistant":
+        raise EngineError(
+            "chat.messages", "there is nothing to answer: the conversation has no question at its end", hint
+        )
     try:
-        is_list = isinstance(given, list | tuple) and all(isinstance(turn, Mapping) for turn in given)
-        if not is_list or any(turn.get("role") not in ROLES for turn in given):
-            raise RowProblem("it is no list of turns")
         messages = [as_turn(message) for turn in given for message in talk([turn])]
     except RowProblem as problem:
         raise EngineError(
             "chat.messages", f"the conversation cannot be read: {problem.reason}", hint
         ) from problem
-    if not messages or messages[-1]["role"] == "assistant":
-        raise EngineError(
-            "chat.messages", "there is nothing to answer: the conversation has no question at its end", hint
-        )
     if system_prompt and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system_prompt})
     return tuple(messages)

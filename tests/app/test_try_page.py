@@ -160,8 +160,9 @@ def test_every_side_is_asked_with_the_same_settings(qtbot: QtBot, make_window: M
 def test_a_tool_is_defined_its_calls_are_seen_and_its_result_goes_to_who_called(
     qtbot: QtBot, make_window: MakeWindow
 ) -> None:
+    first = told.make_run("first")
     _, screen = open_page(qtbot, make_window, 1)
-    engine = load_chat(qtbot, screen, told.facts(told.make_run("first")))
+    engine = load_chat(qtbot, screen, told.facts(first))
     panel = screen.chat
     panel.drawing.tools_box.setPlainText("{")
     say(qtbot, screen, "Weather in Rome?")

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from qlora_engine.client import Engine, InlineEngine, ProcessEngine
 from qlora_engine.control import Control
 from qlora_engine.data.templates import choose, render
-from qlora_engine.evaluate import generate
+from qlora_engine.evaluate import chat, generate
 from qlora_engine.evaluate.chat import chat_job
 from qlora_engine.events import (
     TERMINAL,
@@ -525,13 +525,14 @@ def test_a_call_and_its_result_are_told_as_they_were_trained(
         return generate.Answer("fine", 1, 0.1, True, "fine")
 
     monkeypatch.setattr(generate, "answer", answer)
+    monkeypatch.setattr(chat, "_room", lambda *_: None)  # this model sees 256 tokens
     call = {"id": "c1", "type": "function", "function": {"name": "tide", "arguments": {"port": "Ostend"}}}
     turns = [
         *QUESTION, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "high"}
     ]  # fmt: skip
     talk.answer("tuned", messages=turns, tools=[{"name": "tide"}])
     assert '<tool_call>\n{"name": "tide", "arguments": {"port": "Ostend"}}\n</tool_call>' in asked[-1]
-    assert "<tool_response>\nhigh\n</tool_response>" in asked[-1]
+    assert "<|im_start|>tool\nhigh<|im_end|>" in asked[-1]
 
 
 def test_an_answer_keeps_its_special_tokens_beside_its_text(model_dir: Path) -> None:
