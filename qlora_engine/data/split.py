@@ -65,9 +65,9 @@ def _chosen(keys: Any, groups: Any, sources: Any, fraction: float, seed: int) ->
         return chosen
     smallest = np.full(len(keys), np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(smallest, groups, keys)
-    heads = np.unique(groups)
+    heads = np.flatnonzero(groups == np.arange(len(groups)))
     ranks = near.mixed(smallest[heads] ^ near.mixed(np.array([seed], np.uint64) + np.uint64(1)))
-    for source in np.unique(sources).tolist():
+    for source in np.flatnonzero(np.bincount(sources)).tolist():
         own = heads[sources[heads] == source]
         if len(own) > 1:
             count = max(1, min(round(fraction * len(own)), len(own) - 1))
@@ -76,14 +76,12 @@ def _chosen(keys: Any, groups: Any, sources: Any, fraction: float, seed: int) ->
 
 
 def _copies(keys: Any, groups: Any) -> tuple[Any, Any]:
-    """(places that repeat an earlier row's content, places that nearly do)."""
+    """(places that repeat an earlier row's content, places that nearly do). A group has the number of its first row."""
     import numpy as np
 
-    places = np.arange(len(keys))
-    _, first = np.unique(keys, return_index=True)
-    exact = np.setdiff1d(places, first)
-    _, head = np.unique(groups, return_index=True)
-    return exact, np.setdiff1d(first, head)
+    is_first = np.zeros(len(keys), bool)
+    is_first[np.unique(keys, return_index=True)[1]] = True
+    return np.flatnonzero(~is_first), np.flatnonzero(is_first & (groups != np.arange(len(groups))))
 
 
 def weighted(tokens: TokenStore, places: Any, weights: Sequence[float]) -> Any:
