@@ -16,7 +16,7 @@ from app import theme
 from app.presenters.memory_series import MemoryFeed
 from app.window import MainWindow
 from tests.app import events_of_a_run as told
-from tests.app import test_charts as given
+from tests.app import traces as given
 from tests.app.conftest import MakeWindow
 from tests.app.geometry import problems_of
 from tests.app.test_screens import PICTURES

@@ -31,8 +31,8 @@ from qlora_engine.runs import notes, plans, queue
 from qlora_engine.runs.record import RunFolder
 from tests.app import events_of_a_run as told
 from tests.app import try_states
+from tests.app.acts import LEFT, answer_with
 from tests.app.conftest import MakeWindow, engine_of
-from tests.app.test_window import LEFT, answer_with
 from tests.app.window_states import make_runs
 from tests.support.run_folders import add_checkpoint
 

@@ -18,7 +18,7 @@ from qlora_engine.export import pieces
 from qlora_engine.export.nf4 import Quantizer, RoundTrip
 from qlora_engine.export.weights import Weights
 from tests.engine.export.conftest import Export, RunOf, export_events, failed, proven
-from tests.engine.export.test_export import merged_by_peft
+from tests.engine.export.merged import merged_by_peft
 from tests.engine.export.test_gguf import SHAPES
 from tests.support import tiny_runs
 from tests.support.tiny import make_tiny
