@@ -30,6 +30,7 @@ from qlora_engine.memory import estimate as closed_form
 from qlora_engine.memory.context import context_of
 from qlora_engine.memory.estimate import Estimate
 from qlora_engine.memory.ledger import Ledger, Peak
+from qlora_engine.memory.operations import RULES
 from qlora_engine.models import catalog
 from qlora_engine.models.quiet import quiet
 from qlora_engine.models.spec import ModelFacts
@@ -225,6 +226,7 @@ def _profiles(
         trained_tokens=rows * (length - 1),
         experts=question.facts.experts or 0,
         check=check,
+        rules=RULES,
     )
     with quiet(), symbolic.values_unknown(), FakeTensorMode():
         symbolic.give_storage(model)

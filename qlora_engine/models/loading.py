@@ -79,21 +79,41 @@ def load_quantized(
     packed = packing.packing_of(facts.config, path.name)
     quantization = as_stored(quantization, packed)
     require_memory(facts, plan, quantization)
-    left = packed_loading.layers_in_16_bits(path) if packed and packed.is_used_as_it_is else frozenset()
     if tokenizer is None:
         tokenizer = load_tokenizer(path, trust_remote_code=spec.brings_code(facts.config))
+    left = packed_loading.layers_in_16_bits(path) if packed and packed.is_used_as_it_is else frozenset()
     watch = Watch(report_progress)
+    four_bit = _four_bit(quantization, plan, watch, left)
+    model, found = _read(path, facts, packed, four_bit, plan, watch)
+    require_complete(path, found)
+    _make_ready(model, facts, quantization, plan, rows)
+    ends = end_token_ids(model, tokenizer)
+    report = inspect_loaded(model, ends, path, facts, quantization, plan)
+    if packed is not None:
+        report = replace(report, converted=packed.words(quantization.quant_type))
+    return LoadedModel(model, tokenizer, report)
+
+
+def _read(
+    path: Path,
+    facts: spec.ModelFacts,
+    packed: packing.Packing | None,
+    four_bit: Any,
+    plan: DevicePlan,
+    watch: Watch,
+) -> tuple[Any, Mapping[str, Any]]:
+    """The model in 4 bits, and what transformers says of its loading.
+
+    Raises:
+        EngineError: the folder is broken.
+        Cancelled: `watch` was told so.
+    """
     with quiet():
         try:
-            model, found = _from_pretrained(
-                path,
-                facts,
-                packed,
-                quantization_config=_four_bit(quantization, plan, watch, left),
-                dtype=plan.torch_dtype,
-                device_map={"": plan.name},
-                output_loading_info=True,
-            )
+            return _from_pretrained(
+                path, facts, packed,
+                quantization_config=four_bit, dtype=plan.torch_dtype, device_map={"": plan.name}, output_loading_info=True,
+            )  # fmt: skip
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -102,8 +122,13 @@ def load_quantized(
                 "model.load", f"{path.name} could not be loaded: {_short(error)}",
                 "download the model again, or choose another", is_input_error=False,
             ) from error  # fmt: skip
+
+
+def _make_ready(
+    model: Any, facts: spec.ModelFacts, quantization: QuantizationSettings, plan: DevicePlan, rows: int
+) -> None:
+    """Nothing of the base is trained; new tokens have rows, and experts lie where they should."""
     model.config.quantization_config.told = None
-    require_complete(path, found)
     model.requires_grad_(False)
     model.unreached_linears = unreached_of(facts)
     keep_weights_as_they_are(model)
@@ -111,11 +136,6 @@ def load_quantized(
         new_rows.grow(model, rows)
     if quantization.expert_placement == "host":
         keep_on_host(model, torch.device(plan.name))
-    ends = end_token_ids(model, tokenizer)
-    report = inspect_loaded(model, ends, path, facts, quantization, plan)
-    if packed is not None:
-        report = replace(report, converted=packed.words(quantization.quant_type))
-    return LoadedModel(model, tokenizer, report)
 
 
 def as_stored(quantization: QuantizationSettings, packed: packing.Packing | None) -> QuantizationSettings:

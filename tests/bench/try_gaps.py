@@ -72,70 +72,79 @@ def measure(run: str, other: str) -> dict[str, Any]:
         collector.stop()
 
 
-def tried(window: MainWindow, run: str, other: str) -> dict[str, Any]:
-    """Everything once, each part with its own gaps."""
-    page, screen = window.tabs.controllers["chat"], window.tabs.screens["chat"]
-    rows, panel = window.tabs.controllers["held_out"].held_out, window.tabs.screens["held_out"].held_out
-    gaps: dict[str, Gaps] = {}
+class Trial:
+    """What is done with a run and another of its base, act by act; the seconds until a Stop was heard."""
 
-    def timed(name: str, act: Callable[[], None]) -> None:
-        beat, began = Beat(), time.perf_counter()
-        beat.start()
-        act()
-        beat.stop()
-        gaps[name] = Gaps.of(beat.beats, time.perf_counter() - began)
-
-    def load() -> None:
-        window.open_run(run, "chat")
-        wait(lambda: other in screen.chat.compare.entries, 30)
-        screen.chat.compare.entries[other].trigger()
-        page.chats.load()
-        wait(lambda: len(page.chats.chat.sides) == 3 and page.chats.chat.can_ask, LOAD_SECONDS)
-
-    def chat() -> None:
-        ask(screen)
-        wait(lambda: page.chats.chat.can_ask, ANSWER_SECONDS)
-
-    interrupt = 0.0
-
-    def cut() -> None:
-        nonlocal interrupt
-        ask(screen)
-        wait(lambda: any(page.chats.chat.exchanges[-1].answers.values()), ANSWER_SECONDS)
-        began = time.perf_counter()
-        screen.chat.interrupt.click()
-        wait(lambda: page.chats.chat.can_ask, STOP_SECONDS)
-        interrupt = time.perf_counter() - began
-
-    def replay() -> None:
-        screen.sets.again.setChecked(True)
-        page.sets.replay()
-        wait(lambda: page.sets.fold.state != "running", ANSWER_SECONDS)
-
-    stop = 0.0
-
-    def score() -> None:
-        nonlocal stop
-        rows.score()
-        wait(
-            lambda: rows.fold.phase_text.startswith("Scoring") and bool(rows.fold.share),
-            LOAD_SECONDS,
+    def __init__(self, window: MainWindow, run: str, other: str) -> None:
+        self._window, self._run, self._other = window, run, other
+        self._page, self._screen = window.tabs.controllers["chat"], window.tabs.screens["chat"]
+        self._rows, self._panel = (
+            window.tabs.controllers["held_out"].held_out,
+            window.tabs.screens["held_out"].held_out,
         )
+        self.interrupt_seconds = self.stop_seconds = 0.0
+
+    def load(self) -> None:
+        chat, compare = self._page.chats, self._screen.chat.compare
+        self._window.open_run(self._run, "chat")
+        wait(lambda: self._other in compare.entries, 30)
+        compare.entries[self._other].trigger()
+        chat.load()
+        wait(lambda: len(chat.chat.sides) == 3 and chat.chat.can_ask, LOAD_SECONDS)
+
+    def chat(self) -> None:
+        ask(self._screen)
+        wait(lambda: self._page.chats.chat.can_ask, ANSWER_SECONDS)
+
+    def cut(self) -> None:
+        """An answer that is interrupted once it has begun."""
+        chats = self._page.chats
+        ask(self._screen)
+        wait(lambda: any(chats.chat.exchanges[-1].answers.values()), ANSWER_SECONDS)
+        began = time.perf_counter()
+        self._screen.chat.interrupt.click()
+        wait(lambda: chats.chat.can_ask, STOP_SECONDS)
+        self.interrupt_seconds = time.perf_counter() - began
+
+    def replay(self) -> None:
+        self._screen.sets.again.setChecked(True)
+        self._page.sets.replay()
+        wait(lambda: self._page.sets.fold.state != "running", ANSWER_SECONDS)
+
+    def score(self) -> None:
+        """Held-out rows for a minute at most, then a Stop."""
+        rows = self._rows
+        rows.score()
+        wait(lambda: rows.fold.phase_text.startswith("Scoring") and bool(rows.fold.share), LOAD_SECONDS)
         until = time.monotonic() + SCORE_SECONDS
         wait(lambda: rows.fold.state != "running" or time.monotonic() > until, SCORE_SECONDS + 5)
         began = time.perf_counter()
-        panel.working.stop.click()
+        self._panel.working.stop.click()
         wait(lambda: rows.fold.state != "running", STOP_SECONDS)
-        stop = time.perf_counter() - began
+        self.stop_seconds = time.perf_counter() - began
 
-    for name, act in (("load", load), ("chat", chat), ("cut", cut), ("replay", replay), ("score", score)):
-        timed(name, act)
+
+def tried(window: MainWindow, run: str, other: str) -> dict[str, Any]:
+    """Everything once, each part with its own gaps."""
+    trial = Trial(window, run, other)
+    gaps = {
+        act.__name__: timed(act) for act in (trial.load, trial.chat, trial.cut, trial.replay, trial.score)
+    }
     return {
         "gaps": {name: asdict(found) for name, found in gaps.items()},
-        "interrupt_seconds": interrupt,
-        "stop_seconds": stop,
+        "interrupt_seconds": trial.interrupt_seconds,
+        "stop_seconds": trial.stop_seconds,
         "is_kept": all(found.is_kept for found in gaps.values()),
     }
+
+
+def timed(act: Callable[[], None]) -> Gaps:
+    """How the event loop was held up meanwhile."""
+    beat, began = Beat(), time.perf_counter()
+    beat.start()
+    act()
+    beat.stop()
+    return Gaps.of(beat.beats, time.perf_counter() - began)
 
 
 def ask(screen: Any) -> None:

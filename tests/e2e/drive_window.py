@@ -19,12 +19,10 @@ from PySide6.QtCore import QEventLoop, Qt, QTimer
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QLineEdit, QMessageBox, QPushButton, QWidget
 
-from app.main import make_application, make_window
 from app.presenters.run_numbers import numbers_of
-from app.services.collector import Collector
-from app.services.settings import SettingsFile
 from app.window import MainWindow
 from qlora_engine.paths import resources_dir
+from tests.support.real_window import real_window
 
 SHORT = {
     "training.max_steps": "14",
@@ -35,6 +33,8 @@ SHORT = {
     "checkpoint.every_steps": "2",
 }
 SLOWEST_SECONDS = 240.0
+SIZE = (1380, 880)
+"""With the run card open."""
 
 
 class Person:
@@ -241,20 +241,11 @@ def offered(person: Person) -> None:
 
 
 def main() -> int:
-    app = make_application([sys.argv[0]])
-    collector = Collector()
-    SettingsFile().change(numbers="en")  # the same texts and pictures on every computer
-    window = make_window(app)
-    window.resize(1380, 880)  # with the run card open
-    window.show()
-    window.load()
-    person = Person(window)
     ways = (whole, train, queue, watch, offered, picture)
-    {way.__name__: way for way in ways}[sys.argv[1]](person)
-    print(json.dumps(person.seen), flush=True)
-    window.close()
-    app.processEvents()
-    collector.stop()
+    with real_window(SIZE, numbers="en") as window:  # the same texts and pictures on every computer
+        person = Person(window)
+        {way.__name__: way for way in ways}[sys.argv[1]](person)
+        print(json.dumps(person.seen), flush=True)
     return 0
 
 

@@ -24,11 +24,10 @@ from PySide6.QtWidgets import (
     QSlider,
 )
 
-from app.main import make_application, make_window
-from app.services.collector import Collector
 from app.window import MainWindow
 from qlora_engine.config import all_knobs
 from tests.support.hands import CTRL, KEY, SHIFT, Hands
+from tests.support.real_window import real_window
 
 STEPS = 150
 WAIT_SECONDS = 120.0
@@ -92,105 +91,10 @@ class Day:
         self.hands.type(text)
         self.hands.press(KEY.Key_Tab)
 
-    # ------------------------------------------------------------ what a person does
-
-    def pick(self) -> None:
-        """The tiny model, from the list of those on this computer."""
-        self.until("the list of models", lambda: bool(self.work.base.models))
-        self.hands.press(KEY.Key_1, CTRL)
-        found = self.hands.tab_to("Models on this computer", QListWidget)
-        assert isinstance(found, QListWidget)
-        self.hands.press(KEY.Key_Home)
-        for _ in range(found.count()):
-            if found.currentItem().text().startswith(self.model):
-                break
-            self.hands.press(KEY.Key_Down)
-        self.hands.press(KEY.Key_Return)
-        self.until("its facts", lambda: self.work.base.facts is not None)
-        self.seen["model"] = self.work.job.config.model.name
-
-    def inspect(self) -> None:
-        """Where the rows are, what was found of them, and the third row."""
-        self.hands.press(KEY.Key_2, CTRL)
-        self.hands.tab_to("Dataset", QLineEdit)
-        self.hands.press(KEY.Key_A, CTRL)
-        self.hands.type(self.rows)
-        self.hands.press(KEY.Key_Return)
-        self.until("it to be chosen", lambda: self.work.job.config.data.path == self.rows)
-        self.until("a report", lambda: self.work.data.report is not None)
-        self.hands.tab_to("Source", QAbstractButton, key=KEY.Key_Backtab)
-        self.hands.press(KEY.Key_Right)
-        panel = self.screens["data"].panels["rows"]
-        self.until("the rows", lambda: panel.list.rows.total > 0)
-        self.hands.tab_to("Rows of the data")
-        self.hands.press(KEY.Key_Home)
-        self.hands.press(KEY.Key_Down, times=2)
-        self.until("the third row", lambda: "row 3" in panel.where.text().lower())
-        self.seen["row"] = panel.raw.toPlainText()
-        self.seen["rows"] = panel.list.rows.total
-
-    def set_up(self) -> None:
-        """A short recipe."""
-        self.hands.press(KEY.Key_3, CTRL)
-        self.enter("lora.rank", "4")
-        self.enter("training.max_steps", str(STEPS))
-        self.enter("training.eval_every_steps", str(STEPS // 2))
-        self.hands.tab_to("Show all options", QAbstractButton)
-        self.hands.press(KEY.Key_Space)
-        self.enter("training.end_rows", "0")
-        self.enter("training.sample_tokens", "4")
-
-    def estimate(self) -> None:
-        """What a higher rank takes."""
-        self.hands.press(KEY.Key_4, CTRL)
-        self.until("the memory", lambda: self.work.memory.own is not None)
-        rank, before = self.work.job.config.lora.rank, self.needs()
-        self.hands.tab_to("Rank", QSlider)
-        self.hands.press(KEY.Key_Right)
-        self.until("a higher rank", lambda: self.work.job.config.lora.rank > rank)
-        self.until("what it takes", lambda: self.needs() > before)
-        self.seen |= {"rank": self.work.job.config.lora.rank, "needs": [before, self.needs()]}
-
     def needs(self) -> int:
         """Bytes at the peak."""
         own = self.work.memory.own
         return 0 if own is None else own.bar("double_quant").device_likely
-
-    def train(self) -> None:
-        """Start, pause, go on, stop."""
-        self.begin()
-        self.until("five points", lambda: self.points() >= 5)
-        self.hands.press(KEY.Key_P, CTRL)
-        self.until("it to pause", lambda: self.trainer.run.state == "paused")
-        paused = self.points()
-        pause_ends = time.monotonic() + 0.5
-        self.until("half a second to go by", lambda: time.monotonic() > pause_ends)
-        self.seen["paused_at"] = [paused, self.points()]
-        self.hands.press(KEY.Key_P, CTRL)
-        self.until("it to go on", lambda: self.points() > paused + 5)
-        self.answer()
-        self.hands.find("stop the run")
-        self.until("it to stop", lambda: not self.trainer.is_running)
-        self.seen |= {"stopped": self.trainer.run.state, "stopped_at": self.trainer.run.step}
-
-    def resume(self) -> None:
-        """To its end."""
-        self.until("the window to have the keyboard", self.has_keyboard)
-        self.until("it to be resumable", lambda: self.window.head.primary.text() == "Resume")
-        self.hands.find("resume")
-        self.until("it to go on", lambda: self.trainer.is_running)
-        self.finish()
-        self.seen["steps"] = [int(x) for x in self.trainer.run.series["loss"].x]
-
-    def train_another(self) -> None:
-        """The same with a higher rank."""
-        self.hands.find("duplicate")
-        self.until("a draft", lambda: self.shown.is_draft)
-        self.hands.press(KEY.Key_3, CTRL)
-        self.enter("lora.rank", "16")
-        self.enter("training.max_steps", "40")
-        self.begin()
-        self.finish()
 
     def begin(self) -> None:
         self.until("it to be startable", lambda: self.window.run_card.can_start)
@@ -208,80 +112,177 @@ class Day:
     def points(self) -> int:
         return len(self.trainer.run.series["loss"])
 
-    def compare(self) -> None:
-        """The two newest of the list, beside each other."""
-        self.hands.press(KEY.Key_L, CTRL)
-        self.hands.press(KEY.Key_Home)
-        self.hands.press(KEY.Key_Down)
-        self.hands.press(KEY.Key_Down, SHIFT)
-        self.until("both to be chosen", lambda: len(self.shown.keys) == 2)
-        controller = self.window.tabs.controllers["compare"]
-        self.until("both to be read", lambda: controller.found is not None)
-        self.until("the chart", lambda: self.screens["compare"].chart is not None)
-        self.seen |= {"tab": self.window.tabs.current, "compared": list(self.shown.keys)}
-        self.seen["differs"] = [difference.path for difference in controller.found.differences]
 
-    def chat(self) -> None:
-        """With the newest run and its base."""
-        self.hands.press(KEY.Key_L, CTRL)
-        self.hands.press(KEY.Key_Home)
-        self.hands.press(KEY.Key_Down)
-        self.until("it to be shown", lambda: self.shown.state == "finished")
-        self.hands.find("chat")
-        panel = self.screens["chat"].chat
-        self.until("it to be loadable", panel.load.isEnabled)
-        self.hands.tab_to("Load", QAbstractButton)
-        self.hands.press(KEY.Key_Space)
-        self.until("the model to be loaded", panel.send.isEnabled)
-        self.hands.tab_to("Your message", QPlainTextEdit)
-        self.hands.tab_to("Longest answer", QLineEdit)
-        self.hands.press(KEY.Key_A, CTRL)
-        self.hands.type(ANSWER_TOKENS)
-        self.hands.tab_to("Your message", QPlainTextEdit, key=KEY.Key_Backtab)
-        self.hands.type("Say red")
-        self.hands.press(KEY.Key_Return)
-        chat = self.window.tabs.controllers["chat"].chat
-        self.until("an answer of each", lambda: chat.state == "ready" and bool(chat.exchanges))
-        self.seen["answers"] = dict(chat.exchanges[-1].answers)
+def pick(day: Day) -> None:
+    """The tiny model, from the list of those on this computer."""
+    day.until("the list of models", lambda: bool(day.work.base.models))
+    day.hands.press(KEY.Key_1, CTRL)
+    found = day.hands.tab_to("Models on this computer", QListWidget)
+    assert isinstance(found, QListWidget)
+    day.hands.press(KEY.Key_Home)
+    for _ in range(found.count()):
+        if found.currentItem().text().startswith(day.model):
+            break
+        day.hands.press(KEY.Key_Down)
+    day.hands.press(KEY.Key_Return)
+    day.until("its facts", lambda: day.work.base.facts is not None)
+    day.seen["model"] = day.work.job.config.model.name
 
-    def export(self) -> None:
-        """As it is proposed, and proven."""
-        self.hands.find("export")
-        screen = self.screens["export"]
-        self.hands.tab_to("Export", QAbstractButton, lambda found: found is screen.export)
-        self.hands.press(KEY.Key_Space)
-        self.until("the proof", lambda: screen.outcome.text() or screen.notice.text)
-        self.seen |= {"export": screen.outcome.text() or screen.notice.text, "target": screen.out.text()}
 
-    def go(self) -> None:
-        acts = (
-            self.pick, self.inspect, self.set_up, self.estimate, self.train, self.resume, self.train_another, self.compare,
-            self.chat, self.export,
-        )  # fmt: skip
-        for act in acts:
-            began = time.monotonic()
-            try:
-                act()
-            except AssertionError as error:
-                raise SystemExit(f"{act.__name__}: {error}; seen: {json.dumps(self.seen)}") from error
-            self.seen["seconds"][act.__name__] = round(time.monotonic() - began, 1)
+def inspect(day: Day) -> None:
+    """Where the rows are, what was found of them, and the third row."""
+    day.hands.press(KEY.Key_2, CTRL)
+    day.hands.tab_to("Dataset", QLineEdit)
+    day.hands.press(KEY.Key_A, CTRL)
+    day.hands.type(day.rows)
+    day.hands.press(KEY.Key_Return)
+    day.until("it to be chosen", lambda: day.work.job.config.data.path == day.rows)
+    day.until("a report", lambda: day.work.data.report is not None)
+    day.hands.tab_to("Source", QAbstractButton, key=KEY.Key_Backtab)
+    day.hands.press(KEY.Key_Right)
+    panel = day.screens["data"].panels["rows"]
+    day.until("the rows", lambda: panel.list.rows.total > 0)
+    day.hands.tab_to("Rows of the data")
+    day.hands.press(KEY.Key_Home)
+    day.hands.press(KEY.Key_Down, times=2)
+    day.until("the third row", lambda: "row 3" in panel.where.text().lower())
+    day.seen["row"] = panel.raw.toPlainText()
+    day.seen["rows"] = panel.list.rows.total
+
+
+def set_up(day: Day) -> None:
+    """A short recipe."""
+    day.hands.press(KEY.Key_3, CTRL)
+    day.enter("lora.rank", "4")
+    day.enter("training.max_steps", str(STEPS))
+    day.enter("training.eval_every_steps", str(STEPS // 2))
+    day.hands.tab_to("Show all options", QAbstractButton)
+    day.hands.press(KEY.Key_Space)
+    day.enter("training.end_rows", "0")
+    day.enter("training.sample_tokens", "4")
+
+
+def estimate(day: Day) -> None:
+    """What a higher rank takes."""
+    day.hands.press(KEY.Key_4, CTRL)
+    day.until("the memory", lambda: day.work.memory.own is not None)
+    rank, before = day.work.job.config.lora.rank, day.needs()
+    day.hands.tab_to("Rank", QSlider)
+    day.hands.press(KEY.Key_Right)
+    day.until("a higher rank", lambda: day.work.job.config.lora.rank > rank)
+    day.until("what it takes", lambda: day.needs() > before)
+    day.seen |= {"rank": day.work.job.config.lora.rank, "needs": [before, day.needs()]}
+
+
+def train(day: Day) -> None:
+    """Start, pause, go on, stop."""
+    day.begin()
+    day.until("five points", lambda: day.points() >= 5)
+    day.hands.press(KEY.Key_P, CTRL)
+    day.until("it to pause", lambda: day.trainer.run.state == "paused")
+    paused = day.points()
+    pause_ends = time.monotonic() + 0.5
+    day.until("half a second to go by", lambda: time.monotonic() > pause_ends)
+    day.seen["paused_at"] = [paused, day.points()]
+    day.hands.press(KEY.Key_P, CTRL)
+    day.until("it to go on", lambda: day.points() > paused + 5)
+    day.answer()
+    day.hands.find("stop the run")
+    day.until("it to stop", lambda: not day.trainer.is_running)
+    day.seen |= {"stopped": day.trainer.run.state, "stopped_at": day.trainer.run.step}
+
+
+def resume(day: Day) -> None:
+    """To its end."""
+    day.until("the window to have the keyboard", day.has_keyboard)
+    day.until("it to be resumable", lambda: day.window.head.primary.text() == "Resume")
+    day.hands.find("resume")
+    day.until("it to go on", lambda: day.trainer.is_running)
+    day.finish()
+    day.seen["steps"] = [int(x) for x in day.trainer.run.series["loss"].x]
+
+
+def train_another(day: Day) -> None:
+    """The same with a higher rank."""
+    day.hands.find("duplicate")
+    day.until("a draft", lambda: day.shown.is_draft)
+    day.hands.press(KEY.Key_3, CTRL)
+    day.enter("lora.rank", "16")
+    day.enter("training.max_steps", "40")
+    day.begin()
+    day.finish()
+
+
+def compare(day: Day) -> None:
+    """The two newest of the list, beside each other."""
+    day.hands.press(KEY.Key_L, CTRL)
+    day.hands.press(KEY.Key_Home)
+    day.hands.press(KEY.Key_Down)
+    day.hands.press(KEY.Key_Down, SHIFT)
+    day.until("both to be chosen", lambda: len(day.shown.keys) == 2)
+    controller = day.window.tabs.controllers["compare"]
+    day.until("both to be read", lambda: controller.found is not None)
+    day.until("the chart", lambda: day.screens["compare"].chart is not None)
+    day.seen |= {"tab": day.window.tabs.current, "compared": list(day.shown.keys)}
+    day.seen["differs"] = [difference.path for difference in controller.found.differences]
+
+
+def chat(day: Day) -> None:
+    """With the newest run and its base."""
+    day.hands.press(KEY.Key_L, CTRL)
+    day.hands.press(KEY.Key_Home)
+    day.hands.press(KEY.Key_Down)
+    day.until("it to be shown", lambda: day.shown.state == "finished")
+    day.hands.find("chat")
+    panel = day.screens["chat"].chat
+    day.until("it to be loadable", panel.load.isEnabled)
+    day.hands.tab_to("Load", QAbstractButton)
+    day.hands.press(KEY.Key_Space)
+    day.until("the model to be loaded", panel.send.isEnabled)
+    day.hands.tab_to("Your message", QPlainTextEdit)
+    day.hands.tab_to("Longest answer", QLineEdit)
+    day.hands.press(KEY.Key_A, CTRL)
+    day.hands.type(ANSWER_TOKENS)
+    day.hands.tab_to("Your message", QPlainTextEdit, key=KEY.Key_Backtab)
+    day.hands.type("Say red")
+    day.hands.press(KEY.Key_Return)
+    chat = day.window.tabs.controllers["chat"].chat
+    day.until("an answer of each", lambda: chat.state == "ready" and bool(chat.exchanges))
+    day.seen["answers"] = dict(chat.exchanges[-1].answers)
+
+
+def export(day: Day) -> None:
+    """As it is proposed, and proven."""
+    day.hands.find("export")
+    screen = day.screens["export"]
+    day.hands.tab_to("Export", QAbstractButton, lambda found: found is screen.export)
+    day.hands.press(KEY.Key_Space)
+    day.until("the proof", lambda: screen.outcome.text() or screen.notice.text)
+    day.seen |= {"export": screen.outcome.text() or screen.notice.text, "target": screen.out.text()}
+
+
+ACTS = (pick, inspect, set_up, estimate, train, resume, train_another, compare, chat, export)
+
+
+def go(day: Day) -> None:
+    """All of it, each act timed."""
+    for act in ACTS:
+        began = time.monotonic()
+        try:
+            act(day)
+        except AssertionError as error:
+            raise SystemExit(f"{act.__name__}: {error}; seen: {json.dumps(day.seen)}") from error
+        day.seen["seconds"][act.__name__] = round(time.monotonic() - began, 1)
 
 
 def main() -> int:
-    app = make_application([sys.argv[0]])
-    collector = Collector()
-    window = make_window(app)
-    window.show()
-    window.activateWindow()
-    window.load()
-    day = Day(window, *sys.argv[1:3])
-    day.until("the window to have the focus", lambda: QApplication.focusWidget() is not None)
-    day.go()
-    day.seen["platform"] = QApplication.platformName()
-    print(json.dumps(day.seen), flush=True)
-    window.close()
-    app.processEvents()
-    collector.stop()
+    with real_window() as window:
+        window.activateWindow()
+        day = Day(window, *sys.argv[1:3])
+        day.until("the window to have the focus", lambda: QApplication.focusWidget() is not None)
+        go(day)
+        day.seen["platform"] = QApplication.platformName()
+        print(json.dumps(day.seen), flush=True)
     return 0
 
 
