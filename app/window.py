@@ -108,9 +108,6 @@ class MainWindow(QMainWindow):
         self.drafts.make(config)
         self.go_to("settings")
 
-    def start(self) -> None:
-        self.steering.start()
-
     def resume(self, run_dir: Path, accept: Sequence[str] = ()) -> None:
         self.steering.resume(run_dir, accept)
 

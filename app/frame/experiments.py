@@ -63,7 +63,7 @@ class Experiments(QObject):
         work = self._studio.workspace
         report, memory = work.data.report or {}, work.memory
         return LookedAt(
-            work.job.config, memory.seq_len, report.get("train_rows"), report.get("train_tokens"),
+            work.job.config, memory.length.tokens, report.get("train_rows"), report.get("train_tokens"),
             memory.usable_gpu_bytes,
         )  # fmt: skip
 

@@ -12,6 +12,7 @@ from PySide6.QtCore import QObject, Signal
 from app.services.base_model import BaseModel
 from app.services.data_check import DataCheck
 from app.services.drafting import Drafting
+from app.services.row_length import RowLength
 from app.services.settings import SettingsFile
 from qlora_engine import config_io
 from qlora_engine.jobs import RehearseJob
@@ -21,8 +22,6 @@ from qlora_engine.memory.context import context_of
 from qlora_engine.memory.explain import Comparison
 from qlora_engine.memory.gpus import Gpu
 
-UNKNOWN_LENGTH = 512
-"""Tokens per row assumed until the data has been looked at."""
 NOTABLE_BYTES = 256 * 1024**2
 """Free GPU memory moves all the time; less than this does not change what is recommended."""
 
@@ -45,15 +44,13 @@ class MemoryAnswers(QObject):
 
     def __init__(self, settings: SettingsFile, job: Drafting, base: BaseModel, data: DataCheck) -> None:
         super().__init__()
-        self._settings, self._job, self._base, self._data = settings, job, base, data
+        self._settings, self._job, self._base = settings, job, base
+        self.length = RowLength(job, data)
         self.usable_gpu_bytes: int | None = None
         self.own: Comparison | None = None
         self.what_if: Comparison | None = None
         self._rehearsals: dict[str, Mapping[str, Any]] = {}
         self._rows: dict[str, tuple[tuple[Any, ...], int]] = {}
-        self._read = ("", UNKNOWN_LENGTH)
-        """The data read last and the length of their rows: another model does not make the question another one, though its
-        tokenizer may change the answer when the data are read again."""
 
     @property
     def gpu(self) -> str | None:
@@ -66,22 +63,6 @@ class MemoryAnswers(QObject):
         return self.what_if if self.gpu else self.own
 
     @property
-    def seq_len(self) -> int:
-        """Tokens per row: as set, as the data report found, or assumed."""
-        if self._job.config.data.seq_len is not None:
-            return self._job.config.data.seq_len
-        report = self._data.report
-        if report:
-            self._read = (self._job.config.data.path, int(report["seq_len"]))
-        path, length = self._read
-        return length if path == self._job.config.data.path else UNKNOWN_LENGTH
-
-    @property
-    def is_length_assumed(self) -> bool:
-        """The length, and with it the memory, is a guess until the data are read."""
-        return self._job.config.data.seq_len is None and self._data.report is None
-
-    @property
     def micro_batch(self) -> int:
         """Rows computed at once on the device that is shown: as set, else as the run itself will choose them."""
         return self._rows_on(self._shown_device, gpus.find(self.gpu) if self.gpu else None)
@@ -91,7 +72,7 @@ class MemoryAnswers(QObject):
         """What a rehearsal of the memory shown would answer; None while there is nothing to ask."""
         if self._base.facts is None or self._job.draft.issues:
             return None
-        return question_of(self._job, self._base, self.micro_batch, self.seq_len, self._shown_device)
+        return question_of(self._job, self._base, self.micro_batch, self.length.tokens, self._shown_device)
 
     def choose_gpu(self, name: str | None) -> None:
         self._settings.change(gpu=name)
@@ -136,7 +117,7 @@ class MemoryAnswers(QObject):
         if self._base.facts is None or self._job.draft.issues:
             return self._job.config.training.micro_batch or 1
         name = gpu.name if gpu is not None else None
-        asked = (self._base.facts, self._job.config, self.seq_len, usable)
+        asked = (self._base.facts, self._job.config, self.length.tokens, usable)
         known = self._rows.get(f"{device} {name}")
         if known is None or known[0] != asked:  # asked several times per move of a slider
             known = self._rows[f"{device} {name}"] = (asked, self._rows_that_fit(device, name, usable))
@@ -147,7 +128,7 @@ class MemoryAnswers(QObject):
         return closed_form.rows_at_once(
             self._base.facts,
             self._job.config,
-            seq_len=self.seq_len,
+            seq_len=self.length.tokens,
             device=device,
             usable_bytes=None if device == "cpu" else usable,
             context=context_of(gpu_name),
@@ -158,10 +139,10 @@ class MemoryAnswers(QObject):
         assert self._base.facts is not None
         rows = self._rows_on(device, gpu)
         found = explain.compare(
-            self._base.facts, self._job.config, seq_len=self.seq_len, micro_batch=rows, device=device, gpu=gpu,
+            self._base.facts, self._job.config, seq_len=self.length.tokens, micro_batch=rows, device=device, gpu=gpu,
             context=context_of(gpu.name if gpu is not None else None),
         )  # fmt: skip
-        question = question_of(self._job, self._base, rows, self.seq_len, device)
+        question = question_of(self._job, self._base, rows, self.length.tokens, device)
         result = self._rehearsals.get(question.key)
         return explain.with_rehearsal(found, result) if result is not None else found
 

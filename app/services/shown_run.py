@@ -45,12 +45,9 @@ class ShownRun(QObject):
     @property
     def is_draft(self) -> bool:
         """True for what was not begun, so that its job can be changed."""
-        return self.key == DRAFT or (not self.is_own and self._is_planned)
-
-    @property
-    def _is_planned(self) -> bool:
         found = self.summary
-        return found is not None and found.state == PLANNED
+        is_planned = found is not None and found.state == PLANNED
+        return self.key == DRAFT or (not self.is_own and is_planned)
 
     @property
     def is_own(self) -> bool:

@@ -107,6 +107,28 @@ def long_curve(plot: pg.PlotWidget) -> Any:
     return curve
 
 
+def make_curve(plot: pg.PlotWidget, style: CurveStyle) -> Any:
+    if not style.is_dots:
+        return long_curve(plot)
+    curve = pg.PlotDataItem([], [], connect="finite")
+    plot.addItem(curve)
+    return curve
+
+
+def paint_curve(curve: Any, style: CurveStyle) -> None:
+    colour = _colour(style.colour)
+    if style.is_faint:
+        colour.setAlphaF(0.45)
+    if style.is_dots:
+        curve.setPen(pg.mkPen(colour, width=1, style=Qt.PenStyle.DotLine))
+        curve.setSymbol("o")
+        curve.setSymbolSize(8)
+        curve.setSymbolBrush(colour)
+        curve.setSymbolPen(pg.mkPen(theme.tokens().panel, width=1))
+    else:
+        curve.setPen(pg.mkPen(colour, width=style.width))
+
+
 class Chart(Card):
     """A titled plot with a crosshair whose reading stands beside the title.
 
@@ -146,7 +168,7 @@ class Chart(Card):
         self._data: dict[str, tuple[Any, Any]] = {}
         self._are_labels_shown = True
         self._show_labels(False)
-        self._curves = {style.name: self._make_curve(style) for style in styles}
+        self._curves = {style.name: make_curve(self.plot, style) for style in styles}
         self._cross = pg.InfiniteLine(angle=90, movable=False)
         self._cross.hide()
         self.plot.addItem(self._cross, ignoreBounds=True)
@@ -172,7 +194,7 @@ class Chart(Card):
         for style, chip in zip(self._styles.values(), self._legend, strict=False):
             chip.setText(swatch(_colour(style.colour).name(), style.sign, style.title))
         for name, curve in self._curves.items():
-            self._paint_curve(curve, self._styles[name])
+            paint_curve(curve, self._styles[name])
 
     def set_points(self, name: str, x: Any, y: Any) -> None:
         """Show these points; arrays are read, not kept."""
@@ -193,26 +215,6 @@ class Chart(Card):
         self.plot.setXLink(first.plot)
         first.pointed.connect(self.show_cross)
         self.pointed.connect(first.pointed)
-
-    def _make_curve(self, style: CurveStyle) -> Any:
-        if not style.is_dots:
-            return long_curve(self.plot)
-        curve = pg.PlotDataItem([], [], connect="finite")
-        self.plot.addItem(curve)
-        return curve
-
-    def _paint_curve(self, curve: Any, style: CurveStyle) -> None:
-        colour = _colour(style.colour)
-        if style.is_faint:
-            colour.setAlphaF(0.45)
-        if style.is_dots:
-            curve.setPen(pg.mkPen(colour, width=1, style=Qt.PenStyle.DotLine))
-            curve.setSymbol("o")
-            curve.setSymbolSize(8)
-            curve.setSymbolBrush(colour)
-            curve.setSymbolPen(pg.mkPen(theme.tokens().panel, width=1))
-        else:
-            curve.setPen(pg.mkPen(colour, width=style.width))
 
     def show_cross(self, x: float | None) -> None:
         """The crosshair and what is under it; None takes it away."""

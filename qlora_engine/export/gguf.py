@@ -22,7 +22,7 @@ from transformers import AutoConfig
 
 from qlora_engine.data.templates import Template
 from qlora_engine.errors import EngineError
-from qlora_engine.export import gguf_tokenizer
+from qlora_engine.export import gguf_fields, gguf_tokenizer
 from qlora_engine.export.gguf_settings import require_same_settings
 from qlora_engine.export.merge import Rows
 from qlora_engine.export.nf4 import whole_blocks
@@ -50,7 +50,6 @@ FAMILIES = {
     "gemma3_text": "gemma3",
     "phi3": "phi3",
 }
-WINDOWED = ("gemma2", "gemma3", "phi3")  # llama.cpp reads the sliding window of these
 EDGES = ("token_embd", "output")
 LARGEST_F16 = 65504.0
 TEXTS = (
@@ -178,9 +177,9 @@ def plan_file(
     plan = Plan(
         architecture=architecture,
         quant=quant,
-        fields=_fields(architecture, config, name, quant),
+        fields=gguf_fields.fields_of(architecture, config, name, KINDS[quant][1]),
         tensors=tensors,
-        extra=_rope_tensor(config),
+        extra=gguf_fields.rope_tensor(config),
         tokenizer=tokenizer,
         words=gguf_tokenizer.vocabulary_of(tokenizer, size),
         ends=gguf_tokenizer.ends_of(tokenizer, template, end_ids),
@@ -278,75 +277,6 @@ def _plan_tensors(
             shift=1.0 if architecture.startswith("gemma") and found.endswith("norm") else 0.0,
         )  # fmt: skip
     return plans
-
-
-def _fields(architecture: str, config: Mapping[str, Any], name: str, quant: str) -> dict[str, Any]:
-    """Metadata under the names of llama.cpp; `{arch}.` stands for the architecture."""
-    heads, window = config["num_attention_heads"], config.get("sliding_window")
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    rope = _rope_of(config)
-    fields: dict[str, Any] = {
-        "general.type": "model",
-        "general.name": name,
-        "general.file_type": int(KINDS[quant][1]),
-        "general.quantization_version": gguf.GGML_QUANT_VERSION,
-        "{arch}.context_length": context_length(architecture, config),
-        "{arch}.embedding_length": config["hidden_size"],
-        "{arch}.block_count": config["num_hidden_layers"],
-        "{arch}.feed_forward_length": config["intermediate_size"],
-        "{arch}.attention.head_count": heads,
-        "{arch}.attention.head_count_kv": config["num_key_value_heads"],
-        "{arch}.attention.key_length": head_dim,
-        "{arch}.attention.value_length": head_dim,
-        "{arch}.attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
-        "{arch}.rope.freq_base": float(rope.get("rope_theta", 10_000.0)),
-        "{arch}.rope.dimension_count": int(head_dim * rope.get("partial_rotary_factor", 1.0)),
-        "{arch}.vocab_size": config["vocab_size"],
-    }
-    if rope.get("rope_type") == "linear":
-        fields |= {"{arch}.rope.scaling.type": "linear", "{arch}.rope.scaling.factor": float(rope["factor"])}
-    if architecture in WINDOWED:
-        fields["{arch}.attention.sliding_window"] = window or 0
-    if architecture == "gemma2":
-        fields["{arch}.attn_logit_softcapping"] = float(config["attn_logit_softcapping"])
-        fields["{arch}.final_logit_softcapping"] = float(config["final_logit_softcapping"])
-    return fields
-
-
-def context_length(architecture: str, config: Mapping[str, Any]) -> int:
-    """The positions the file allows: where llama.cpp knows no sliding window, none beyond the window."""
-    positions, window = int(config["max_position_embeddings"]), config.get("sliding_window")
-    if architecture in WINDOWED or not window or config.get("use_sliding_window") is False:
-        return positions
-    return min(positions, int(window))
-
-
-def _rope_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of the layers that see everything, where a family keeps two.
-
-    Raises:
-        EngineError: a scaling that is lost on the way.
-    """
-    rope = config.get("rope_parameters") or {}
-    rope = rope.get("full_attention", rope)
-    kind = rope.get("rope_type", "default")
-    llama3 = {key: rope.get(key) for key in gguf_rope.LLAMA3}
-    if kind not in ("default", "linear", "llama3") or (kind == "llama3" and llama3 != gguf_rope.LLAMA3):
-        raise EngineError(
-            "export.gguf_positions",
-            f"this model scales its positions in a way ({kind}) that is not written to GGUF here",
-            "export it as a merged model",
-        )
-    return rope
-
-
-def _rope_tensor(config: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    rope = _rope_of(config)
-    if rope.get("rope_type") != "llama3":
-        return {}
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    divisors = gguf_rope.llama3_divisors(head_dim, rope["rope_theta"], rope["factor"])
-    return {"rope_freqs.weight": np.asarray(divisors, dtype=np.float32)}
 
 
 def _open_writer(plan: Plan, out: Path) -> gguf.GGUFWriter:

@@ -14,10 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
-
-from qlora_engine.monitor.nvml import DeviceMemory, Handle, Nvml, ProcessMemory
+from qlora_engine.monitor.nvml import Handle, Nvml
 from qlora_engine.monitor.nvml_words import RESTART_CODES, Unavailable
+from qlora_engine.monitor.questions import FIELDS, NOT_READ_YET, Device, Questions, all_of
 
 log = logging.getLogger(__name__)
 SENSOR_SECONDS = 0.5
@@ -27,8 +26,6 @@ RETRY_SECONDS = 2.0
 LONGEST_RETRY_SECONDS = 60.0
 OVERDUE_SECONDS = {"memory": 2.0, "sensors": 3.0, "pcie": 5.0, "processes": 15.0}
 NO_DRIVER_ANSWER = "the driver is not answering"
-NOT_READ_YET = "not read yet"
-OTHER_NUMBERS = "the driver numbers processes differently than this container"
 
 
 @dataclass(frozen=True)
@@ -76,35 +73,6 @@ class GpuSample:
         return {**vars(self), "throttle_reasons": None if reasons is None else list(reasons)}
 
 
-FIELDS = {
-    "memory": ("memory_source", "total_bytes", "used_bytes", "free_bytes", "reserved_bytes"),
-    "sensors": (
-        "utilisation_ratio",
-        "memory_utilisation_ratio",
-        "encoder_ratio",
-        "temperature_celsius",
-        "power_watts",
-        "power_limit_watts",
-        "sm_clock_mhz",
-        "memory_clock_mhz",
-        "throttle_reasons",
-        "ecc_uncorrected_count",
-    ),
-    "processes": ("own_bytes", "others_bytes", "unaccounted_bytes", "unaccounted_spread_bytes"),
-    "pcie": ("pcie_received_bytes_per_second", "pcie_sent_bytes_per_second"),
-}
-
-
-@dataclass(frozen=True)
-class Device:
-    """A GPU or MIG slice of one NVML generation, with what never changes."""
-
-    handle: Handle | Unavailable
-    index: int
-    mig_index: int | None
-    facts: Mapping[str, Any]
-
-
 @dataclass(frozen=True)
 class Answer:
     """What one kind of question brought, and when (monotonic seconds)."""
@@ -124,12 +92,11 @@ class GpuWatch:
         nvml: Nvml | None = None,
     ) -> None:
         self.nvml = nvml or Nvml()
-        self._own_pids, self._host_memory = own_pids, host_memory
+        self._ask = Questions(self.nvml, own_pids, host_memory)
         self._memory_seconds = 1.0 / hz
         self._devices: tuple[int, tuple[Device, ...]] = (0, ())
         self._problem: str | None = None
         self._answers: dict[tuple[int, int | None, str], Answer] = {}
-        self._pcie_before: dict[tuple[int, int | None], tuple[float, int, int]] = {}
         self._most_devices = 0
         self._retry_at, self._retry_seconds = 0.0, RETRY_SECONDS
         self._started_at = time.monotonic()
@@ -141,9 +108,9 @@ class GpuWatch:
         self._started_at = time.monotonic()
         jobs = (
             ("memory", self._find_devices_and_memory, self._memory_seconds),
-            ("sensors", lambda: self._ask_all("sensors", self._sensors), SENSOR_SECONDS),
-            ("processes", lambda: self._ask_all("processes", self._processes), PROCESS_SECONDS),
-            ("pcie", lambda: self._ask_all("pcie", self._pcie), PCIE_SECONDS),
+            ("sensors", lambda: self._ask_all("sensors", self._ask.sensors), SENSOR_SECONDS),
+            ("processes", lambda: self._ask_all("processes", self._ask.processes), PROCESS_SECONDS),
+            ("pcie", lambda: self._ask_all("pcie", self._ask.pcie), PCIE_SECONDS),
         )
         for name, job, period in jobs:
             thread = threading.Thread(
@@ -195,7 +162,7 @@ class GpuWatch:
             return RETRY_SECONDS
         if self._devices[0] != self.nvml.generation and not self._find_devices():
             return RETRY_SECONDS
-        self._ask_all("memory", self._memory)
+        self._ask_all("memory", self._ask.memory)
         self.has_answered.set()
         self._restart_if_lost()
         return None
@@ -227,9 +194,9 @@ class GpuWatch:
         for index in range(count):
             handle = self.nvml.device(index)
             is_known = isinstance(handle, Unavailable) and index in known
-            found.append(Device(handle, index, None, known[index] if is_known else self._facts(handle)))
+            found.append(Device(handle, index, None, known[index] if is_known else self._ask.facts(handle)))
             for mig_index, part in enumerate(self._slices(handle)):
-                found.append(Device(part, index, mig_index, self._facts(part)))
+                found.append(Device(part, index, mig_index, self._ask.facts(part)))
         if not found:
             self._forget("the driver sees no GPU")
             self.nvml.restart()
@@ -249,100 +216,13 @@ class GpuWatch:
         self._answers.clear()
         self.has_answered.set()
 
-    def _facts(self, handle: Handle | Unavailable) -> dict[str, Any]:
-        ask = self.nvml
-        return {
-            "name": _ask(ask.name, handle),
-            "uuid": _ask(ask.uuid, handle),
-            "pci_bus_id": _ask(ask.pci_bus_id, handle),
-            "driver_version": ask.driver_version(),
-        }
-
     def _ask_all(self, kind: str, ask: Callable[[Device, Handle], Mapping[str, Any]]) -> None:
         for device in self._devices[1]:
             if self._stop.is_set():
                 return
             handle = device.handle
-            fields = _all(kind, handle) if isinstance(handle, Unavailable) else ask(device, handle)
+            fields = all_of(kind, handle) if isinstance(handle, Unavailable) else ask(device, handle)
             self._answers[device.index, device.mig_index, kind] = Answer(time.monotonic(), fields)
-
-    def _memory(self, device: Device, handle: Handle) -> Mapping[str, Any]:
-        found = self.nvml.memory(handle)
-        if _is_shared_with_host(found):
-            total, available = self._host_memory()
-            found = DeviceMemory(total, total - available, available, None)
-            source = "host"
-        else:
-            source = "device"
-        if isinstance(found, Unavailable):
-            return _all("memory", found)
-        reserved = found.reserved_bytes
-        return {
-            "memory_source": source,
-            "total_bytes": found.total_bytes,
-            "used_bytes": found.used_bytes,
-            "free_bytes": found.free_bytes,
-            "reserved_bytes": Unavailable("this driver counts it as used") if reserved is None else reserved,
-        }
-
-    def _sensors(self, device: Device, handle: Handle) -> Mapping[str, Any]:
-        ask = self.nvml
-        rates = ask.utilisation(handle)
-        gpu, memory = (
-            (rates, rates) if isinstance(rates, Unavailable) else (rates.gpu_ratio, rates.memory_ratio)
-        )
-        return {
-            "utilisation_ratio": gpu,
-            "memory_utilisation_ratio": memory,
-            "encoder_ratio": ask.encoder_ratio(handle),
-            "temperature_celsius": ask.temperature_celsius(handle),
-            "power_watts": ask.power_watts(handle),
-            "power_limit_watts": ask.power_limit_watts(handle),
-            "sm_clock_mhz": ask.sm_clock_mhz(handle),
-            "memory_clock_mhz": ask.memory_clock_mhz(handle),
-            "throttle_reasons": ask.throttle_reasons(handle),
-            "ecc_uncorrected_count": ask.ecc_uncorrected(handle),
-        }
-
-    def _processes(self, device: Device, handle: Handle) -> Mapping[str, Any]:
-        """Memory is read right before and after the list, so that the difference is of one moment."""
-        before = self.nvml.memory(handle)
-        listed = self.nvml.processes(handle)
-        after = self.nvml.memory(handle)
-        if isinstance(listed, Unavailable):
-            return _all("processes", listed)
-        if any(p.used_bytes is None for p in listed):
-            return _all("processes", Unavailable("the driver does not tell memory by process here"))
-        total = sum(p.used_bytes or 0 for p in listed)
-        fields = self._shares(listed, total)
-        if isinstance(before, Unavailable) or isinstance(after, Unavailable):
-            no = before if isinstance(before, Unavailable) else after
-            return fields | {"unaccounted_bytes": no, "unaccounted_spread_bytes": no}
-        middle = (before.used_bytes + after.used_bytes) // 2
-        spread = abs(after.used_bytes - before.used_bytes)
-        return fields | {"unaccounted_bytes": middle - total, "unaccounted_spread_bytes": spread}
-
-    def _shares(self, listed: Sequence[ProcessMemory], total: int) -> dict[str, Any]:
-        """Own and others' bytes. In a container the driver may list the host's process numbers: nobody is ours then."""
-        own = self._own_pids()
-        mine = [p.used_bytes or 0 for p in listed if p.pid in own]
-        if listed and not mine and not all(psutil.pid_exists(p.pid) for p in listed):
-            return dict.fromkeys(("own_bytes", "others_bytes"), Unavailable(OTHER_NUMBERS))
-        return {"own_bytes": sum(mine), "others_bytes": total - sum(mine)}
-
-    def _pcie(self, device: Device, handle: Handle) -> Mapping[str, Any]:
-        """From the byte counters where the driver has them (cheap, exact), else from its own 20 ms window."""
-        key = (device.index, device.mig_index)
-        counted = self.nvml.pcie_counters(handle)
-        if isinstance(counted, Unavailable):
-            rates = self.nvml.pcie_throughput(handle)
-        else:
-            now, before = time.monotonic(), self._pcie_before.get(key)
-            self._pcie_before[key] = (now, *counted)
-            rates = _rates(before, (now, *counted))
-        if isinstance(rates, Unavailable):
-            return _all("pcie", rates)
-        return dict(zip(FIELDS["pcie"], rates, strict=True))
 
     def _composed(self, device: Device, now: float) -> GpuSample:
         values: dict[str, Any] = dict(device.facts)
@@ -365,30 +245,3 @@ def next_due(due: float, period: float, now: float) -> float:
     if due < now:
         due += period * ((now - due) // period + 1)
     return due
-
-
-def _ask(getter: Callable[[Handle], Any], handle: Handle | Unavailable) -> Any:
-    return handle if isinstance(handle, Unavailable) else getter(handle)
-
-
-def _all(kind: str, no: Unavailable) -> dict[str, Any]:
-    return dict.fromkeys(FIELDS[kind], no)
-
-
-def _is_shared_with_host(found: DeviceMemory | Unavailable) -> bool:
-    """GB10, Jetson and the like: no memory of their own to tell."""
-    if isinstance(found, Unavailable):
-        return found.code == 3
-    return found.total_bytes == 0
-
-
-def _rates(
-    before: tuple[float, int, int] | None, now: tuple[float, int, int]
-) -> tuple[float, float] | Unavailable:
-    if before is None:
-        return Unavailable(NOT_READ_YET)
-    seconds = now[0] - before[0]
-    received, sent = now[1] - before[1], now[2] - before[2]
-    if seconds <= 0 or received < 0 or sent < 0:
-        return Unavailable("the driver's byte counter started anew")
-    return received / seconds, sent / seconds

@@ -260,7 +260,7 @@ def test_the_chart_lives_before_during_and_after_a_run(
     assert "the next run is predicted to need" in view.memory_line.text()
     assert "nothing is paged" in view.paging_words.text()
     qtbot.waitUntil(window.card.start.isEnabled, timeout=10_000)
-    window.start()
+    window.steering.start()
     engine = engine_of(qtbot, TrainJob)
     run_dir = home / "runs" / "demo"
     path = write(run_dir / "memory.jsonl", {**cpu_sample(0), "time": now + 1})

@@ -102,18 +102,18 @@ def test_the_bars_follow_a_dragged_slider_within_50_ms(
 
 def test_a_slider_moves_by_mouse_and_key_but_never_by_the_wheel(qtbot: QtBot, window: MainWindow) -> None:
     work, slider = window.studio.workspace, page(window).sizes[0].slider
-    before = work.memory.seq_len
+    before = work.memory.length.tokens
     qtbot.keyClick(slider, Qt.Key.Key_Right)
     assert work.job.config.data.seq_len is not None
-    assert work.memory.seq_len > before
-    assert page(window).sizes[0].value.text() == f"{work.memory.seq_len:,} tokens"
-    after = work.memory.seq_len
+    assert work.memory.length.tokens > before
+    assert page(window).sizes[0].value.text() == f"{work.memory.length.tokens:,} tokens"
+    after = work.memory.length.tokens
     wheel = QWheelEvent(
         QPointF(5, 5), slider.mapToGlobal(QPointF(5, 5)), QPoint(0, 0), QPoint(0, 120), Qt.MouseButton.NoButton,
         Qt.KeyboardModifier.NoModifier, Qt.ScrollPhase.NoScrollPhase, False,
     )  # fmt: skip
     QApplication.sendEvent(slider, wheel)
-    assert work.memory.seq_len == after
+    assert work.memory.length.tokens == after
 
 
 def test_painting_a_slider_changes_no_setting(qtbot: QtBot, window: MainWindow) -> None:
@@ -139,7 +139,7 @@ def test_the_largest_that_fits_is_applied_by_its_button(qtbot: QtBot, window: Ma
     qtbot.waitUntil(size.use.isEnabled, timeout=10_000)
     wanted = int(re.sub(r"\D", "", size.use.text()))
     qtbot.mouseClick(size.use, LEFT)
-    assert (work.memory.seq_len, work.memory.micro_batch, work.job.config.lora.rank)[index] == wanted
+    assert (work.memory.length.tokens, work.memory.micro_batch, work.job.config.lora.rank)[index] == wanted
     assert " it fits with " in screen.verdict.text()
     assert not work.job.draft.issues
 
@@ -148,14 +148,14 @@ def test_another_model_leaves_the_length_alone(qtbot: QtBot, window: MainWindow)
     """It is the one the data had when they were read, until they are read again with the other tokenizer."""
     work = window.studio.workspace
     work.memory._data.report = {"seq_len": 1536}
-    assert work.memory.seq_len == 1536
+    assert work.memory.length.tokens == 1536
     work.job.choose_model("llama-3-8b")
     work.memory._data.report = None
     assert work.job.config.data.seq_len is None
-    assert work.memory.seq_len == 1536
-    assert work.memory.is_length_assumed
+    assert work.memory.length.tokens == 1536
+    assert work.memory.length.is_assumed
     work.job.choose_data("/other/rows.jsonl")
-    assert work.memory.seq_len != 1536
+    assert work.memory.length.tokens != 1536
 
 
 def test_the_largest_known_model_is_chosen_by_its_button(qtbot: QtBot, window: MainWindow) -> None:
@@ -263,7 +263,7 @@ def test_a_rehearsal_replaces_the_formula_and_says_so(qtbot: QtBot, window: Main
     assert isinstance(engine.job, RehearseJob)
     assert engine.job.config["model"]["name"] == "llama-3-8b"
     assert engine.job.options == {
-        "seq_len": work.memory.seq_len,
+        "seq_len": work.memory.length.tokens,
         "micro_batch": work.memory.micro_batch,
         "device": "cuda",
     }

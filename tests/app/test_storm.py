@@ -31,7 +31,7 @@ def test_nothing_a_hand_can_do_harms_a_run(
     make_runs()
     window = make_window(loads=True)
     qtbot.waitUntil(window.card.start.isEnabled, timeout=20_000)
-    window.start()
+    window.steering.start()
     engine = engine_of(qtbot, TrainJob)
     engine.tell(told.started(), told.plan(100_000))
     step = 0

@@ -207,7 +207,7 @@ def test_nothing_is_tried_while_a_run_is_training(qtbot: QtBot, make_window: Mak
     window, screen = open_page(qtbot, make_window, 1)
     qtbot.waitUntil(lambda: screen.sets.replay.isEnabled() and screen.held_out.score.isEnabled())
     engine = load_chat(qtbot, screen, told.facts(RunFolder(Path(window.studio.history.summaries[0].path))))
-    window.start()
+    window.steering.start()
     qtbot.waitUntil(lambda: bool(engine.stops))
     qtbot.waitUntil(lambda: not window.studio.jobs["chat"].is_running)
     window.studio.shown.show(str(window.studio.history.summaries[0].path))

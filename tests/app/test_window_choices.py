@@ -163,10 +163,10 @@ def test_the_data_report_is_forgotten_when_the_data_changes(qtbot: QtBot, make_w
               "columns": {}, "template": "own", "template_reason": "it has one", "origin": "starter", "sha256": "ab" * 32}  # fmt: skip
     engine.tell(ev.RunFinished({"report": report, "rows": []}))
     qtbot.waitUntil(lambda: work.data.report is not None)
-    assert work.memory.seq_len == 80
+    assert work.memory.length.tokens == 80
     work.job.choose_data("/somewhere/else.jsonl")
     assert work.data.report is None
-    assert work.memory.seq_len == 512
+    assert work.memory.length.tokens == 512
 
 
 def test_the_memory_follows_every_setting_at_once(qtbot: QtBot, make_window: MakeWindow) -> None:
@@ -194,7 +194,7 @@ def test_rows_at_once_are_those_the_run_will_choose(make_window: MakeWindow) -> 
     assert work.base.facts is not None
     usable = gpus.find("RTX 4090").usable_bytes
     wanted = estimate.recommend_micro_batch(
-        work.base.facts, work.job.config, seq_len=work.memory.seq_len, usable_bytes=usable
+        work.base.facts, work.job.config, seq_len=work.memory.length.tokens, usable_bytes=usable
     )
     assert work.memory.micro_batch == wanted > 1
     work.job.edit("training.micro_batch", 1)

@@ -60,7 +60,7 @@ class MemoryController(TabController):
         self._screen.show_state(
             memory_state(
                 work.memory.shown, self._capacity, is_double=work.job.config.quantization.double_quant, gpu=work.memory.gpu,
-                is_assumed=work.memory.is_length_assumed,
+                is_assumed=work.memory.length.is_assumed,
                 subject=self._subject, fitting=self._fitting, rehearsal=self._status,
                 runs=self._studio.history.summaries,
             )
@@ -82,7 +82,7 @@ class MemoryController(TabController):
         return Subject(
             work.base.facts,
             work.job.config,
-            work.memory.seq_len,
+            work.memory.length.tokens,
             work.memory.micro_batch,
             device,
             context_of(work.memory.gpu),

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from qlora_engine.monitor import gpu as gpu_module
-from qlora_engine.monitor.gpu import FIELDS, GpuSample, GpuWatch, next_due
+from qlora_engine.monitor.gpu import GpuSample, GpuWatch, next_due
+from qlora_engine.monitor.questions import FIELDS, Questions
 from tests.engine.monitor.conftest import until
 from tests.support.fake_nvml import GIB, FakeDriver
 
@@ -350,7 +351,7 @@ def test_a_bug_in_a_question_is_logged_and_the_rest_goes_on(
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(GpuWatch, "_sensors", broken)
+    monkeypatch.setattr(Questions, "sensors", broken)
     watch = watching()
     until(lambda: bool(watch.samples()) and the(watch).used_bytes == 6 * GIB)
     until(lambda: "watching the GPU failed" in caplog.text)
