@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_engine.monitor.gpu import NO_DRIVER_ANSWER, NOT_READ_YET
+from qlora_engine.monitor.gpu import NO_DRIVER_ANSWER
+from qlora_engine.monitor.questions import NOT_READ_YET
 from qlora_engine.monitor.shared_memory import FIELD as SHARED_FIELD
 
 MIB = 1024**2
