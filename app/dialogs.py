@@ -113,20 +113,21 @@ def ask(parent: QWidget, title: str, text: str, details: str, answers: tuple[tup
     return next((value for value, found in buttons.items() if found is box.clickedButton()), KEEP)
 
 
+THEMES_IN_WORDS = (
+    ("system", "As the desktop"),
+    ("dark", "Dark"),
+    ("light", "Light"),
+    ("contrast", "High contrast"),
+)
+
+
 class SettingsDialog(QDialog):
     """How the window looks and where the engine runs; each choice holds at once."""
 
     def __init__(self, parent: QWidget, settings: Settings, choose: Callable[..., None]) -> None:
         super().__init__(parent)
         self.setWindowTitle("Settings \u2013 QLoRA Studio")
-        self.theme = Segments(
-            (
-                ("system", "As the desktop"),
-                ("dark", "Dark"),
-                ("light", "Light"),
-                ("contrast", "High contrast"),
-            )
-        )
+        self.theme = Segments(THEMES_IN_WORDS)
         self.theme.set_value(settings.theme)
         self.theme.chosen.connect(lambda value: choose(theme=value))
         self.engine = Segments(

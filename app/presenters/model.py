@@ -66,14 +66,7 @@ def model_state(
     if not any(line.is_chosen for line in lines) and models is not None:
         lines = (*lines, ModelLine(chosen, chosen, "chosen by name", True))
     shown = preparing_error or error
-    notice, hint, tone = "", "", "accent"
-    if shown is not None and not preparing:
-        notice, hint, tone = capital(shown.message), capital(shown.hint), "bad"
-    elif facts is not None and facts.path is None and not preparing:
-        notice = "The weights are not on this disk yet."
-        hint = "They are fetched when the run starts, or now with the button."
-    elif facts is not None and not preparing and (facts.tokenizer_rows or 0) > facts.vocab_size:
-        notice, hint, tone = *_missing_rows(facts), "warning"
+    notice, hint, tone = ("", "", "accent") if preparing else _notice_of(facts, shown)
     needs = ""
     entry = next((e for e in models or () if e.name == chosen), None)
     if not preparing and error is None and (entry is not None and not entry.is_ready):
@@ -97,6 +90,18 @@ def model_state(
         preparing_text=preparing,
         preparing_share=share,
     )
+
+
+def _notice_of(facts: ModelFacts | None, error: EngineError | None) -> tuple[str, str, str]:
+    """What there is to say of a model at rest, what to do about it, and its tone."""
+    if error is not None:
+        return capital(error.message), capital(error.hint), "bad"
+    if facts is not None and facts.path is None:
+        hint = "They are fetched when the run starts, or now with the button."
+        return "The weights are not on this disk yet.", hint, "accent"
+    if facts is not None and (facts.tokenizer_rows or 0) > facts.vocab_size:
+        return *_missing_rows(facts), "warning"
+    return "", "", "accent"
 
 
 def _missing_rows(facts: ModelFacts) -> tuple[str, str]:

@@ -31,28 +31,10 @@ def strip_state(sample: Mapping[str, Any] | None, run: RunFold, predicted_bytes:
         return StripState("Looking for a GPU", "", "", None, 0.0, None, "", "", None, "", _run_text(run))
     host = sample["host"]
     total, used = host["total_bytes"], host["total_bytes"] - host["available_bytes"]
-    engine = (
-        (run.memory[-1].get("host") or {}).get("process_resident_bytes")
-        if run.is_live and run.memory
-        else None
-    )
     gpu = next(iter(sample.get("gpus") or ()), None)
     host_text = f"host {gib_figure(used, 1)} / {gib_figure(total, 1)} GiB"
     if gpu is None:
-        tick = predicted_bytes / total if predicted_bytes and total else None
-        return StripState(
-            device_text="CPU run: no NVIDIA GPU",
-            device_tip=str(sample.get("gpu_problem") or ""),
-            memory_text=host_text,
-            used_share=used / total,
-            own_share=(engine or 0) / total,
-            tick_share=tick,
-            paged_text=f"engine {bytes_text(engine)}" if engine else "",
-            host_text="",
-            host_share=None,
-            sensors_text=f"CPU {percent_text(host['cpu_ratio'])}",
-            run_text=_run_text(run),
-        )
+        return _without_gpu(sample, run, predicted_bytes, host_text)
     whole = gpu.get("total_bytes")
     on_card = gpu.get("used_bytes")
     return StripState(
@@ -68,6 +50,29 @@ def strip_state(sample: Mapping[str, Any] | None, run: RunFold, predicted_bytes:
         host_text=host_text,
         host_share=used / total,
         sensors_text=_sensors(gpu),
+        run_text=_run_text(run),
+    )
+
+
+def _without_gpu(
+    sample: Mapping[str, Any], run: RunFold, predicted_bytes: int | None, host_text: str
+) -> StripState:
+    """The computer's memory, and the engine's share of it."""
+    host = sample["host"]
+    total, used = host["total_bytes"], host["total_bytes"] - host["available_bytes"]
+    latest = run.memory[-1] if run.is_live and run.memory else {}
+    engine = (latest.get("host") or {}).get("process_resident_bytes")
+    return StripState(
+        device_text="CPU run: no NVIDIA GPU",
+        device_tip=str(sample.get("gpu_problem") or ""),
+        memory_text=host_text,
+        used_share=used / total,
+        own_share=(engine or 0) / total,
+        tick_share=predicted_bytes / total if predicted_bytes and total else None,
+        paged_text=f"engine {bytes_text(engine)}" if engine else "",
+        host_text="",
+        host_share=None,
+        sensors_text=f"CPU {percent_text(host['cpu_ratio'])}",
         run_text=_run_text(run),
     )
 

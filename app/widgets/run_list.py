@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PySide6.QtCore import QItemSelectionModel, QSize, Qt, Signal
 from PySide6.QtGui import QIcon, QKeySequence, QShortcut
@@ -50,16 +50,9 @@ class RunList(QFrame):
         self.search.setAccessibleName("Search runs")
         self.search.setClearButtonEnabled(True)
         self.search.textChanged.connect(self._look)
-        self.filter = QuietCombo()
-        self.filter.setAccessibleName("Which runs are shown")
-        for name, (words, _) in FILTERS.items():
-            self.filter.addItem(words, name)
-        self.filter.activated.connect(self._look)
-        self.sort = QuietCombo()
-        self.sort.setAccessibleName("Order of the runs")
-        for name, words in SORTS.items():
-            self.sort.addItem(words, name)
-        self.sort.activated.connect(self._look)
+        shown = {name: words for name, (words, _) in FILTERS.items()}
+        self.filter = self._make_choice("Which runs are shown", shown)
+        self.sort = self._make_choice("Order of the runs", SORTS)
         self.model = RunRowModel()
         self.view = self._make_view()
         self.empty = label("No run is found.", "small", wraps=True)
@@ -80,6 +73,14 @@ class RunList(QFrame):
         self._is_painting = False
         self.is_narrow = False
         self.set_narrow(False)
+
+    def _make_choice(self, title: str, words: Mapping[str, str]) -> QuietCombo:
+        choice = QuietCombo()
+        choice.setAccessibleName(title)
+        for name, text in words.items():
+            choice.addItem(text, name)
+        choice.activated.connect(self._look)
+        return choice
 
     def _make_view(self) -> QListView:
         view = QListView()

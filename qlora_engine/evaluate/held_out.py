@@ -53,12 +53,18 @@ def rows_of_run(
         report_progress=report,
         control=control,
     )
+    _require_same(prepared, record, config.data.path)
+    return prepared.held_out
+
+
+def _require_same(prepared: data.PreparedData, record: Mapping[str, Any], path: str) -> None:
+    """The rows that the run held out, and some at all."""
     trained_on = str((record.get("data") or {}).get("sha256") or "")
     found = prepared.report.sha256
     if trained_on and found != trained_on:
         raise EngineError(
             "held_out.other_data",
-            f"the dataset {config.data.path} has changed since the run: its hash is {found[:16]}, and it was "
+            f"the dataset {path} has changed since the run: its hash is {found[:16]}, and it was "
             f"{trained_on[:16]}; which rows were held out is not known any more",
             "put the original data back, or train again on the new",
         )
@@ -75,7 +81,6 @@ def rows_of_run(
             "the run held no rows out",
             "set data.held_out_fraction, or name a data.held_out_path, and train again",
         )
-    return prepared.held_out
 
 
 def questions_of(config: TrainingConfig, numbers: Collection[int]) -> dict[int, str]:

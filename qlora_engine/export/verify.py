@@ -13,7 +13,7 @@ import time
 from collections.abc import Generator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from qlora_engine import child, parsing
 from qlora_engine.control import Control
@@ -73,10 +73,7 @@ def prove(
                 yield check
         control.check()
         if process.wait() != 0:
-            errors.seek(0)
-            said = errors.read().strip().splitlines()
-            last = said[-1] if said else f"exit code {process.returncode}"
-            checks.append(CheckFinished("the proof ran to its end", False, last[:300]))
+            checks.append(_broken_off(process, errors))
             yield checks[-1]
     finally:
         process.kill()
@@ -84,6 +81,14 @@ def prove(
         process.stdout.close()
         errors.close()
     return checks
+
+
+def _broken_off(process: subprocess.Popen[str], errors: IO[str]) -> CheckFinished:
+    """The last that the child said."""
+    errors.seek(0)
+    said = errors.read().strip().splitlines()
+    last = said[-1] if said else f"exit code {process.returncode}"
+    return CheckFinished("the proof ran to its end", False, last[:300])
 
 
 def check_files(hashes: Mapping[str, str], marks: Mapping[str, Mark]) -> CheckFinished:

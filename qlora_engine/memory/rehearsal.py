@@ -208,17 +208,7 @@ def _profiles(
     question: Question, config: Any, layers: Sequence[int] | None, check: Callable[[], None]
 ) -> dict[str, Profile]:
     """Run one step of a model with `config`, or of those of its `layers`, and return the peak of each phase with and without double quantization."""
-    model = symbolic.build(
-        config,
-        question.config,
-        compute_dtype=question.compute_dtype,
-        upcast_unquantized=question.upcast_unquantized,
-        blocks=question.facts.blocks,
-        layers=layers,
-        unreached=frozenset(one.path for one in question.facts.linears if not one.is_reached),
-        experts_one_by_one=question.experts_one_by_one,
-        new_rows=question.facts.new_rows,
-    )
+    model = _model_of(question, config, layers)
     rows, length = question.micro_batch, question.seq_len
     ledger = Ledger(
         device=question.device,
@@ -245,6 +235,20 @@ def _profiles(
         side: _named(ledger.peaks(gradients, state, has_nested=is_double), count)
         for side, is_double in SIDES.items()
     }
+
+
+def _model_of(question: Question, config: Any, layers: Sequence[int] | None) -> Any:
+    return symbolic.build(
+        config,
+        question.config,
+        compute_dtype=question.compute_dtype,
+        upcast_unquantized=question.upcast_unquantized,
+        blocks=question.facts.blocks,
+        layers=layers,
+        unreached=frozenset(one.path for one in question.facts.linears if not one.is_reached),
+        experts_one_by_one=question.experts_one_by_one,
+        new_rows=question.facts.new_rows,
+    )
 
 
 def _step(

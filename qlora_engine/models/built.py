@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,27 +62,18 @@ def inspect_loaded(
     """
     linears = {name: m for name, m in model.named_modules() if isinstance(m, Linear4bit)}
     stacks = stacks_of(model)
-    for name, module in linears.items():
-        _check_module(name, module, quantization, plan)
-    for name, stack in stacks.items():
-        _check_stack(name, stack, quantization, plan)
+    _check_all(linears, stacks, quantization, plan)
     _refuse_leftovers(model, facts, quantization, plan)
     in_linears = sum(m.in_features * m.out_features for m in linears.values())
     in_stacks = sum(stack.weights for stack in stacks.values())
-    _require_all_quantized(
-        "linear layers", in_linears, sum(t.weights for t in facts.linears if t.is_quantized)
-    )
-    wanted = sum(one.weights for one in facts.stacked) if quantization.experts == "4bit" else 0
-    _require_all_quantized("experts", in_stacks, wanted)
-    weights = {id(m.weight) for m in linears.values()} | {id(stack) for stack in stacks.values()}
-    others = {name: p for name, p in model.named_parameters() if id(p) not in weights}
+    _require_whole(facts, quantization, in_linears, in_stacks)
+    others = _not_in_4_bits(model, linears, stacks)
     state = next(iter(linears.values())).weight.quant_state
     return LoadReport(
         quantized_modules=len(linears),
         quantized_parameters=in_linears + in_stacks,
         packed_bytes=sum(m.weight.nbytes for m in linears.values()) + sum(s.nbytes for s in stacks.values()),
-        constants_bytes=sum(constants_bytes(m.weight.quant_state) for m in linears.values())
-        + sum(stack.constants_nbytes for stack in stacks.values()),
+        constants_bytes=_constants(linears, stacks),
         unquantized_bytes=sum(p.nbytes for p in others.values()),
         quant_type=state.quant_type,
         is_double_quant=bool(state.nested),
@@ -93,10 +85,48 @@ def inspect_loaded(
         kept_unquantized=tuple(sorted({_pattern(name) for name in others})),
         expert_stacks=len(stacks),
         expert_parameters=in_stacks,
-        host_bytes=sum(
-            sum(t.nbytes for t in s.stored.tensors()) for s in stacks.values() if s.place is not None
-        ),
+        host_bytes=_on_host(stacks),
     )
+
+
+def _constants(linears: Mapping[str, Any], stacks: Mapping[str, Stacked4bit]) -> int:
+    """Bytes of all quantization constants."""
+    in_linears = sum(constants_bytes(m.weight.quant_state) for m in linears.values())
+    return in_linears + sum(stack.constants_nbytes for stack in stacks.values())
+
+
+def _on_host(stacks: Mapping[str, Stacked4bit]) -> int:
+    """Bytes of experts that wait in the computer's memory."""
+    return sum(sum(t.nbytes for t in s.stored.tensors()) for s in stacks.values() if s.place is not None)
+
+
+def _not_in_4_bits(
+    model: Any, linears: Mapping[str, Any], stacks: Mapping[str, Stacked4bit]
+) -> dict[str, Any]:
+    weights = {id(m.weight) for m in linears.values()} | {id(stack) for stack in stacks.values()}
+    return {name: p for name, p in model.named_parameters() if id(p) not in weights}
+
+
+def _check_all(
+    linears: Mapping[str, Any],
+    stacks: Mapping[str, Stacked4bit],
+    wanted: QuantizationSettings,
+    plan: DevicePlan,
+) -> None:
+    for name, module in linears.items():
+        _check_module(name, module, wanted, plan)
+    for name, stack in stacks.items():
+        _check_stack(name, stack, wanted, plan)
+
+
+def _require_whole(
+    facts: spec.ModelFacts, quantization: QuantizationSettings, in_linears: int, in_stacks: int
+) -> None:
+    """As many parameters in 4 bits as the architecture has."""
+    linears = sum(t.weights for t in facts.linears if t.is_quantized)
+    experts = sum(one.weights for one in facts.stacked) if quantization.experts == "4bit" else 0
+    _require_all_quantized("linear layers", in_linears, linears)
+    _require_all_quantized("experts", in_stacks, experts)
 
 
 def _require_all_quantized(what: str, found: int, wanted: int) -> None:

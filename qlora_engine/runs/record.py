@@ -244,12 +244,6 @@ class RunFolder:
             kept.append(event)
         return iter(kept)
 
-    def memory(self) -> Iterator[dict[str, Any]]:
-        """The samples of `memory.jsonl`, oldest first; half-written and damaged lines are left out."""
-        from qlora_engine.monitor import trace
-
-        return iter(trace.read(self.memory_path).samples)
-
     def log_tail(self, lines: int = 40) -> str:
         if not self.log_path.exists():
             return ""
@@ -290,8 +284,8 @@ class RunFolder:
             run_id=self.run_id,
             path=self.path,
             state=state,
-            model=str((record.get("model") or {}).get("name") or self._asked_for(record, "model", "name")),
-            data=str((record.get("data") or {}).get("path") or self._asked_for(record, "data", "path")),
+            model=str((record.get("model") or {}).get("name") or _asked_for(self, record, "model", "name")),
+            data=str((record.get("data") or {}).get("path") or _asked_for(self, record, "data", "path")),
             created_unix=record.get("created"),
             finished_unix=record.get("finished"),
             last_step=record.get("last_step"),
@@ -311,25 +305,16 @@ class RunFolder:
             answers_ended=ends.ended if ends else None,
         )
 
-    def _asked_for(self, record: Mapping[str, Any], table: str, name: str) -> str:
-        """What its job says, for a run that has not begun, or failed before its record could tell."""
-        kept = (record.get("job") or {}).get(table)
-        if isinstance(kept, Mapping) and isinstance(kept.get(name), str):
-            return str(kept[name])
-        try:
-            return str(getattr(getattr(self.job(), table), name))
-        except EngineError:
-            return "n/a"
 
-    def delete(self) -> None:
-        """Remove the folder and everything in it.
-
-        Raises:
-            EngineError: it is being trained.
-        """
-        if self.state() in LIVE_STATES:
-            raise EngineError("run.busy", f"run {self.run_id!r} is being trained", "stop it first")
-        shutil.rmtree(self.path)
+def _asked_for(folder: RunFolder, record: Mapping[str, Any], table: str, name: str) -> str:
+    """What its job says, for a run that has not begun, or failed before its record could tell."""
+    kept = (record.get("job") or {}).get(table)
+    if isinstance(kept, Mapping) and isinstance(kept.get(name), str):
+        return str(kept[name])
+    try:
+        return str(getattr(getattr(folder.job(), table), name))
+    except EngineError:
+        return "n/a"
 
 
 def list_runs(runs_dir: Path | None = None) -> list[RunSummary]:

@@ -43,24 +43,16 @@ RECORDED = (
 
 
 def recorded(
-    folder: RunFolder,
-    config: TrainingConfig,
-    run: Callable[[], Iterator[Event]],
-    control: Control,
-    *,
-    even_elsewhere: bool = False,
-    as_planned: bool = False,
-) -> Iterator[Event]:
+    folder: RunFolder, config: TrainingConfig, run: Callable[[], Iterator[Event]], control: Control, *,
+    even_elsewhere: bool = False, as_planned: bool = False,
+) -> Iterator[Event]:  # fmt: skip
     """The events of `run`, each written down before it is passed on; the folder is this process's meanwhile, and what
     others ask of the run there reaches `control`.
 
     Raises:
         EngineError: the run failed, or it is another's.
     """
-    try:
-        doubt = folder.claim(even_elsewhere=even_elsewhere, as_planned=as_planned)
-    except OSError as error:
-        raise _disk_error(folder, error) from error
+    doubt = _claimed(folder, even_elsewhere=even_elsewhere, as_planned=as_planned)
     now = LiveFile(folder.path)
     try:
         with commands.listening(folder.path, control), kept_awake(config.output.keep_awake, folder.run_id):
@@ -71,26 +63,41 @@ def recorded(
                 yield event
     except Cancelled:
         _end(folder, "stopped")
-        is_resumable = checkpoint.newest(folder) is not None
-        yield RunStopped("stopped by the user", is_resumable, {"run_dir": str(folder.path)})
+        yield RunStopped("stopped by the user", _can_go_on(folder), {"run_dir": str(folder.path)})
     except EngineError as error:
         _end(folder, "failed", error.code, error.message, error.hint)
         raise
     except Exception as error:
         failure = _explained(folder, error)
         if failure is None:
-            _end(folder, "crashed", "engine.bug", repr(error)[:300])
+            _crashed(folder, error)
             raise
         _end(folder, "failed", failure.code, failure.message, failure.hint)
         raise failure from error
     except BaseException as error:
         # A reader that leaves after the terminal event closes this generator; the state is right already.
         if folder.record().get("state") in LIVE_STATES:
-            _end(folder, "crashed", "engine.bug", repr(error)[:300])
+            _crashed(folder, error)
         raise
     finally:
         now.close()
         folder.release()
+
+
+def _claimed(folder: RunFolder, *, even_elsewhere: bool, as_planned: bool) -> str:
+    """What cannot be made sure of; the folder is this process's from now on."""
+    try:
+        return folder.claim(even_elsewhere=even_elsewhere, as_planned=as_planned)
+    except OSError as error:
+        raise _disk_error(folder, error) from error
+
+
+def _can_go_on(folder: RunFolder) -> bool:
+    return checkpoint.newest(folder) is not None
+
+
+def _crashed(folder: RunFolder, error: BaseException) -> None:
+    _end(folder, "crashed", "engine.bug", repr(error)[:300])
 
 
 def _doubted(events: Iterator[Event], doubt: str) -> Iterator[Event]:

@@ -16,6 +16,7 @@ from qlora_engine.config import DataSettings, TrainingConfig, with_value
 from qlora_engine.data import sources
 from qlora_engine.errors import EngineError
 from qlora_engine.models import files, gguf_header
+from qlora_engine.monitor import trace
 from qlora_engine.runs.record import RunFolder, is_complete, list_runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +72,7 @@ def lines(text: str, tmp_path: Path) -> None:
     for path in (folder.metrics_path, folder.memory_path):
         path.write_text(text + "\n", encoding="utf-8")
     assert list(folder.metrics()) == []
-    assert all(isinstance(sample, dict) for sample in folder.memory())
+    assert all(isinstance(sample, dict) for sample in trace.read(folder.memory_path).samples)
 
 
 def model_file(name: str, read: Callable[[Path], Any]) -> Callable[[str, Path], None]:

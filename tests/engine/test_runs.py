@@ -183,15 +183,6 @@ def test_a_line_of_numbers_that_was_changed_is_left_out(folder: RunFolder) -> No
     ]
 
 
-def test_a_running_run_is_not_deleted(folder: RunFolder) -> None:
-    folder.claim()
-    with pytest.raises(EngineError, match="stop it first"):
-        folder.delete()
-    folder.update(state="stopped")
-    folder.delete()
-    assert not folder.path.exists()
-
-
 def test_runs_are_listed_newest_first(config: TrainingConfig) -> None:
     first, second = RunFolder.create(config), RunFolder.create(config)
     first.update(created=1.0)

@@ -218,6 +218,6 @@ def test_a_stopped_job_says_so() -> None:
 def test_rehearsing_is_not_slower_than_promised() -> None:
     question = Question(facts("llama-7b"), config(), 512, 1)
     trace(question, lambda: None)
-    began = time.perf_counter()
+    began = time.process_time()
     trace(question, lambda: None)
-    assert time.perf_counter() - began < 6
+    assert time.process_time() - began < 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def test_an_experiment_under_way_says_how_far_it_is() -> None:
     assert sweep.all_ids() == [planned.sweep_id]
     assert [result.states for result in sweep.results(planned)] == [("planned",), ("planned",)]
     assert sweep.results(planned)[1].mean_loss is None
-    RunFolder(planned.runs[1][0]).delete()
+    shutil.rmtree(planned.runs[1][0])
     assert sweep.results(planned)[1].states == ("gone",)
     with pytest.raises(EngineError, match="no experiment"):
         sweep.find("none")
