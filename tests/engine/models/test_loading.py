@@ -198,7 +198,7 @@ READ_RIGHT = {
     "models/four_bit.py",
     "quantization/roundtrip.py",
     "memory/context_probe.py",
-    "memory/ledger.py",
+    "memory/operations.py",
 }
 """The one place, one row at a time, a square of whole blocks, and an operation that only counts."""
 
