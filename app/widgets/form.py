@@ -90,7 +90,7 @@ class KnobRow(QWidget):
         top.setContentsMargins(0, 0, 0, 0)
         top.setSpacing(GAP)
         top.addWidget(self._name)
-        if knob.unit and not knob.label.endswith(knob.unit):  # "Every steps" says it
+        if knob.unit:
             top.addWidget(label(knob.unit, "small"))
         top.addStretch(0)
         top.addWidget(self._changed)
