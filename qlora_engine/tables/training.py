@@ -204,6 +204,15 @@ class TrainingSettings:
         is_expert=True,
         resume="safe",
     )
+    compile_blocks: str = knob(
+        "off",
+        label="Compile the blocks",
+        help="Decoder blocks through torch's compiler, in place of fused adapters and norms. Tried on the loaded model: takes "
+        "minutes at the first start, needs Triton on a GPU and a C++ compiler on a CPU, and is left out where numbers differ.",
+        choices={"off": "Off", "auto": "Where that is faster", "on": "Even where it is not"},
+        is_expert=True,
+        resume="safe",
+    )
     kept_weights_gib: float = knob(
         4.0,
         label="Keep dequantized weights",

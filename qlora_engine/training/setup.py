@@ -37,6 +37,7 @@ from qlora_engine.models.packing import packing_of_folder
 from qlora_engine.runs.record import RunFolder
 from qlora_engine.training import (
     checkpoint,
+    compiling,
     identity,
     loss,
     optim,
@@ -124,6 +125,7 @@ def prepare_parts(
         loss.causal_of(model), config.training.router_loss, parts.has_experts
     )
     yield from said
+    yield from compiling.choose(parts, control.check)
     fingerprint = loading.fingerprint(base_path)
     parts.made = identity.made_with(asked, _contents(parts, fingerprint))
     planned = _plan_event(parts, estimate)

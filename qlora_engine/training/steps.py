@@ -65,7 +65,7 @@ def optimizer_step(parts: Any, rows: Sequence[Any], micro_batch: int, control: C
         Exception: gradients are cleared and the random generators are back; where memory ran out, the caller may try again.
     """
     began = time.perf_counter()
-    before = _rng_state()
+    before = rng_state()
     arranged = parts.fast.arranged(rows)
     collated = [parts.fast.batch(group, parts.pad_token_id) for group in in_groups(arranged, micro_batch)]
     trained = sum(b.trained for b in collated)
@@ -76,7 +76,7 @@ def optimizer_step(parts: Any, rows: Sequence[Any], micro_batch: int, control: C
     except BaseException:
         parts.optimizer.zero_grad(set_to_none=True)
         parts.fast.forget()
-        _restore_rng_state(before)
+        restore_rng_state(before)
         raise
     return StepResult(
         loss=total / trained,
@@ -151,7 +151,7 @@ def _step_whole(parts: Any) -> None:
                 is_input_error=False,
             ) from error
         return
-    trained = _trained(parts)
+    trained = trained_of(parts.model)
     before = [p.detach().to("cpu", copy=True) for p in trained]
     try:
         optim.step(parts.optimizer)
@@ -200,16 +200,23 @@ def dry_step(parts: Any, rows: Sequence[Any], micro_batch: int) -> None:
         Exception: out of memory, where even one micro-batch of the longest rows does not fit.
     """
     longest = batches.longest(rows, micro_batch)
-    before = _rng_state()
+    before = rng_state()
     try:
         batch = parts.fast.batch(longest, parts.pad_token_id).to(parts.plan.name)
-        with _counting(parts), segments.running(batch):
-            summed, extra = _losses(parts, batch)
-            (summed + extra).backward()
+        with _counting(parts):
+            backward_alone(parts, batch)
     finally:
         parts.optimizer.zero_grad(set_to_none=True)
         parts.fast.forget()
-        _restore_rng_state(before)
+        restore_rng_state(before)
+
+
+def backward_alone(parts: Any, batch: batches.Batch, divisor: int = 1) -> torch.Tensor:
+    """Gradients of one micro-batch, on the device already; its summed loss, still there."""
+    with segments.running(batch):
+        summed, extra = _losses(parts, batch)
+        ((summed + extra) / divisor).backward()
+    return summed.detach()
 
 
 @contextlib.contextmanager
@@ -231,19 +238,19 @@ def in_groups(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 def _clip(parts: Any) -> torch.Tensor:
     limit = parts.config.training.max_grad_norm or math.inf
-    return torch.nn.utils.clip_grad_norm_(_trained(parts), limit)
+    return torch.nn.utils.clip_grad_norm_(trained_of(parts.model), limit)
 
 
-def _trained(parts: Any) -> list[torch.nn.Parameter]:
-    return [p for p in parts.model.parameters() if p.requires_grad]
+def trained_of(model: Any) -> list[torch.nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
 
 
-def _rng_state() -> tuple[torch.Tensor, list[torch.Tensor]]:
+def rng_state() -> tuple[torch.Tensor, list[torch.Tensor]]:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return torch.get_rng_state(), cuda
 
 
-def _restore_rng_state(state: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
+def restore_rng_state(state: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
     torch.set_rng_state(state[0])
     if state[1]:
         torch.cuda.set_rng_state_all(state[1])

@@ -15,8 +15,10 @@ from qlora_engine.config import LoraSettings, ModelSettings, QuantizationSetting
 from qlora_engine.data import batches
 from qlora_engine.device import plan_device
 from qlora_engine.models import loading
+from qlora_engine.runs.record import RunFolder
 from qlora_engine.training import loss
 from qlora_engine.training.fast import install, segments
+from tests.support import tiny_runs
 from tests.support.tiny import make_tiny
 from tests.support.tiny_runs import varied_rows
 
@@ -87,3 +89,17 @@ def test_no_layer_waits_for_the_device(tmp_path: Path) -> None:
             torch.cuda.set_sync_debug_mode("default")
         waits.append(sum("synchroniz" in str(one.message) for one in seen))
     assert waits == [0, 0]
+
+
+def test_compiled_blocks_train_as_plain_ones_do(tmp_path: Path) -> None:
+    """With Triton's code, in a whole run; how much it saves is recorded, and the card's to say."""
+    folder, rows = make_tiny("llama", tmp_path / "model", **WIDE), tiny_runs.data_file(tmp_path)
+    records, losses = [], []
+    for wanted in ("off", "on"):
+        settings = {"model__device": "cuda", "training__compile_blocks": wanted}
+        events = tiny_runs.train(tiny_runs.tiny_config(folder, rows, tmp_path / "runs", **settings))
+        records.append(RunFolder(tiny_runs.run_dir(events)).record()["fast_paths"])
+        losses.append(tiny_runs.losses(events))
+    assert not records[0]["compiled_blocks"]
+    assert records[1]["compiled_blocks"], records[1]["why_not"]
+    assert losses[1] == pytest.approx(losses[0], rel=3e-2)

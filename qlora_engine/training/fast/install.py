@@ -36,10 +36,14 @@ class FastPaths:
     joins_rows: bool = False
     fuses_adapters: bool = False
     fuses_elementwise: bool = False
+    compiles_blocks: bool = False
+    compile_gain: float = 0.0
+    """The share of a pass's time that compiled blocks save."""
     kept_bytes: int = 0
     why_not: dict[str, str] = field(default_factory=dict)
     sites: list[linears.Site] = field(default_factory=list)
     elementwise: elementwise.Installed | None = None
+    _aside: int = 0
 
     def batch(self, rows: Sequence[TokenRow], pad_token_id: int) -> batches.Batch:
         """A micro-batch of `rows`: end to end where the model allows it, else padded."""
@@ -66,6 +70,36 @@ class FastPaths:
         if size:
             self.kept_bytes = kept_weights.keep(model, (), size)
 
+    def set_aside(self, model: Any) -> Callable[[], None]:
+        """Leave every module its own forward, as for a compiler; what is returned brings the faster ones back."""
+        size = self.kept_bytes
+        self.release_kept(model)
+        linears.remove(self.sites)
+        if self.elementwise is not None:
+            self.elementwise.remove()
+
+        def bring_back() -> None:
+            linears.put_back(self.sites)
+            self.kept_bytes = kept_weights.keep(model, self.sites, size) if size else 0
+            if self.elementwise is not None:
+                self.elementwise = elementwise.Installed(model)
+
+        self._aside = size
+        return bring_back
+
+    def leave_aside(self, reason: str) -> int:
+        """Never bring back what was set aside, for this `reason`; the bytes that are not kept any more."""
+        for name, is_on in (
+            ("fused_adapters", self.fuses_adapters),
+            ("fused_elementwise", self.fuses_elementwise),
+            ("kept_weights_gib", bool(self._aside)),
+        ):
+            if is_on:
+                self.why_not[name] = reason
+        self.fuses_adapters, self.sites = False, []
+        self.fuses_elementwise, self.elementwise = False, None
+        return self._aside
+
     def forget(self) -> None:
         """After a pass was abandoned: let go of outputs that nobody will ask for."""
         for site in self.sites:
@@ -76,6 +110,8 @@ class FastPaths:
             "join_rows": self.joins_rows,
             "fused_adapters": self.fuses_adapters,
             "fused_elementwise": self.fuses_elementwise,
+            "compiled_blocks": self.compiles_blocks,
+            "compile_gain": round(self.compile_gain, 3),
             "kept_bytes": self.kept_bytes,
             "why_not": dict(self.why_not),
         }
@@ -88,7 +124,7 @@ def install(
     with _in_mode(loss.causal_of(model), is_training=False):
         trial = _Trial(model, rows, device)
         found = _switched_on(model, settings, device, spare_bytes, trial)
-        if _reason(lambda: trial.differs(are_joined=found.joins_rows)) is None:
+        if reason(lambda: trial.differs(are_joined=found.joins_rows)) is None:
             return found
         _switch_off(model, found)
         trial.tries_each = True
@@ -188,10 +224,8 @@ class _Trial:
 
     def differs_in_gradients(self, *, are_joined: bool) -> str | None:
         """Why the adapters would be taught something else; None where they are not."""
-        dtype = self._wanted[0].dtype
-        allowed = GRADIENT_TOLERANCE.get(dtype, GRADIENT_TOLERANCE_16_BIT)
-        worst = _furthest(self.gradients(are_joined=are_joined), self._gradients)
-        return None if worst <= allowed else f"gradients differ by {worst:.1e}"
+        found = self.gradients(are_joined=are_joined)
+        return gradient_problem(found, self._gradients, self._wanted[0].dtype)
 
     def differs_alone(self) -> str | None:
         """Why the model is no longer what it was, None where it is, or where all changes are compared together later."""
@@ -229,6 +263,15 @@ def _gradients_of(total: torch.Tensor, trained: list[Any]) -> list[torch.Tensor 
     return list(torch.autograd.grad(total, trained, allow_unused=True)) if trained else []
 
 
+def gradient_problem(
+    found: Sequence[torch.Tensor | None], wanted: Sequence[torch.Tensor | None], dtype: torch.dtype
+) -> str | None:
+    """Why gradients of a model that computes in `dtype` are not those that are `wanted`; None where they are."""
+    worst = _furthest(found, wanted)
+    allowed = GRADIENT_TOLERANCE.get(dtype, GRADIENT_TOLERANCE_16_BIT)
+    return None if worst <= allowed else f"gradients differ by {worst:.1e}"
+
+
 def _furthest(found: Sequence[torch.Tensor | None], wanted: Sequence[torch.Tensor | None]) -> float:
     """The largest distance, as a share of the longest gradient: a short one is made of what nearly cancels out."""
     if [g is None for g in found] != [g is None for g in wanted]:
@@ -252,14 +295,18 @@ def _difference(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -
     return None if worst <= tolerance else f"logits differ by {worst:.1e} of the largest"
 
 
-def _reason(check: Callable[[], str | None]) -> str | None:
+def reason(check: Callable[[], str | None]) -> str | None:
     """What a trial says, or how it failed: a model's own code raises whatever its author chose."""
     try:
         return check()
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
+        first, second, *_ = [*str(error).strip().splitlines(), "", ""]
+        words = (
+            f"{first} {second.strip()}" if first.endswith(":") else first
+        )  # what a compiler raised is below
+        return f"{type(error).__name__}: {words[:120]}"
 
 
 def _fuse_adapters(found: FastPaths, trial: _Trial) -> None:
@@ -273,7 +320,7 @@ def _fuse_adapters(found: FastPaths, trial: _Trial) -> None:
             linears.group_by_input(found.sites, lambda: trial.logits(first))
         return trial.differs_alone()
 
-    problem = _reason(check)
+    problem = reason(check)
     if problem:
         found.separate_adapters(trial.model)
         found.why_not["fused_adapters"] = problem
@@ -285,7 +332,7 @@ def _fuse_elementwise(model: Any, found: FastPaths, trial: _Trial) -> None:
     if not installed.is_any:
         found.why_not["fused_elementwise"] = "its norms and rotary positions are of another kind"
         return
-    problem = _reason(trial.differs_alone)
+    problem = reason(trial.differs_alone)
     if problem:
         installed.remove()
         found.why_not["fused_elementwise"] = problem
@@ -301,7 +348,7 @@ def _join_rows(model: Any, found: FastPaths, trial: _Trial) -> None:
         trial.train_joined()
         return trial.differs_joined()
 
-    problem = _reason(check)
+    problem = reason(check)
     if problem:
         segments.remove(causal)
         found.why_not["join_rows"] = problem
@@ -320,7 +367,7 @@ def _require_same_gradients(model: Any, found: FastPaths, trial: _Trial) -> None
     if found.kept_bytes:
         undo.append(("kept_weights_gib", lambda: found.release_kept(model)))
     for name, take_back in undo:
-        problem = _reason(lambda: trial.differs_in_gradients(are_joined=found.joins_rows))
+        problem = reason(lambda: trial.differs_in_gradients(are_joined=found.joins_rows))
         if problem is None:
             return
         take_back()

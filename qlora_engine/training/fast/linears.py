@@ -174,6 +174,12 @@ def remove(sites: Sequence[Site]) -> None:
         del site.layer.forward
 
 
+def put_back(sites: Sequence[Site]) -> None:
+    """What `remove` took away."""
+    for site in sites:
+        site.layer.forward = site.forward
+
+
 def group_by_input(sites: Sequence[Site], run: Any) -> None:
     """See in one pass, `run()`, which neighbours read the same tensor, and have them computed together."""
     seen: list[tuple[Site, torch.Tensor]] = []

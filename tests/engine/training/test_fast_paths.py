@@ -12,30 +12,25 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
-from qlora_engine import adapters
 from qlora_engine.config import (
     LoraSettings,
-    ModelSettings,
-    QuantizationSettings,
     TrainingConfig,
     TrainingSettings,
 )
 from qlora_engine.control import Control
 from qlora_engine.data import batches
-from qlora_engine.data.tokenize import TokenRow
-from qlora_engine.device import plan_device
 from qlora_engine.memory import estimate
-from qlora_engine.models import loading, spec
-from qlora_engine.training import loss, steps
+from qlora_engine.models import spec
+from qlora_engine.training import steps
 from qlora_engine.training.fast import elementwise, install, kept_weights, linears, segments
+from tests.support.fast_models import LENGTHS, furthest, load, parts_of, rows, step
 from tests.support.step_counts import Counts, StepCounts
-from tests.support.tiny import VOCAB, make_tiny
+from tests.support.tiny import make_tiny
 
 ARCHITECTURES = ("llama", "qwen3", "mistral", "gpt_neox", "gemma3_text", "olmo2")
 SWITCHES = {"join_rows": True, "fused_adapters": True, "fused_elementwise": True, "kept_weights_gib": 4.0}
 OFF = TrainingSettings(join_rows=False, fused_adapters=False, fused_elementwise=False, kept_weights_gib=0.0)
 ON = replace(OFF, **SWITCHES)
-LENGTHS = (37, 5, 21, 20, 9, 33)
 ALLOWED = 1e-4
 
 
@@ -55,51 +50,6 @@ def rotary_functions_stay() -> Iterator[None]:
     for one in made:
         for module, own in one.rotary_modules:
             setattr(module, elementwise.ROTARY, own)
-
-
-def rows(lengths: tuple[int, ...] = LENGTHS) -> list[TokenRow]:
-    generator = torch.Generator().manual_seed(3)
-    made = []
-    for length in lengths:
-        ids = torch.randint(4, VOCAB, (length,), generator=generator).tolist()
-        made.append(TokenRow(ids, [index > 2 for index in range(length)], 0, lengths=(length,)))
-    return made
-
-
-def load(folder: Path, lora: LoraSettings | None = None, *, is_checkpointed: bool = False) -> Any:
-    """A 4-bit model with adapters whose B is not zero, so that every gradient is."""
-    plan = plan_device(ModelSettings(device="cpu"))
-    base = loading.load_quantized(folder, QuantizationSettings(), plan).model
-    model, _ = adapters.attach(base, lora or LoraSettings(rank=4), seed=1)
-    torch.manual_seed(5)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    model.train()
-    if is_checkpointed:
-        model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
-        model.get_base_model().enable_input_require_grads()
-    return model
-
-
-def step(model: Any, fast: install.FastPaths, micro_batch: int = 3) -> tuple[float, dict[str, torch.Tensor]]:
-    """The summed loss of all rows and the gradient of every adapter."""
-    total, made = 0.0, list(fast.arranged(rows()))
-    for start in range(0, len(made), micro_batch):
-        batch = fast.batch(made[start : start + micro_batch], 0)
-        with segments.running(batch):
-            summed = loss.summed_loss(model, batch)
-            summed.backward()
-        total += float(summed.detach())
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad(set_to_none=True)
-    return total, gradients
-
-
-def furthest(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
-    assert found.keys() == wanted.keys()
-    assert all(one.abs().max() > 0 for one in wanted.values())
-    return max(float((found[n] - wanted[n]).norm() / wanted[n].norm()) for n in wanted)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -286,16 +236,6 @@ def counted(run: Callable[[], Any]) -> Counts:
     with StepCounts() as counter:
         run()
     return counter.counts()
-
-
-def parts_of(model: Any, fast: install.FastPaths) -> Any:
-    """What an optimizer step works with."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, fused=True)
-    return SimpleNamespace(
-        config=TrainingConfig(), fast=fast, pad_token_id=0, model=model, loss_kind="chunked", router=None, optimizer=optimizer,
-        scaler=torch.amp.GradScaler("cpu", enabled=False), plan=SimpleNamespace(name="cpu", kind="cpu"),
-        scheduler=SimpleNamespace(step=lambda: None),
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("lengths", [((20, 20), (35, 5)), ((40,), (38,), (9,), (8,), (3,))])
