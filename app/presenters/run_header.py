@@ -39,14 +39,25 @@ def draft_header(
     name: str, card: RunCardState, queue_place: int | None = None, ends_text: str = ""
 ) -> RunHeader:
     """Of the run that is being prepared."""
-    ends = f" and ends about {ends_text}" if ends_text else ""
-    queued = (
-        f"Queued, place {count_text(queue_place)}: it starts by itself{ends}. "
-        if queue_place is not None
-        else ""
-    )
     return RunHeader(
-        name or "New run", queued + card.headline, card.tone, START, card.start_text, can_act=card.can_start
+        name or "New run",
+        _queued_text(queue_place, ends_text) + card.headline,
+        card.tone,
+        START,
+        card.start_text,
+        can_act=card.can_start,
+    )
+
+
+def _queued_text(place: int | None, ends_text: str) -> str:
+    """`place` is 0 for one that was taken from the queue and has not begun to tell of itself."""
+    ends = f" and ends about {ends_text}" if ends_text else ""
+    if place is None:
+        return ""
+    return (
+        f"It is its turn: it starts now{ends}. "
+        if place == 0
+        else f"Queued, place {count_text(place)}: it starts by itself{ends}. "
     )
 
 

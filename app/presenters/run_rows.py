@@ -72,7 +72,8 @@ class RunRow:
         """`Training, 41 %`."""
         if self.queue_place is not None and self.state == "queued":
             ends = f", ends {self.ends_text}" if self.ends_text else ""
-            return f"{self.word}, place {count_text(self.queue_place)}{ends}"
+            where = f"place {count_text(self.queue_place)}" if self.queue_place else "starts now"
+            return f"{self.word}, {where}{ends}"
         is_partial = self.share is not None and self.state not in ("finished", "draft")
         return f"{self.word}, {percent_text(self.share)}" if is_partial else self.word
 

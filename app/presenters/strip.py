@@ -99,7 +99,7 @@ def _sensors(gpu: Mapping[str, Any]) -> str:
 
 def _run_text(run: RunFold) -> str:
     if run.state == "idle":
-        return "Nothing is training"
+        return "Nothing is training in this window"
     if not run.is_live:
         return {"finished": "Run finished", "stopped": "Run stopped", "failed": "Run failed"}[run.state]
     step = run.last_step

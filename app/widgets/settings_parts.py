@@ -67,7 +67,7 @@ class TokenForm(QWidget):
         where = "kept where all programs of the hub find it"
         self.told.setText(
             problem
-            or (f"There is a token, {where}." if has_token else "None is kept. Gated models need one.")
+            or (f"There is a token, {where}." if has_token else "No token is kept. Gated models need one.")
         )
         self.forget.setEnabled(has_token)
         self.field.clear()

@@ -15,6 +15,7 @@ from qlora_engine import paths
 from qlora_engine.config import ModelSettings
 from qlora_engine.errors import EngineError, did_you_mean
 from qlora_engine.models import known, resizing, spec
+from qlora_engine.models.files import ORIGIN_FILE
 from qlora_engine.models.hub_cache import cached_models, cached_snapshot, hub_cache_dir, is_offline
 from qlora_engine.models.spec import ModelFacts
 
@@ -137,7 +138,7 @@ def list_models(extra_folders: tuple[str, ...] = ()) -> list[CatalogEntry]:
     """What can be chosen here without downloading, the starter first."""
     entries = [_starter_entry()]
     entries += [
-        _folder_entry(path, "gguf")
+        _folder_entry(path, "gguf" if (path.parent / ORIGIN_FILE).is_file() else "folder")
         for path in sorted(paths.models_dir().glob("*/config.json"))
         if path.parent.name != STARTER and not path.parent.name.startswith(".")
     ]

@@ -17,6 +17,8 @@ from qlora_engine.errors import EngineError
 
 HEADER_LIMIT_BYTES = 100_000_000
 INDEX_FILE = "model.safetensors.index.json"
+ORIGIN_FILE = "origin.json"
+"""What a folder was converted from, beside the weights that the program wrote."""
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
     "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -201,9 +203,9 @@ def _truncated(file: Path, size: int, expected: int) -> EngineError:
 
 
 def read_licence(path: Path) -> str | None:
-    """From `origin.json` (our conversions) or the model card's front matter."""
+    """From `ORIGIN_FILE` (our conversions) or the model card's front matter."""
     try:
-        return str(parsing.from_json((path / "origin.json").read_text(encoding="utf-8"))["licence"])
+        return str(parsing.from_json((path / ORIGIN_FILE).read_text(encoding="utf-8"))["licence"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
     card = path / "README.md"

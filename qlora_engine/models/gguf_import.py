@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pyto
 from qlora_engine.errors import EngineError
 from qlora_engine.models import gguf_facts, gguf_rope
 from qlora_engine.models.catalog import STARTER_PACKAGE
+from qlora_engine.models.files import ORIGIN_FILE
 from qlora_engine.models.gguf_header import GgufHeader, read_header
 from qlora_engine.models.quiet import quiet
 from qlora_engine.models.spec import ModelFacts
@@ -202,7 +203,7 @@ def _write_origin(folder: Path, source: Path, licence: str | None) -> None:
         "stored_dtype": "bfloat16",
         "licence": licence,
     }
-    (folder / "origin.json").write_text(json.dumps(origin, indent=1), encoding="utf-8")
+    (folder / ORIGIN_FILE).write_text(json.dumps(origin, indent=1), encoding="utf-8")
 
 
 def _package_of(source: Path) -> str | None:

@@ -10,7 +10,7 @@ from app.presenters.draft import starter_draft
 from app.presenters.outcome import Ending, outcome_of
 from app.presenters.run_files import TITLES
 from app.presenters.run_fold import RunFold
-from app.presenters.run_header import kept_header, live_sentence, own_header
+from app.presenters.run_header import draft_header, kept_header, live_sentence, own_header
 from app.presenters.run_numbers import numbers_of
 from app.presenters.run_rows import kept_row, shown_rows
 from app.presenters.runcard import run_card
@@ -215,6 +215,16 @@ def test_what_broke_off_or_was_left_unfinished_is_offered_for_resuming() -> None
     assert interrupted_run([stopped]) is None
     assert interrupted_run([summary("e", "finished"), stopped], "/runs/d") is stopped
     assert interrupted_run([]) is None
+
+
+def test_a_run_that_was_taken_from_the_queue_has_no_place_in_it() -> None:
+    """Until it tells of itself: importing takes seconds."""
+    entry = RunEntry(summary("a", "planned"), queue_place=0)
+    assert kept_row(entry).state_text == "Queued, starts now"
+    assert kept_row(replace(entry, queue_place=2), "18:00").state_text == "Queued, place 2, ends 18:00"
+    card = run_card(starter_draft(is_cpu=True), None, None, "n/a", (), False)
+    assert draft_header("a", card, 0).sentence.startswith("It is its turn: it starts now. ")
+    assert draft_header("a", card, 2).sentence.startswith("Queued, place 2: it starts by itself. ")
 
 
 def test_a_row_of_the_list_says_state_loss_and_model_and_can_be_found() -> None:

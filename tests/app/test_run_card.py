@@ -122,7 +122,7 @@ def test_pause_shows_that_it_waits_and_can_be_taken_back(qtbot: QtBot, make_wind
 
 def test_no_word_stays_longer_than_it_is_true(qtbot: QtBot, make_window: MakeWindow) -> None:
     window = make_window()
-    assert window.strip.run.text() == "Nothing is training"
+    assert window.strip.run.text() == "Nothing is training in this window"
     start(qtbot, window)
     screen = window.tabs.screens["live"]
     engine = engine_of(qtbot, TrainJob)

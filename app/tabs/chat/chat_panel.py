@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from PySide6.QtCore import QEvent, QObject, Qt, Signal
-from PySide6.QtGui import QKeyEvent, QShowEvent
+from PySide6.QtGui import QKeyEvent, QShowEvent, QTextCursor
 from PySide6.QtWidgets import QHBoxLayout, QVBoxLayout, QWidget
 
 from app.presenters.conversation import Conversation
@@ -171,6 +171,7 @@ class ChatPanel(QWidget):
 
     def _suggest(self, prompt: str, *_: object) -> None:
         self.prompt.setPlainText(prompt)
+        self.prompt.moveCursor(QTextCursor.MoveOperation.End)  # where one goes on writing
         self.prompt.setFocus()
 
 

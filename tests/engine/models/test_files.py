@@ -132,6 +132,11 @@ def test_a_tied_head_that_is_stored_too_counts_once(tmp_path: Path) -> None:
     assert [t.role for t in facts.unquantized].count("head") == 0
 
 
+def test_a_folder_that_was_put_among_the_models_is_no_converted_file(home: Path) -> None:
+    make_tiny("llama", home / "models" / "mine")
+    assert {entry.title: entry.origin for entry in catalog.list_models()}["mine"] == "folder"
+
+
 def test_broken_models_are_listed_with_their_problem(llama: Path, home: Path) -> None:
     (llama / "model.safetensors").write_bytes(b"")
     (entry,) = (e for e in catalog.list_models((str(llama),)) if e.origin == "folder")

@@ -171,6 +171,7 @@ def test_what_a_killed_conversion_left_is_cleared_and_never_listed(
     assert catalog.resolve(str(file)).needs is None
     origin = json.loads((path / "origin.json").read_text(encoding="utf-8"))
     assert (origin["file"], origin["bytes"]) == ("m.gguf", file.stat().st_size)
+    assert [entry.origin for entry in catalog.list_models()] == ["starter", "gguf"]
 
 
 def test_the_header_is_what_the_gguf_package_reads(original: Path, tmp_path: Path) -> None:
