@@ -15,6 +15,7 @@ from app.services.number_style import LANGUAGES, style_of
 from app.services.settings import Settings
 from app.theme import GAP, GAP_PAGE, GAP_WIDE
 from app.widgets.kit import Segments, as_written, button, column, label, row
+from app.widgets.reading import show_markdown
 from app.widgets.scrolled import Scrolled
 from app.widgets.settings_parts import HomeForm, NumbersForm, TokenForm
 from qlora_engine import paths
@@ -177,8 +178,7 @@ class HelpWindow(QDialog):
             if file.is_file():
                 view = QTextBrowser()
                 view.setOpenExternalLinks(True)
-                view.setMarkdown(file.read_text(encoding="utf-8"))
-                view.document().setDocumentMargin(16)
+                show_markdown(view, file.read_text(encoding="utf-8"))
                 self._tabs.addTab(view, title)
                 self._pages[name] = view
         layout = QVBoxLayout(self)

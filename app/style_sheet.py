@@ -68,12 +68,16 @@ QFrame[role="tabs"] {{ border-bottom: 1px solid {t.line}; }}"""
 
 
 def _tabs(t: Tokens) -> str:
-    """The tabs of a run."""
+    """The tabs of a run, and those of the help."""
     return f"""
 QPushButton[role="tab"] {{ background: transparent; border: none; border-bottom: 2px solid transparent; border-radius: 0; padding: 7px 12px; color: {t.quiet}; }}
 QPushButton[role="tab"]:hover {{ color: {t.text}; }}
 QPushButton[role="tab"]:focus {{ color: {t.text}; background: {t.raised}; }}
 QPushButton[role="tab"]:checked {{ color: {t.text}; border-bottom-color: {t.accent}; font-weight: 600; }}
+QTabBar::tab {{ background: transparent; border: none; border-bottom: 2px solid transparent; padding: 7px 12px; color: {t.quiet}; }}
+QTabBar::tab:hover {{ color: {t.text}; }}
+QTabBar::tab:selected {{ color: {t.text}; border-bottom-color: {t.accent}; }}
+QTabBar::tab:selected:focus {{ background: {t.raised}; }}
 QPushButton[role="more"] {{ padding: 6px 10px; }}
 QPushButton[role="more"]::menu-indicator {{ image: none; width: 0; }}"""
 

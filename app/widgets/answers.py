@@ -97,7 +97,7 @@ class AnswerColumns(Card):
         emptied(self._head)
         self.titles = {}
         for side in self._sides:
-            title = Elided(side.title, "strong")
+            title = Elided(side.title, "strong", Qt.TextElideMode.ElideMiddle)
             title.setContentsMargins(PADDING, 0, PADDING, 0)
             set_tip(title, f"{side.title}: {side.detail}" if side.detail else side.title)
             self.titles[side.name] = title

@@ -207,7 +207,7 @@ class Elided(QLabel):
         policy: QSizePolicy.Policy = QSizePolicy.Policy.Ignored,
     ) -> None:
         super().__init__()
-        self._full, self._mode = "", mode
+        self._full, self.mode = "", mode
         self.setTextFormat(Qt.TextFormat.PlainText)
         self.setSizePolicy(policy, QSizePolicy.Policy.Preferred)
         if role:
@@ -226,7 +226,7 @@ class Elided(QLabel):
         painter = QPainter(self)
         painter.setPen(self.palette().windowText().color())
         room = self.contentsRect()
-        text = QFontMetrics(self.font()).elidedText(self._full, self._mode, room.width())
+        text = QFontMetrics(self.font()).elidedText(self._full, self.mode, room.width())
         painter.drawText(room, int(self.alignment()) or int(Qt.AlignmentFlag.AlignVCenter), text)
 
 

@@ -245,8 +245,12 @@ def _check_surroundings(again: Any, original: Any, model: Any, request: dict[str
     base_tied = bool(spec.facts_of_folder(Path(request["base"])).is_tied)
     tell(
         "tied embeddings are marked right", is_tied == config_tied == base_tied,
-        f"tied: {is_tied}, config: {config_tied}, base: {base_tied}",
+        f"{_tied(is_tied)} in the model that was loaded, {_tied(config_tied)} by its config.json, {_tied(base_tied)} in the base",
     )  # fmt: skip
+
+
+def _tied(is_tied: bool) -> str:
+    return "tied" if is_tied else "not tied"
 
 
 def _check_template(again: Any, original: Any, template: Template, tell: Any) -> None:

@@ -28,7 +28,7 @@ CONTENTS = (
     ("steps", ("plan", "total_steps")),
     ("rows trained on", ("plan", "train_rows")),
     ("rows held out", ("plan", "held_out_rows")),
-    ("longest row", ("plan", "seq_len")),
+    ("longest row, tokens", ("plan", "seq_len")),
     ("micro-batch", ("plan", "micro_batch")),
 )
 """What a record tells of the content behind the settings: (label, path in the record)."""

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import shiboken6
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QColor, QFontMetrics, QImage
-from PySide6.QtWidgets import QLabel, QTableWidget, QTableWidgetItem, QWidget
+from PySide6.QtWidgets import QLabel, QTableWidget, QTableWidgetItem, QTextBrowser, QWidget
 from pytestqt.qtbot import QtBot
 
 from app import theme
+from app.tabs.compare.presenter import Line
+from app.tabs.compare.screen import CompareScreen
 from app.tabs.data.screen import TABS
+from app.tabs.data.source_panel import SourcePanel
+from app.tabs.data.widgets.rows_dialog import RowsTable
+from app.theme import GAP
+from app.widgets.answers import AnswerColumns, Side
 from app.widgets.figures import Flow
-from app.widgets.kit import SideBySide
+from app.widgets.kit import Elided, SideBySide
+from app.widgets.reading import show_markdown
+from app.widgets.wrapped_table import WrappedTable
 from tests.app.conftest import MakeWindow
 
 
@@ -40,6 +50,48 @@ def test_what_a_page_is_for_can_be_read_whole_on_a_common_screen(make_window: Ma
             window.tabs.controllers["data"].page.show_tab(part)
         said = screen.sentence
         assert QFontMetrics(said.font()).horizontalAdvance(said.text()) <= said.width(), said.text()
+
+
+@pytest.mark.parametrize("kind", [lambda: WrappedTable("a"), RowsTable, lambda: SourcePanel().table])
+def test_a_heading_keeps_its_weight_when_a_row_is_chosen(
+    qtbot: QtBot, kind: Callable[[], QTableWidget]
+) -> None:
+    table = kind()
+    qtbot.addWidget(table)
+    assert not table.horizontalHeader().highlightSections()
+
+
+def test_runs_that_differ_in_their_ends_alone_are_told_apart(qtbot: QtBot) -> None:
+    """Names end with the time; the legend of a comparison and the titles of answers are narrow."""
+    runs = [f"starter-starter-20261129-17260{number}" for number in (1, 2)]
+    columns, chart = AnswerColumns(), CompareScreen()
+    for widget in (columns, chart):
+        qtbot.addWidget(widget)
+    columns.show_rounds([Side(run, run, "") for run in runs], [])
+    shown = list(columns.titles.values())
+    chart.show_legend([Line(run, "#ffffff", (), (), False) for run in runs])
+    shown += [found for found in chart.findChildren(Elided) if found.text() in runs]
+    assert len(shown) == 4
+    assert all(found.mode is Qt.TextElideMode.ElideMiddle for found in shown)
+
+
+def test_paragraphs_of_the_help_stand_apart_and_lines_of_code_do_not(qtbot: QtBot) -> None:
+    view = QTextBrowser()
+    qtbot.addWidget(view)
+    show_markdown(view, "One.\n\nTwo.\n\n    code\n    more\n\n- a\n- b\n\n| x |\n|---|\n| y |\n\nEnd.\n")
+    margins, block = {}, view.document().begin()
+    while block.isValid():
+        margins[block.text()] = block.blockFormat().bottomMargin()
+        block = block.next()
+    assert [margins[text] for text in ("One.", "Two.", "code", "more", "a", "b")] == [
+        GAP,
+        GAP,
+        0,
+        GAP,
+        0,
+        GAP,
+    ]
+    assert margins["y"] == 0
 
 
 def test_a_heading_stands_over_what_its_column_says(qtbot: QtBot) -> None:

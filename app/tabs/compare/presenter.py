@@ -10,7 +10,15 @@ from typing import Any
 
 from app.presenters.experiment import result_heads, result_rows
 from app.presenters.typed import SEED, value_text
-from app.presenters.words import UNKNOWN, bytes_text, count_text, duration_text, number_text, rate_text
+from app.presenters.words import (
+    UNKNOWN,
+    bytes_text,
+    capital,
+    count_text,
+    duration_text,
+    number_text,
+    rate_text,
+)
 from qlora_engine.runs import sweep
 from qlora_engine.runs.comparison import Comparison, Side
 from qlora_engine.runs.curves import typical_range
@@ -111,7 +119,7 @@ def figure_rows(found: Comparison) -> list[tuple[str, ...]]:
 def difference_rows(found: Comparison) -> list[tuple[str, ...]]:
     """Only what is not the same in all: its name, then its value in every run."""
     return [
-        (one.label, *(_shown(value, is_counted=not one.path.endswith(SEED)) for value in one.values))
+        (capital(one.label), *(_shown(value, is_counted=not one.path.endswith(SEED)) for value in one.values))
         for one in found.differences
     ]
 

@@ -117,7 +117,8 @@ class CompareScreen(Page):
         emptied(self.legend_place)
         self._values = []
         for place, line in enumerate(lines):
-            box, name, value = QCheckBox(), Elided(line.title), Elided("", "small")
+            box, value = QCheckBox(), Elided("", "small")
+            name = Elided(line.title, mode=Qt.TextElideMode.ElideMiddle)
             box.setAccessibleName(line.title)
             box.setChecked(True)
             box.toggled.connect(partial(self._toggle, place))

@@ -24,6 +24,7 @@ class RowsTable(QTableWidget):
         self.setAccessibleName("Rows to learn from")
         self.setWordWrap(True)
         self.setTabKeyNavigation(False)  # while a cell is written in, Tab still goes on to the next one
+        self.horizontalHeader().setHighlightSections(False)
         self.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
         self.verticalHeader().setDefaultSectionSize(34)
         self.itemChanged.connect(lambda *_: self._keep_an_empty_row())
