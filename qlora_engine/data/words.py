@@ -1,7 +1,8 @@
 """Tokens of texts, piece by piece: those of a piece that a byte-level tokenizer has met once are looked up. Torch-free.
 
 A text is cut as the tokenizer cuts it (`pretokens`), and what is made of a piece is asked of the tokenizer's own model. The
-first texts go both ways; a tokenizer for which they differ, or that does anything else with a text, makes all of them itself.
+first texts, and one of many later, go both ways; a tokenizer for which they differ, or that does anything else with a text,
+makes all of them itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from qlora_engine.data.markers import TokenizerKey
 
 MOST_PIECES, LONGEST_PIECE = 100_000, 64
 """What is kept in memory: some twenty megabytes at most."""
-TRIES, MOST_MARKERS_TRIED = 64, 100
+TRIES, TRIED_LATER, MOST_MARKERS_TRIED = 64, 128, 100
 TRIAL = (
     "He's I'LL we'd've 'twas don't  x\n\n  y \t z\r\n\r\n 12345 1,234.50 a1b2 --== ...!\n \x0b\x0c \x1c\x7f `a_b`=={c}; end  ",
     "caf\u00e9 na\u00efve \u201cso\u201d \u2014 \u041f\u0440\u0438\u0432\u0435\u0442, \u03ba\u03cc\u03c3\u03bc\u03b5 \u00a0\u2003x\u2028\u00bd \u0664\u0662 e\u0301 \u05d0\u05d1 \u0e01\u0e33",
@@ -87,15 +88,20 @@ class Words:
 
         if not self.is_right:
             return _by_backend(self._backend, texts)
-        if self._left_to_try > 0:
-            tried = texts[: self._left_to_try]
-            self._left_to_try -= len(tried)
-            self.is_right = self._agrees(tried)
-            if not self.is_right:
-                return _by_backend(self._backend, texts)
+        self.is_right = self._agrees(self._tried(texts))
+        if not self.is_right:
+            return _by_backend(self._backend, texts)
         quick = [self._bytes(text) for text in texts]
         left = iter(_by_backend(self._backend, [t for t, q in zip(texts, quick, strict=True) if q is None]))
         return [next(left) if found is None else np.frombuffer(found, np.int32) for found in quick]
+
+    def _tried(self, texts: Sequence[str]) -> Sequence[str]:
+        """The first texts of all, later every so many of a block's."""
+        if self._left_to_try <= 0:
+            return texts[::TRIED_LATER]
+        tried = texts[: self._left_to_try]
+        self._left_to_try -= len(tried)
+        return tried
 
     def _agrees(self, texts: Sequence[str]) -> bool:
         mine = [self._bytes(text) for text in texts]

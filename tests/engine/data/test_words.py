@@ -190,6 +190,19 @@ def test_a_first_text_that_differs_ends_it() -> None:
     assert not known_words.is_right
 
 
+def test_a_later_text_that_differs_ends_it() -> None:
+    found = held(BYTES)
+    given_ids(found, ["a horse"] * words.TRIES)
+    known_words = quick(found)
+    assert known_words is not None
+    known_words._table[" zebra"] = known_words._table[" horse"]
+
+    assert given_ids(found, ["a zebra", "a horse", "a zebra"]) == expected(
+        found, ["a zebra", "a horse", "a zebra"]
+    )
+    assert not known_words.is_right
+
+
 def test_pieces_are_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(words, "MOST_PIECES", 10)
     found = held(BYTES)
