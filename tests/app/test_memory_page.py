@@ -147,10 +147,10 @@ def test_the_largest_that_fits_is_applied_by_its_button(qtbot: QtBot, window: Ma
 def test_another_model_leaves_the_length_alone(qtbot: QtBot, window: MainWindow) -> None:
     """It is the one the data had when they were read, until they are read again with the other tokenizer."""
     work = window.studio.workspace
-    work.memory._data.report = {"seq_len": 1536}
+    work.memory.length._data.report = {"seq_len": 1536}
     assert work.memory.length.tokens == 1536
     work.job.choose_model("llama-3-8b")
-    work.memory._data.report = None
+    work.memory.length._data.report = None
     assert work.job.config.data.seq_len is None
     assert work.memory.length.tokens == 1536
     assert work.memory.length.is_assumed
