@@ -18,6 +18,7 @@ from app.presenters import numerals
 from app.presenters.words import number_text
 from app.widgets.colours import swatch
 from app.widgets.kit import Card, Elided, markup, row, set_tip
+from app.widgets.long_curve import long_curve
 from app.widgets.time_scale import nice_step
 
 LEAST_TICK, MOST_TICK = 1e-3, 1e7
@@ -95,16 +96,6 @@ def answer_key(event: QKeyEvent, plot: Any, cross: Any, read_at: Callable[[float
     else:
         return False
     return True
-
-
-def long_curve(plot: pg.PlotWidget) -> Any:
-    """A new curve in `plot`, of any number of points: of each column of pixels it draws the highest and the lowest. pyqtgraph's
-    own choice, of each fifth of a column, costs five times the time and looks the same; adding it gives it the plot's settings."""
-    curve = pg.PlotDataItem([], [], connect="finite", autoDownsampleFactor=1.0)
-    plot.addItem(curve)
-    curve.setDownsampling(auto=True, method="peak")
-    curve.setClipToView(True)
-    return curve
 
 
 def make_curve(plot: pg.PlotWidget, style: CurveStyle) -> Any:

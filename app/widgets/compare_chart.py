@@ -16,8 +16,9 @@ from app import theme
 from app.presenters import numerals
 from app.presenters.words import duration_text, number_text
 from app.widgets import compare_picture
-from app.widgets.charts import KEYS_IN_WORDS, QuietAxis, QuietPlot, answer_key, long_curve
+from app.widgets.charts import KEYS_IN_WORDS, QuietAxis, QuietPlot, answer_key
 from app.widgets.kit import label, set_tip
+from app.widgets.long_curve import long_curve
 
 LEAST_HEIGHT = 280
 """Pixels; it grows with the room that the page has."""
