@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,22 +139,6 @@ class Conversation:
             return ()
         return tuple(self._results)
 
-    def messages(self, side: str, system: str = "") -> list[Mapping[str, Any]]:
-        """What is sent for `side`: its own history and the newest question."""
-        found: list[Mapping[str, Any]] = [{"role": "system", "content": system}] if system else []
-        calls = 0
-        for exchange in self.exchanges:
-            if side not in exchange.answers:
-                continue
-            found += [{"role": "tool", "content": result} for result in exchange.results[:calls]]
-            if not exchange.results:
-                found.append({"role": "user", "content": exchange.prompt})
-            if exchange is not self.exchanges[-1]:
-                said = {"role": "assistant", "content": exchange.answers[side]}
-                found.append(exchange.turns.get(side) or said)
-            calls = len(exchange.calls.get(side, ()))
-        return found
-
     def fold(self, event: ev.Event) -> None:
         self.version += 1
         match event:
@@ -212,3 +196,20 @@ class Conversation:
 
     def _exchange(self, request: int) -> Exchange | None:
         return next((e for e in self.exchanges if e.request == request), None)
+
+
+def messages_of(exchanges: Sequence[Exchange], side: str, system: str = "") -> list[Mapping[str, Any]]:
+    """What is sent for `side`: its own history and the newest question."""
+    found: list[Mapping[str, Any]] = [{"role": "system", "content": system}] if system else []
+    calls = 0
+    for exchange in exchanges:
+        if side not in exchange.answers:
+            continue
+        found += [{"role": "tool", "content": result} for result in exchange.results[:calls]]
+        if not exchange.results:
+            found.append({"role": "user", "content": exchange.prompt})
+        if exchange is not exchanges[-1]:
+            said = {"role": "assistant", "content": exchange.answers[side]}
+            found.append(exchange.turns.get(side) or said)
+        calls = len(exchange.calls.get(side, ()))
+    return found

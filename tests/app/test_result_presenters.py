@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from app.presenters import memory as memory_presenter
-from app.presenters.conversation import Conversation
+from app.presenters.conversation import Conversation, messages_of
 from app.presenters.export import ExportFold, default_target
 from app.presenters.tried import settings_text
 from qlora_engine import events as ev
@@ -24,13 +24,13 @@ def test_each_side_of_a_conversation_remembers_its_own_answers() -> None:
         chat.fold(ev.AnswerFinished(first, side, text, 2, 0.5, True))
     assert chat.state == "ready"
     chat.ask("And now?", chat.sides)
-    assert [m["content"] for m in chat.messages("base", "Be short")] == [
+    assert [m["content"] for m in messages_of(chat.exchanges, "base", "Be short")] == [
         "Be short",
         "Hello",
         "Hi.",
         "And now?",
     ]
-    assert [m["content"] for m in chat.messages("tuned")] == ["Hello", "Yo.", "And now?"]
+    assert [m["content"] for m in messages_of(chat.exchanges, "tuned")] == ["Hello", "Yo.", "And now?"]
 
 
 def test_an_answer_that_was_cut_says_so() -> None:

@@ -21,7 +21,6 @@ INHERENT = {
 """What is larger by its nature, and why."""
 
 GROWN = {
-    "app/presenters/conversation.py::Conversation": 16,
     "app/presenters/memory.py::memory_state": 45,
     "app/tabs/data/rows_panel.py::RowsPanel._detail": 44,
     "packaging/bootstrap.py::main": 57,

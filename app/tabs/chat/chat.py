@@ -9,7 +9,7 @@ from pathlib import Path
 from PySide6.QtCore import QObject, QTimer
 
 from app.controllers.blocked import blocked_text
-from app.presenters.conversation import BASE, Conversation
+from app.presenters.conversation import BASE, Conversation, messages_of
 from app.presenters.runs import run_title, usable_runs
 from app.presenters.tried import Choice, choices
 from app.studio import Studio
@@ -130,7 +130,7 @@ class ChatController(QObject):
             self._studio.tryout.send(
                 OWNER,
                 {
-                    "command": "ask", "request": request, "messages": self.chat.messages(side, system),
+                    "command": "ask", "request": request, "messages": messages_of(self.chat.exchanges, side, system),
                     "sides": [side], "settings": {**drawing.settings(), **scaled}, "tools": drawing.tools(),
                 },
             )  # fmt: skip
