@@ -119,13 +119,7 @@ def prepare_parts(
     prepared = yield from packed.unpacked_where_rows_leak(model, prepared, plan)
     parts = _assembled(config, folder, plan, model, tokenizer, base_path, prepared, micro_batch, estimate)
     parts.has_experts = bool(facts.experts)
-    yield from _choose_fast_paths(parts)
-    yield from _choose_loss(parts)
-    parts.router, said = router_loss.chosen(
-        loss.causal_of(model), config.training.router_loss, parts.has_experts
-    )
-    yield from said
-    yield from compiling.choose(parts, control.check)
+    yield from _choose_ways(parts, control)
     fingerprint = loading.fingerprint(base_path)
     parts.made = identity.made_with(asked, _contents(parts, fingerprint))
     planned = _plan_event(parts, estimate)
@@ -307,6 +301,17 @@ def _choose_loss(parts: Parts) -> Generator[Event, None, None]:
             "This model shapes its logits in a way of its own, so the loss is computed over all logits at once",
             "expect more memory than with the chunked loss",
         )
+
+
+def _choose_ways(parts: Parts, control: Control) -> Iterator[Event]:
+    """How passes are computed: faster ways, the loss, the routers' loss, compiled blocks; each as it is borne out."""
+    yield from _choose_fast_paths(parts)
+    yield from _choose_loss(parts)
+    parts.router, said = router_loss.chosen(
+        loss.causal_of(parts.model), parts.config.training.router_loss, parts.has_experts
+    )
+    yield from said
+    yield from compiling.choose(parts, control.check)
 
 
 def _choose_fast_paths(parts: Parts) -> Generator[Event, None, None]:
