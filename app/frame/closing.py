@@ -40,6 +40,10 @@ class Closing(QObject):
             self._save_first()
         return False
 
+    def ask_no_more(self) -> None:
+        """Whatever runs, the window goes when it is closed."""
+        self._is_forced = True
+
     def closes_after(self, event: Event) -> bool:
         """The run has ended: True if the window goes now. A run that could not be saved keeps it open to say so."""
         was_waiting, self.is_waiting = self.is_waiting, False
@@ -65,7 +69,7 @@ class Closing(QObject):
         self._trainer.stop_and_save()
 
     def _close_now(self) -> None:
-        self._is_forced = True
+        self.ask_no_more()
         self._close()
 
     def _stay(self) -> None:

@@ -101,7 +101,7 @@ def make_window(qtbot: QtBot) -> Iterator[MakeWindow]:
         studio = Studio(file, ScriptedEngine)
         studios.append(studio)
         window = MainWindow(studio)
-        qtbot.addWidget(window)
+        qtbot.addWidget(window, before_close_func=lambda closing: closing.closing.ask_no_more())
         window.resize(1380, 880)  # wide enough for the run card
         window.show()
         if loads:

@@ -103,6 +103,25 @@ def test_a_run_that_could_not_be_saved_keeps_the_window_open(qtbot: QtBot, make_
     assert "The disk is full" in window.banner.text
 
 
+def test_what_a_failed_test_leaves_running_asks_nobody(
+    qtbot: QtBot, make_window: MakeWindow, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("app.frame.closing.ask_close", lambda *_: asked.append(1) or dialogs.KEEP)
+    window = make_window()
+    training(qtbot, window)
+    window.close()
+    assert asked, "a person is asked"
+    assert window.isVisible()
+    asked.clear()
+    for found, before in request.node.qt_widgets:
+        if found() is window:
+            before(window)
+    window.close()
+    assert not asked
+    assert not window.isVisible()
+
+
 def questions() -> dict[str, tuple[tuple[str, str], ...]]:
     """The answers of every question the program asks."""
     asked: dict[str, tuple[tuple[str, str], ...]] = {}
