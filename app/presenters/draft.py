@@ -67,6 +67,19 @@ def starter_draft(*, is_cpu: bool) -> Draft:
     return Draft(config, config, starter.PRESET, is_cpu)
 
 
+def recognised(config: TrainingConfig, *, is_cpu: bool) -> Draft:
+    """A configuration that says nothing of where it came from: the preset whose values it has, else a recipe of its own."""
+    recipes = [(starter.PRESET, starter.starter_job(is_cpu=is_cpu))] + [
+        (preset.name, config_io.load_preset(preset.name, parameters=parameters, is_cpu=is_cpu))
+        for preset in config_io.presets()
+        for parameters in (None, config_io.LARGE_MODEL_PARAMETERS)
+    ]
+    for name, recipe in recipes:
+        if replace(recipe, model=config.model, data=config.data, output=config.output) == config:
+            return Draft(config, config, name, is_cpu)
+    return Draft(config, config, CUSTOM, is_cpu)
+
+
 def restored(plain: Mapping[str, Any], preset: str, *, is_cpu: bool) -> Draft | None:
     """A draft kept from last time; None when it no longer fits this program."""
     from qlora_engine.errors import EngineError

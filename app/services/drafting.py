@@ -9,7 +9,7 @@ from typing import Any
 
 from PySide6.QtCore import QObject, QTimer, Signal
 
-from app.presenters.draft import CUSTOM, Draft, restored, starter_draft
+from app.presenters.draft import Draft, recognised, restored, starter_draft
 from app.services.settings import SettingsFile
 from qlora_engine import config_io
 from qlora_engine.config import TrainingConfig
@@ -62,7 +62,7 @@ class Drafting(QObject):
             draft = self.scratch
         else:
             config = RunFolder(folder).asked()[0]
-            draft = Draft(config, config, CUSTOM, not self.has_gpu)
+            draft = recognised(config, is_cpu=not self.has_gpu)
         self.folder = folder
         self.put(draft)
         self._timer.stop()
@@ -93,9 +93,9 @@ class Drafting(QObject):
         if path and path != self.config.data.path:
             self.put(self.draft.edited("data.path", path).edited("data.leave_out", ""))
 
-    def use_config(self, config: TrainingConfig, preset: str = "custom") -> None:
+    def use_config(self, config: TrainingConfig) -> None:
         """Edit a copy of a run's settings or of a job file."""
-        self.put(Draft(config, config, preset, not self.has_gpu))
+        self.put(recognised(config, is_cpu=not self.has_gpu))
 
     def set_gpu(self, has_gpu: bool) -> None:
         """What the machine really has; settings nobody touched follow it."""
