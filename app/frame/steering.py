@@ -96,18 +96,23 @@ class Steering(QObject):
         if answer == KEEP:
             return
         if not is_own:
-            self._tell_elsewhere("stop", mode=STOP_SAVE if answer == SAVE else STOP_DISCARD)
+            mode = STOP_SAVE if answer == SAVE else STOP_DISCARD
+            self._tell_elsewhere("stop", self._studio.shown.asked_to_stop, mode=mode)
         elif answer == SAVE:
             self._studio.trainer.stop_and_save()
         else:
             self._studio.trainer.stop_and_discard()
 
-    def _tell_elsewhere(self, command: str, **more: str) -> None:
-        """A run that another program trains takes wishes from its folder."""
+    def _tell_elsewhere(
+        self, command: str, then: Callable[[Path], None] = lambda _: None, **more: str
+    ) -> None:
+        """A run that another program trains takes wishes from its folder; `then` once it lies there."""
         path = self._studio.shown.path
         if path is not None:
             tell = partial(commands.send, path, {"command": command, **more})
-            self._studio.background.submit("command", tell, lambda _: None, self._announcer.tell_problem)
+            self._studio.background.submit(
+                "command", tell, lambda _: then(path), self._announcer.tell_problem
+            )
 
     def _unless_busy(
         self, job: Callable[[], TrainingConfig], run_dir: Path | None, begin: Callable[[], object]

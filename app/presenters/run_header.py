@@ -99,10 +99,11 @@ def kept_header(entry: RunEntry | None, run: RunFold, state: str) -> RunHeader:
     if state in LIVE:
         share = run.share
         step = f", step {of_text(run.step, run.total_steps)}" if run.total_steps else ""
-        is_paused = run.state == "paused"
+        is_paused, is_stopping = run.state == "paused", run.state == "stopping"
+        word = "Stopping" if is_stopping else "Paused" if is_paused else "Training"
         return RunHeader(
-            entry.title, f"{'Paused' if is_paused else 'Training'} in another program{step}", "accent", is_live=True,
-            can_pause=True, pause_text="Continue" if is_paused else "Pause", can_stop=True, share=share,
+            entry.title, f"{word} in another program{step}", "accent", is_live=True, can_pause=not is_stopping,
+            pause_text="Continue" if is_paused else "Pause", can_stop=not is_stopping, share=share,
         )  # fmt: skip
     at = (
         f" at step {of_text(summary.last_step, summary.total_steps)}"

@@ -30,6 +30,8 @@ class KeptRun(QObject):
         self._path: Path | None = None
         self._state = ""
         self._looked: tuple[str, int] = ("", -1)
+        self._stopping: set[Path] = set()
+        """Runs of others that were asked to stop, and have not ended yet."""
         self._watching = Watching(background)
         self._watching.came.connect(self._hear)
 
@@ -43,9 +45,22 @@ class KeptRun(QObject):
         if path != self._path or state != self._state:
             self.fold.status.stand(state)
         self._path, self._state = path, state
+        if path is not None and not is_elsewhere:
+            self._stopping.discard(path)
+        self._mark_stopping()
         self._watching.follow(path if is_elsewhere else None)
         if path is not None and not is_elsewhere:
             self._read(path)
+
+    def asked_to_stop(self, path: Path) -> None:
+        """Its engine was told so; until it has ended, it is shown as stopping."""
+        self._stopping.add(path)
+        self._mark_stopping()
+        self.told.emit()
+
+    def _mark_stopping(self) -> None:
+        if self._path in self._stopping and self._state == ELSEWHERE:
+            self.fold.asked_to_stop()
 
     def _read(self, path: Path) -> None:
         metrics = RunFolder(path).metrics_path
@@ -66,6 +81,9 @@ class KeptRun(QObject):
             return
         for event in told:
             self.fold.fold(event)
+        is_over = isinstance(told[-1], TERMINAL)
+        if not is_over:
+            self._mark_stopping()
         self.told.emit()
-        if isinstance(told[-1], TERMINAL):
+        if is_over:
             self.ended.emit()

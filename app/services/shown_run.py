@@ -97,6 +97,10 @@ class ShownRun(QObject):
         """The run that this window has just begun."""
         self.show(self._trainer.run.run_dir or BEGINNING)
 
+    def asked_to_stop(self, path: Path) -> None:
+        """One that another program trains was told to."""
+        self._kept.asked_to_stop(path)
+
     def _look(self) -> None:
         """At the folder of a run that is not this window's."""
         self._kept.look(self.path if not self.is_own else None, self.state)

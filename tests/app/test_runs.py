@@ -17,6 +17,7 @@ from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
 from app.dialogs import KEEP, QUEUE, START_ANYWAY
+from app.presenters.draft import CUSTOM, recognised, starter_draft
 from app.presenters.run_rows import RunRow, shown_rows
 from app.services.shown_run import DRAFT
 from app.tab import DRAFT as OF_DRAFT
@@ -25,7 +26,9 @@ from app.tabs import all_tabs
 from app.widgets.notes_dialog import NotesDialog
 from app.widgets.run_list import RunList
 from app.window import MainWindow
+from qlora_engine import config_io
 from qlora_engine import events as ev
+from qlora_engine.config import with_value
 from qlora_engine.jobs import ResumeJob, TrainJob
 from qlora_engine.runs import notes, plans, queue
 from qlora_engine.runs.record import RunFolder
@@ -284,6 +287,21 @@ def test_a_comparison_shows_the_numbers_of_the_files_and_only_what_differs(
     assert QApplication.focusWidget() is not None
 
 
+@pytest.mark.parametrize("name", [None, *(preset.name for preset in config_io.presets())])
+@pytest.mark.parametrize("is_cpu", [True, False])
+def test_a_planned_run_keeps_the_name_of_its_recipe(name: str | None, is_cpu: bool) -> None:
+    draft = starter_draft(is_cpu=is_cpu)
+    for parameters in (10**8, 65 * 10**9):
+        wanted = draft.with_preset(name, parameters) if name is not None else draft
+        config = with_value(wanted.config, "output.name", "of my own")
+        read = config_io.from_dict(config_io.to_dict(config), "a planned run")
+        found = recognised(read, is_cpu=is_cpu)
+        assert found.preset == wanted.preset
+        assert not found.changes
+    other = recognised(with_value(draft.config, "lora.rank", 77), is_cpu=is_cpu)
+    assert other.preset == CUSTOM
+
+
 def test_a_run_that_a_terminal_trains_is_watched(qtbot: QtBot, make_window: MakeWindow) -> None:
     folder = plans.create(try_states.make_run("first").job())
     add_checkpoint(folder, 2)
@@ -300,6 +318,35 @@ def test_a_run_that_a_terminal_trains_is_watched(qtbot: QtBot, make_window: Make
         assert "Training in another program, step 3 of 60" in window.head.sentence.text()
         folder.append(told.step(4))
         qtbot.waitUntil(lambda: window.studio.shown.fold.step == 4, timeout=10_000)
+    finally:
+        folder.release()
+
+
+def test_a_run_elsewhere_stops_visibly_once_it_was_asked_to(qtbot: QtBot, make_window: MakeWindow) -> None:
+    folder = plans.create(try_states.make_run("first").job())
+    add_checkpoint(folder, 2)
+    folder.claim()
+    try:
+        window = opened(qtbot, make_window, 2)
+        choose(window, folder.run_id)
+        folder.append(told.started(str(folder.path)))
+        folder.append(told.plan(60))
+        folder.append(told.step(3))
+        qtbot.waitUntil(lambda: window.studio.shown.fold.step == 3, timeout=10_000)
+        answer_with("Stop and save")
+        window.steering.stop()
+        qtbot.waitUntil(lambda: "Stopping in another program" in window.head.sentence.text(), timeout=10_000)
+        assert not window.head.stop.isEnabled()
+        assert not window.head.pause.isEnabled()
+        choose(window, "first")
+        choose(window, folder.run_id)
+        folder.append(told.step(4))
+        qtbot.waitUntil(lambda: window.studio.shown.fold.step == 4, timeout=10_000)
+        assert window.studio.shown.fold.state == "stopping", "also after another run was looked at"
+        folder.append(ev.RunStopped("stopped by the user", True, {"step": 4}))
+        folder.release()
+        window.studio.history.refresh()
+        qtbot.waitUntil(lambda: not window.studio.shown.fold.is_live, timeout=10_000)
     finally:
         folder.release()
 
