@@ -59,6 +59,7 @@ def _frames(t: Tokens) -> str:
     return f"""
 QFrame[role="card"] {{ background: {t.panel}; border: 1px solid {t.line}; border-radius: {RADIUS}px; }}
 QFrame[role="card"]:focus {{ border-color: {t.accent}; }}
+QFrame[role="over"] {{ background: {t.panel}; border: 1px solid {t.quiet}; }}
 QFrame[role="rail"] {{ background: {t.panel}; border: none; border-right: 1px solid {t.line}; }}
 QFrame[role="strip"] {{ background: {t.panel}; border: none; border-top: 1px solid {t.line}; }}
 QFrame[role="runcard"] {{ background: {t.panel}; border: none; border-left: 1px solid {t.line}; }}

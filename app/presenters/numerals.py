@@ -14,6 +14,7 @@ SPACES = " \u00a0\u2009\u202f"
 """What languages group digits with, besides points, commas and apostrophes."""
 APOSTROPHES = "'\u2019"
 MINUS = "\u2212"
+NO_BREAK = "\u00a0"
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,19 @@ def scientific(value: float, places: int) -> str:
     return in_style(f"{value:.{places}e}")
 
 
+def measured(figure: str, unit: str) -> str:
+    """A figure and its unit, which no end of a line parts; the figure alone where there is no unit."""
+    return f"{figure}{NO_BREAK}{unit}" if unit else figure
+
+
 def percent(ratio: float, places: int = 0) -> str:
     """`85 %` for 0.85."""
-    return f"{decimal(100 * ratio, places)} %"
+    return measured(decimal(100 * ratio, places), "%")
 
 
 def change(ratio: float, places: int = 0) -> str:
     """`-97 %` for -0.97: a change, with its sign."""
-    return f"{signed(100 * ratio, places)} %"
+    return measured(signed(100 * ratio, places), "%")
 
 
 def of_clock(*parts: int) -> str:

@@ -42,6 +42,8 @@ class PredictionsFold:
 
     def __init__(self) -> None:
         self.state = "idle"
+        self.run = ""
+        """Whose rows are scored: another run may be shown meanwhile."""
         self.phase_text = ""
         self.share: float | None = None
         self.error_text = ""
@@ -53,9 +55,15 @@ class PredictionsFold:
         self.found, self.error_text = found, ""
         self.version += 1
 
-    def begin(self) -> None:
+    def begin(self, run: str) -> None:
+        self.run = run
         self.state, self.phase_text, self.share, self.error_text = "running", "Starting the engine", None, ""
         self.version += 1
+
+    @property
+    def working_text(self) -> str:
+        """What goes on, and for which run; empty while nothing does."""
+        return f"Scoring {self.run}: {self.phase_text}" if self.state == "running" else ""
 
     def fold(self, event: ev.Event) -> None:
         self.version += 1

@@ -26,7 +26,7 @@ STRENGTH_STEPS = 20
 """The slider's steps per unit of adapter strength."""
 MOST_STRENGTH = 1.5
 FIELDS = (
-    ("max_new_tokens", "Longest answer", 128, 1, 32_768, "Tokens at most"),
+    ("max_new_tokens", "Most tokens", 128, 1, 32_768, "The longest answer, in tokens"),
     ("seed", "Seed", 0, 0, 2**31 - 1, "The same seed on every side: the same draws"),
     ("temperature", "Temperature", 0.7, 0.01, 5.0, "Higher is freer"),
     ("top_p", "Top-p", 0.95, 0.0001, 1.0, "Draw from the likeliest tokens that together have this chance"),

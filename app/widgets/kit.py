@@ -25,6 +25,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from app.presenters.in_window import in_window
 from app.theme import GAP, GAP_WIDE
 
 DIRECT = Qt.FindChildOption.FindDirectChildrenOnly
@@ -139,6 +140,14 @@ def emptied(layout: QLayout) -> None:
 def boxed(layout: QLayout) -> QWidget:
     """A layout as a widget."""
     found = QWidget()
+    found.setLayout(layout)
+    return found
+
+
+def framed(layout: QLayout, role: str) -> QFrame:
+    """A layout in a frame that looks as its role says."""
+    found = QFrame()
+    found.setProperty("role", role)
     found.setLayout(layout)
     return found
 
@@ -326,8 +335,8 @@ class Notice(QFrame):
         emptied(self._actions)
         for caption, on_click in actions:
             self._actions.addWidget(button(caption, on_click))
-        self._text.setText(text)
-        self._hint.setText(hint)
+        self._text.setText(in_window(text))
+        self._hint.setText(in_window(hint))
         self._hint.setVisible(bool(hint))
         set_role(self, tone=tone)
         self.setVisible(bool(text))

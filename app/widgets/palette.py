@@ -9,7 +9,7 @@ from PySide6.QtGui import QKeyEvent
 from PySide6.QtWidgets import QDialog, QLineEdit, QListWidget, QListWidgetItem, QWidget
 
 from app.presenters.palette import Command, found
-from app.widgets.kit import column, label
+from app.widgets.kit import column, framed, label
 
 WIDTH, HEIGHT, TOP = 560, 400, 80
 MOVES = (Qt.Key.Key_Up, Qt.Key.Key_Down, Qt.Key.Key_PageUp, Qt.Key.Key_PageDown)
@@ -37,7 +37,7 @@ class Palette(QDialog):
         self.none = label("Nothing is called that.", "quiet")
         layout = column(self.search, self.none, self.list, gap=8)
         layout.setContentsMargins(12, 12, 12, 12)
-        self.setLayout(layout)
+        self.setLayout(column(framed(layout, "over")))
 
     def ask(self, commands: Sequence[Command]) -> None:
         """Open over the middle of the window."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from PySide6.QtCore import Qt
+from PySide6.QtGui import QColor
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import (
     QAbstractButton,
@@ -19,6 +20,7 @@ from PySide6.QtWidgets import (
 )
 from pytestqt.qtbot import QtBot
 
+from app import theme
 from app.tabs.data.widgets.rows_dialog import RowsDialog
 from app.widgets.notes_dialog import NotesDialog
 from app.widgets.prompt_dialog import PromptDialog
@@ -240,6 +242,16 @@ def test_a_table_is_filled_in_by_keys_alone(qtbot: QtBot, window: MainWindow) ->
     hands.tab_to("Keep rows", QAbstractButton)
     hands.press(KEY.Key_Space)
     assert kept == [("mine", [("What?", "Here", "This.")])]
+
+
+def test_the_palette_has_an_edge_against_the_window(window: MainWindow) -> None:
+    palette = window.commands.palette
+    palette.ask(())
+    picture = palette.grab().toImage()
+    edge = QColor(theme.tokens().quiet)
+    for x, y in ((0, 200), (picture.width() - 1, 200), (200, 0), (200, picture.height() - 1)):
+        assert picture.pixelColor(x, y) == edge
+    palette.hide()
 
 
 def test_the_palette_does_what_the_head_offers(qtbot: QtBot, window: MainWindow) -> None:

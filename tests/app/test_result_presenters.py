@@ -8,6 +8,7 @@ from pathlib import Path
 from app.presenters import memory as memory_presenter
 from app.presenters.conversation import Conversation, messages_of
 from app.presenters.export import ExportFold, default_target
+from app.presenters.predicted import PredictionsFold
 from app.presenters.tried import settings_text
 from qlora_engine import events as ev
 from qlora_engine.memory import explain
@@ -39,7 +40,7 @@ def test_an_answer_that_was_cut_says_so() -> None:
     chat.fold(ev.SessionReady({}))
     request = chat.ask("Hello", ("tuned",))
     chat.fold(ev.AnswerFinished(request, "tuned", "a a a", 128, 4.0, False))
-    assert chat.exchanges[0].notes["tuned"] == "128 tokens \u00b7 32.0 tokens/s \u00b7 cut"
+    assert chat.exchanges[0].notes["tuned"] == "128 tokens \u00b7 32.0\u00a0tokens/s \u00b7 cut"
 
 
 def test_how_answers_are_drawn_is_said_in_words() -> None:
@@ -89,7 +90,7 @@ def test_measured_merges_are_told_with_their_numbers() -> None:
     merges = {"scores": scores, "recommended": "original", "why": "the losses do not differ"}
     fold.fold(ev.RunFinished({"path": "/out", "bytes": 1, "is_proven": True, "merges": merges}))
     assert fold.merges_text.splitlines()[1] == (
-        "Into the original: held-out loss 0.4491, KL divergence 0.01230, same first choice 97 %"
+        "Into the original: held-out loss 0.4491, KL divergence 0.01230, same first choice 97\u00a0%"
     )
     assert fold.merges_text.endswith("The losses do not differ")
 
@@ -98,7 +99,7 @@ def test_a_stopped_export_says_what_is_kept() -> None:
     fold = ExportFold()
     fold.begin()
     fold.fold(ev.RunStopped("stopped", is_resumable=True, result={"kept_bytes": 3 * 2**30}))
-    assert fold.stopped_text == "Stopped. 3.00 GiB are whole and kept: Export goes on from there."
+    assert fold.stopped_text == "Stopped. 3.00\u00a0GiB are whole and kept: Export goes on from there."
     fold.begin()
     fold.fold(ev.RunStopped("stopped", is_resumable=False, result={}))
     assert fold.stopped_text == "Stopped. Nothing was left behind."
@@ -117,7 +118,7 @@ def test_what_an_earlier_export_left_is_told_where_it_lies(tmp_path: Path) -> No
         "files": {"a": {"nbytes": 2**30, "sha256": "x"}},
     }
     (aside_of(out) / FILE).write_text(json.dumps(stored))
-    assert "1.00 GiB of it are whole: with the same options, Export goes on" in kept_text(
+    assert "1.00\u00a0GiB of it are whole: with the same options, Export goes on" in kept_text(
         str(out), "/runs/demo", "merged"
     )
     assert "another run or form" in kept_text(str(out), "/runs/demo", "gguf")
@@ -155,3 +156,13 @@ def test_an_export_never_offers_a_folder_that_exists() -> None:
 
 def test_the_captions_cover_every_side() -> None:
     assert set(memory_presenter.CAPTIONS) == set(explain.SIDE_TITLES)
+
+
+def test_scoring_names_the_run_whose_rows_it_scores() -> None:
+    fold = PredictionsFold()
+    assert fold.working_text == ""
+    fold.begin("first-look")
+    fold.fold(ev.PhaseChanged("loading", "Loading the model"))
+    assert fold.working_text == "Scoring first-look: Loading the model"
+    fold.fold(ev.RunFinished({}))
+    assert fold.working_text == ""

@@ -309,7 +309,7 @@ def try_held_out(window: MainWindow) -> None:
 def try_held_out_running(window: MainWindow) -> None:
     try_held_out(window)
     held_out = window.tabs.controllers["held_out"].held_out
-    held_out.fold.begin()
+    held_out.fold.begin("first-look")
     held_out.fold.fold(ev.PhaseChanged("evaluating", "Scoring 40 held-out rows"))
     held_out.paint()
 

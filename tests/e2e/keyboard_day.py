@@ -240,7 +240,7 @@ def chat(day: Day) -> None:
     day.hands.press(KEY.Key_Space)
     day.until("the model to be loaded", panel.send.isEnabled)
     day.hands.tab_to("Your message", QPlainTextEdit)
-    day.hands.tab_to("Longest answer", QLineEdit)
+    day.hands.tab_to("Most tokens", QLineEdit)
     day.hands.press(KEY.Key_A, CTRL)
     day.hands.type(ANSWER_TOKENS)
     day.hands.tab_to("Your message", QPlainTextEdit, key=KEY.Key_Backtab)

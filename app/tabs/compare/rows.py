@@ -51,7 +51,7 @@ class RowsController(QObject):
 
     def _next(self) -> None:
         if self._left:
-            self.fold.begin()
+            self.fold.begin(self._left[0].name)
             self._studio.tryout.start(OWNER, PredictionsJob(str(self._left[0]), same=SAME))
         self._paint_work()
 
@@ -75,8 +75,4 @@ class RowsController(QObject):
         self._paint_work()
 
     def _paint_work(self) -> None:
-        is_running = self.fold.state == "running"
-        name = f"{self._left[0].name}: " if self._left else ""
-        self._panel.show_work(
-            f"{name}{self.fold.phase_text}" if is_running else "", self.fold.share, blocked_text(self._studio)
-        )
+        self._panel.show_work(self.fold.working_text, self.fold.share, blocked_text(self._studio))

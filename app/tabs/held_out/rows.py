@@ -26,7 +26,7 @@ class HeldOutController(QObject):
         super().__init__(panel)
         self._studio, self._panel = studio, panel
         self.fold = PredictionsFold()
-        self._run = ""
+        self._run = self._title = ""
         self._painted = -1
         self._timer = QTimer(self, interval=REPAINT_MS)
         self._timer.timeout.connect(self._repaint)
@@ -38,13 +38,14 @@ class HeldOutController(QObject):
         """Show the chosen run's rows; one that is being scored is not left."""
         if self.fold.state == "running":
             return
-        summary = self._studio.shown.summary
+        summary, entry = self._studio.shown.summary, self._studio.shown.entry
         self._run = str(summary.path) if summary is not None and summary.has_adapter else ""
+        self._title = entry.title if entry is not None else ""
         self._look()
 
     def score(self) -> None:
         if self._run and not blocked_text(self._studio):
-            self.fold.begin()
+            self.fold.begin(self._title)
             self._timer.start()
             self._studio.tryout.start(OWNER, PredictionsJob(self._run))
             self.paint()

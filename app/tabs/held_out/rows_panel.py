@@ -47,7 +47,7 @@ class HeldOutPanel(QWidget):
         is_running = fold.state == "running"
         self.score.setEnabled(has_runs and not is_running and not blocked_text)
         self.score.setText("Score again" if fold.found is not None else "Score held-out rows")
-        self.working.show_work(fold.phase_text if is_running else "", fold.share)
+        self.working.show_work(fold.working_text, fold.share)
         if fold.error_text:
             self.notice.say(fold.error_text, fold.error_hint, "bad")
         elif not has_runs:
