@@ -12,6 +12,7 @@ from PySide6.QtWidgets import QApplication, QWidget
 from app import theme as looks
 from app.dialogs import HelpWindow, SettingsDialog
 from app.frame.tabs import RunTabs
+from app.presenters.in_window import in_window
 from app.services import hub_token
 from app.studio import Studio
 from qlora_engine import home_choice, paths
@@ -48,7 +49,7 @@ class Beside(QObject):
         try:
             home_choice.choose(folder)
         except EngineError as error:
-            self._show_home(f"{error.message}; {error.hint}")
+            self._show_home(in_window(f"{error.message}; {error.hint}"))
         else:
             self._show_home()
 
@@ -68,7 +69,7 @@ class Beside(QObject):
                 dialog.token.show_token(has_token, problem)
 
         self._studio.background.submit(
-            "token", act, show, lambda error: show(False, f"{error.message}; {error.hint}")
+            "token", act, show, lambda error: show(False, in_window(f"{error.message}; {error.hint}"))
         )
 
     def choose_setting(

@@ -89,5 +89,7 @@ def _ensure() -> list[str]:
         return queue_runner.ensure_running()
     except OSError as error:
         raise EngineError(
-            "queue.runner", f"the queue cannot be started: {error}", "`qlora queue run`"
+            "queue.runner",
+            f"the queue cannot be started: {error}",
+            "look for the reason with `qlora queue run`",
         ) from error

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.presenters.in_window import in_window
 from app.presenters.tried import speed_text
 from app.presenters.words import capital, count_text, plural
 from qlora_engine import events as ev
@@ -160,7 +161,7 @@ class Conversation:
                 self._finish(event)
             case ev.Noticed(_, _, message, hint):
                 self.status_text, self._has_problem = (
-                    capital(f"{message}. {capital(hint)}" if hint else message),
+                    capital(in_window(f"{message}. {capital(hint)}" if hint else message)),
                     True,
                 )
             case ev.RunFailed(_, message, hint):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.presenters.in_window import in_window
 from app.presenters.words import bytes_text, capital, number_text, percent_text
 from qlora_engine import events as ev
 from qlora_engine import paths
@@ -19,7 +20,7 @@ DETAILS = {
     "bnb4": "A quarter of the size. Loads with plain transformers and bitsandbytes. Rounds what was trained; the proof says by how much.",
     "gguf": "One file with weights, tokenizer and chat template. Loads with llama.cpp and programs built on it.",
     "gguf-lora": "Small. llama.cpp puts it on a GGUF file of the base model (--lora).",
-    "ollama": "A GGUF file with a Modelfile: template, stop words and context length. `ollama create` takes it.",
+    "ollama": "A GGUF file with a Modelfile: template, stop words and context length. \u201collama create\u201d takes it.",
 }
 DTYPE_TITLES = {
     "bf16": "bfloat16",
@@ -146,7 +147,7 @@ class ExportFold:
                     "The upload was stopped; what has arrived is not sent again.",
                 )
             case ev.RunFailed(_, message, hint) if self.is_pushing:
-                self.state, self.push_text = "done", f"{capital(message)}. {capital(hint)}"
+                self.state, self.push_text = "done", in_window(f"{capital(message)}. {capital(hint)}")
             case ev.RunStopped(_, _, result):
                 self.state, self.result = "stopped", result
             case ev.RunFailed(_, message, hint):

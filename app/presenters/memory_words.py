@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.presenters import numerals
+from app.presenters.in_window import in_window
 from app.presenters.memory_sizes import Fitting
 from app.presenters.words import (
     bytes_text,
@@ -16,6 +17,7 @@ from app.presenters.words import (
     count_text,
     duration_text,
     gib_figure,
+    gib_measured,
     gib_text,
     joined,
     percent_text,
@@ -116,7 +118,7 @@ def _range_text(found: Comparison, bar: Bar) -> str:
         )
         return (
             f"The run's tensors take {gib_text(variant.device_likely)}; the program itself about "
-            f"{gib_figure(HOST_BASE_BYTES, 1)} GiB more.{besides if kept else ''}"
+            f"{gib_measured(HOST_BASE_BYTES, 1)} more.{besides if kept else ''}"
         )
     return (
         f"The GPU will show about {gib_text(variant.device_likely)}: at least {gib_text(variant.device_low)}, "
@@ -133,7 +135,7 @@ def verdict_text(needed: int, capacity: Capacity | None) -> str:
     if capacity is None:
         return f"about {gib_text(needed)}"
     fits = "fits" if needed <= capacity.usable_bytes else "does not fit"
-    return f"{fits}: {gib_figure(needed)} of {gib_figure(capacity.usable_bytes, 1)} GiB"
+    return f"{fits}: {gib_figure(needed)} of {gib_measured(capacity.usable_bytes, 1)}"
 
 
 def saving_of(found: Comparison) -> str:
@@ -220,4 +222,4 @@ def _advice_sentence(text: str) -> str:
 
 
 def arrow(text: str) -> str:
-    return text.replace("->", "\u2192")
+    return in_window(text.replace("->", "\u2192"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from app.presenters.draft import Draft
+from app.presenters.in_window import in_window
 from app.presenters.words import capital
 from qlora_engine.config import all_knobs
 from qlora_engine.errors import EngineError
@@ -39,10 +40,12 @@ def problems_of(
     """All of them, in the order of the pages."""
     found = []
     if facts_error is not None:
-        found.append(Problem("model", capital(facts_error.message), capital(facts_error.hint)))
+        found.append(Problem("model", capital(facts_error.message), capital(in_window(facts_error.hint))))
     if data_error is not None:
         told_by = DOCTOR if data_error.code in FINDINGS else ""
-        found.append(Problem("data", capital(data_error.message), capital(data_error.hint), told_by))
+        found.append(
+            Problem("data", capital(data_error.message), capital(in_window(data_error.hint)), told_by)
+        )
     knobs = all_knobs()
     for issue in draft.issues:
         name = knobs[issue.path].label if issue.path in knobs else issue.path

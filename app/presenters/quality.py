@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from app.presenters import numerals
+from app.presenters.in_window import in_window
 from app.presenters.words import (
     UNKNOWN,
     capital,
@@ -26,7 +27,7 @@ HEADER_TIPS = (
     "How the linear layers are stored; the job at hand is set in bold",
     "Bits per parameter, constants included, as they stay in memory",
     "Length of the difference over length of the weights, all measured layers together",
-    "Signal-to-noise ratio of the weights; 6 dB more is half the error",
+    "Signal-to-noise ratio of the weights; 6\u00a0dB more is half the error",
     "Held-out loss in nats per trained token, as in training",
     "How much more loss than unquantized, with the standard error over rows",
     "How far the predictions moved: Kullback-Leibler divergence in nats per token",
@@ -130,7 +131,7 @@ def quality_state(
         running_text=status.text,
         running_share=status.share,
         problem=capital(status.error.message) if status.error else "",
-        problem_hint=capital(status.error.hint) if status.error else "",
+        problem_hint=capital(in_window(status.error.hint)) if status.error else "",
     )
     return state if report is None else _with_report(state, report, own)
 
@@ -265,4 +266,4 @@ def margin(value: float, error: float | None) -> str:
 
 def decibels(value: float | None) -> str:
     """`20.6 dB`; `n/a` where nothing was lost."""
-    return UNKNOWN if value is None else f"{numerals.decimal(value, 1)} dB"
+    return UNKNOWN if value is None else numerals.measured(numerals.decimal(value, 1), "dB")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from app.presenters import numerals
 from app.presenters.typed import SEED, value_text
 from app.presenters.words import UNKNOWN
 from qlora_engine.config import TrainingConfig, all_knobs, changed_from, get_value
@@ -51,4 +52,4 @@ def _shown(knob: Knob, value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(str(part) for part in value)
     text = value_text(value, is_counted=knob.name != SEED)
-    return f"{text} {knob.unit}" if knob.unit else text
+    return numerals.measured(text, knob.unit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from app.presenters.in_window import in_window
 from app.presenters.words import bytes_text, count_text, number_text, plural
 from qlora_engine import events as ev
 from qlora_engine.runs import endings
@@ -24,13 +25,13 @@ def words_of(event: ev.Event) -> tuple[str, str]:
     match event:
         case ev.Noticed():
             text = f"{event.message}. {event.hint}" if event.hint else event.message
-            return text, "warning" if event.level == "warning" else ""
+            return in_window(text), "warning" if event.level == "warning" else ""
         case ev.EndingsCounted():
             return endings.sentence(event), "" if endings.is_most(event) else "warning"
         case ev.RunFinished():
             return "Finished", "good"
         case ev.RunFailed():
-            return f"{event.message}. {event.hint}", "bad"
+            return in_window(f"{event.message}. {event.hint}"), "bad"
     return _preparing(event) or _training(event), ""
 
 

@@ -125,7 +125,7 @@ def small_reading(chart: SmallChart, sample: Mapping[str, Any] | None) -> SmallR
     block = _block(sample, chart.lines[0].series)
     if not texts:
         return SmallReading("n/a", _reason(sample, block, chart))
-    text = f"{', '.join(texts)} {chart.unit}".rstrip()
+    text = numerals.measured(", ".join(texts), chart.unit)
     return SmallReading(text + _limit(chart, block), _more(chart, block))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from app.presenters import numerals
 from app.presenters.run_fold import RunFold
-from app.presenters.words import bytes_text, duration_text, gib_figure, percent_text, ratio_text
+from app.presenters.words import bytes_text, duration_text, gib_figure, gib_measured, percent_text, ratio_text
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def strip_state(sample: Mapping[str, Any] | None, run: RunFold, predicted_bytes:
     host = sample["host"]
     total, used = host["total_bytes"], host["total_bytes"] - host["available_bytes"]
     gpu = next(iter(sample.get("gpus") or ()), None)
-    host_text = f"host {gib_figure(used, 1)} / {gib_figure(total, 1)} GiB"
+    host_text = f"host {gib_figure(used, 1)} / {gib_measured(total, 1)}"
     if gpu is None:
         return _without_gpu(sample, run, predicted_bytes, host_text)
     whole = gpu.get("total_bytes")
@@ -40,7 +40,7 @@ def strip_state(sample: Mapping[str, Any] | None, run: RunFold, predicted_bytes:
     return StripState(
         device_text=f"GPU {gpu['index']} {gpu.get('name') or ''}".strip(),
         device_tip="\n".join(f"{k}: {v}" for k, v in (gpu.get("unavailable") or {}).items()),
-        memory_text=f"{gib_figure(on_card, 1)} / {gib_figure(whole, 1)} GiB"
+        memory_text=f"{gib_figure(on_card, 1)} / {gib_measured(whole, 1)}"
         if whole and on_card is not None
         else "n/a",
         used_share=on_card / whole if whole and on_card is not None else None,
@@ -91,9 +91,9 @@ def _sensors(gpu: Mapping[str, Any]) -> str:
     if gpu.get("utilisation_ratio") is not None:
         found.append(percent_text(gpu["utilisation_ratio"]))
     if gpu.get("temperature_celsius") is not None:
-        found.append(f"{numerals.decimal(gpu['temperature_celsius'], 0)} \u00b0C")
+        found.append(numerals.measured(numerals.decimal(gpu["temperature_celsius"], 0), "\u00b0C"))
     if gpu.get("power_watts") is not None:
-        found.append(f"{numerals.decimal(gpu['power_watts'], 0)} W")
+        found.append(numerals.measured(numerals.decimal(gpu["power_watts"], 0), "W"))
     return " \u00b7 ".join(found)
 
 

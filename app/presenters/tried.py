@@ -71,4 +71,6 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 
 def speed_text(tokens: int, seconds: float) -> str:
     """`32.0 tokens/s`; empty for nothing said."""
-    return f"{numerals.decimal(tokens / seconds, 1)} tokens/s" if tokens and seconds > 0 else ""
+    return (
+        numerals.measured(numerals.decimal(tokens / seconds, 1), "tokens/s") if tokens and seconds > 0 else ""
+    )

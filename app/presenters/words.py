@@ -24,13 +24,18 @@ def bytes_text(count: float | None) -> str:
         if size >= least:
             whole = size / unit
             decimals = 2 if whole < 10 or (unit == GIB and whole < 100) else 1 if whole < 100 else 0
-            return f"{numerals.decimal(count / unit, decimals)} {name}"
-    return f"{numerals.decimal(count, 0)} B"
+            return numerals.measured(numerals.decimal(count / unit, decimals), name)
+    return numerals.measured(numerals.decimal(count, 0), "B")
 
 
 def gib_text(count: float | None) -> str:
     """Always GiB with two digits: for figures that are compared with each other."""
-    return UNKNOWN if count is None else f"{gib_figure(count)} GiB"
+    return UNKNOWN if count is None else gib_measured(count)
+
+
+def gib_measured(count: float, decimals: int = 2) -> str:
+    """In GiB, with as many digits as its place has room for."""
+    return numerals.measured(gib_figure(count, decimals), "GiB")
 
 
 def gib_figure(count: float, decimals: int = 2) -> str:
@@ -43,16 +48,18 @@ def duration_text(seconds: float | None) -> str:
     if seconds is None or not math.isfinite(seconds):
         return UNKNOWN
     if 0 < seconds < 1:
-        return f"{numerals.decimal(seconds, 2)} s"
+        return numerals.measured(numerals.decimal(seconds, 2), "s")
     if seconds < 90:
-        return f"{numerals.decimal(seconds, 0)} s"
+        return numerals.measured(numerals.decimal(seconds, 0), "s")
     minutes = round(seconds / 60)
     if minutes < 90:
-        return f"{minutes} min"
+        return numerals.measured(str(minutes), "min")
     hours, minutes = divmod(minutes, 60)
     if hours < 48:
-        return f"{hours} h {numerals.two_digits(minutes)} min"
-    return f"{numerals.count(hours // 24)} d {hours % 24} h"
+        return (
+            f"{numerals.measured(str(hours), 'h')} {numerals.measured(numerals.two_digits(minutes), 'min')}"
+        )
+    return f"{numerals.measured(numerals.count(hours // 24), 'd')} {numerals.measured(str(hours % 24), 'h')}"
 
 
 def clock_text(seconds: float) -> str:
@@ -83,10 +90,10 @@ def parameters_text(value: int | None) -> str:
     if value is None:
         return UNKNOWN
     if value >= 1e9:
-        return f"{numerals.decimal(value / 1e9, 2 if value < 1e11 else 0)} B"
+        return numerals.measured(numerals.decimal(value / 1e9, 2 if value < 1e11 else 0), "B")
     if value >= 1e6:
-        return f"{numerals.decimal(value / 1e6, 1 if value < 1e8 else 0)} M"
-    return f"{numerals.decimal(value / 1e3, 0)} K"
+        return numerals.measured(numerals.decimal(value / 1e6, 1 if value < 1e8 else 0), "M")
+    return numerals.measured(numerals.decimal(value / 1e3, 0), "K")
 
 
 def percent_text(ratio: float | None, places: int = 0) -> str:
@@ -95,7 +102,11 @@ def percent_text(ratio: float | None, places: int = 0) -> str:
 
 def rate_text(tokens_per_second: float | None) -> str:
     """`812 tokens/s`."""
-    return UNKNOWN if tokens_per_second is None else f"{number_text(tokens_per_second, 3)} tokens/s"
+    return (
+        UNKNOWN
+        if tokens_per_second is None
+        else numerals.measured(number_text(tokens_per_second, 3), "tokens/s")
+    )
 
 
 def ratio_text(done: int | None, total: int | None) -> str:

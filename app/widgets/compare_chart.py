@@ -145,7 +145,7 @@ class CompareChart(QFrame):
             place = int(np.searchsorted(xs, x, side="right")) - 1
             is_known = place >= 0 and (x <= xs[-1] if len(xs) else False) and np.isfinite(ys[place])
             found.append(
-                f"{number_text(float(ys[place]))} {self._unit} at {self._along(float(xs[place]))}"
+                f"{numerals.measured(number_text(float(ys[place])), self._unit)} at {self._along(float(xs[place]))}"
                 if is_known
                 else ""
             )

@@ -14,7 +14,7 @@ from app import theme
 from app.presenters import numerals
 from app.presenters.memory import BarState
 from app.presenters.memory_words import Capacity
-from app.presenters.words import gib_figure
+from app.presenters.words import gib_measured
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def paint_ticks(painter: QPainter, scale: MemoryScale, top: float) -> None:
         painter.setPen(QColor(t.line))
         painter.drawLine(int(x), int(top), int(x), int(top) + 4)
         painter.setPen(QColor(t.quiet))
-        text = numerals.short(value, is_grouped=True) + (f" {unit}" if value == 0 else "")
+        figure = numerals.short(value, is_grouped=True)
+        text = numerals.measured(figure, unit) if value == 0 else figure
         painter.drawText(QRectF(x - 40, top + 5, 80, 16), Qt.AlignmentFlag.AlignHCenter, text)
         value += step
 
@@ -85,7 +86,7 @@ def paint_capacity(painter: QPainter, scale: MemoryScale, capacity: Capacity, bo
     x = scale.x_of(capacity.usable_bytes)
     painter.setFont(theme.font(theme.SMALL - 1))
     painter.setPen(text_colour)
-    text = f"usable {gib_figure(capacity.usable_bytes, 1)} GiB"
+    text = f"usable {gib_measured(capacity.usable_bytes, 1)}"
     wide = QFontMetricsF(painter.font()).horizontalAdvance(text)
     shown = text if x <= end else f"{text}  \u2192"
     place = QRectF(max(scale.left, min(end, x) - wide - 24), bottom + 18, wide + 24, 16)

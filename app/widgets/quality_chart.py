@@ -104,7 +104,9 @@ class QualityChart(QWidget):
             painter.setPen(QColor(t.quiet))
             right = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
             painter.drawText(
-                QRectF(0, y - 8, LEFT - 8, 16), right, f"{numerals.short(100 * number * step)} %"
+                QRectF(0, y - 8, LEFT - 8, 16),
+                right,
+                numerals.measured(numerals.short(100 * number * step), "%"),
             )
         for layer in range(0, picture.layers, layer_step(picture.layers)):
             x = self.place_of(Dot(layer, 0.0, "")).x()

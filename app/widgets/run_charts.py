@@ -34,8 +34,8 @@ LOSS = (
     CurveStyle("held_out", "Held out", "#E69F00", is_dots=True),
 )
 SPANS: tuple[tuple[str, str, float | None], ...] = (
-    ("minute", "1 min", 60.0),
-    ("ten", "10 min", USUAL_SPAN),
+    ("minute", "1\u00a0min", 60.0),
+    ("ten", "10\u00a0min", USUAL_SPAN),
     ("all", "All", None),
 )
 MOST_ACROSS, SMALL_WIDTH = 6, 172

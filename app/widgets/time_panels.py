@@ -154,7 +154,7 @@ class StackPanel(Card):
         if at is None:
             return ""
         when = time_text(at - self._axis.zero)
-        total = f"{numerals.decimal(sum(shown.values()), 2)} GiB" if shown else "n/a"
+        total = numerals.measured(numerals.decimal(sum(shown.values()), 2), "GiB") if shown else "n/a"
         mark = self.chart.mark_at(at)
         return f"{when}: {total}{', ' + mark if mark else ''}"
 
@@ -197,7 +197,7 @@ class SmallPanel(Card):
         text = self._newest.text
         if at is not None:
             found = [numerals.decimal(value, self.spec.digits) for value in self.chart.values_at(at).values()]
-            text = f"{', '.join(found)} {self.spec.unit}".rstrip() if found else "n/a"
+            text = numerals.measured(", ".join(found), self.spec.unit) if found else "n/a"
         self.value.setText(text)
         if self._newest.tip != self._tip:
             self._tip = self._newest.tip

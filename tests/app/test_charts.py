@@ -65,7 +65,7 @@ def test_the_estimates_parts_are_the_legend_before_a_run_and_stand_beside_the_fi
     assert {name: figure.text() for name, (_, figure) in panel._parts.items()} == {
         "quantized_weights": "0.06", "adapters": "0.01", "optimizer": "0.02", "activations": "0.34",
     }  # fmt: skip
-    assert "Activations, temporary: 0.34 GiB" in panel._level_name.toolTip()
+    assert "Activations, temporary: 0.34\u00a0GiB" in panel._level_name.toolTip()
     view.show_feed(fed(cpu_sample(0), cpu_sample(1)), Prediction(440 * MIB, None, parts), is_live=True)
     assert not panel._parts
     assert panel._lines["activations"][1].text() == "0.29 of 0.34"
@@ -185,7 +185,7 @@ def test_the_wheel_zooms_around_the_mouse_and_the_crosshair_is_shared(qtbot: QtB
         chart, QMouseEvent(QEvent.Type.MouseMove, place, chart.mapToGlobal(place), no, no, Qt.KeyboardModifier.NoModifier)
     )  # fmt: skip
     assert view.axis.cursor == pytest.approx(under, abs=1e-3)
-    assert view.memory.reading.text() == f"{time_text(under - BEGAN)}: 0.35 GiB"
+    assert view.memory.reading.text() == f"{time_text(under - BEGAN)}: 0.35\u00a0GiB"
     assert view.small["cores"].value.text() == "1.8 cores"
     qtbot.mouseClick(view.pause, Qt.MouseButton.LeftButton)
     assert view.axis.is_following
@@ -225,7 +225,7 @@ def test_paged_memory_is_drawn_when_there_is_any_and_said_in_words_when_not(qtbo
     view.say_paging("on the CPU nothing is paged")
     assert view.paged.isVisible()
     assert not view.paging_words.isVisible()
-    assert view.pages.value.text() == "to CPU 95, to GPU 0 MiB/s"
+    assert view.pages.value.text() == "to CPU 95, to GPU 0\u00a0MiB/s"
     assert not view.moves.isVisible()
     counted = gpu_sample(2)
     counted["paged"] |= {"moving_kind": "measured", "gpu_page_faults_per_second": 5.0}

@@ -418,11 +418,17 @@ def test_the_maximum_length_is_a_line_that_is_dragged(qtbot: QtBot, make_window:
     controller.show_tab("report")
     panel = window.tabs.screens["data"].panels["report"]
     chart = panel.histogram
-    assert panel.keeps.text() == "384 tokens: keeps 93 % of rows whole, trains on 99 % of answer tokens"
+    assert (
+        panel.keeps.text()
+        == "384 tokens: keeps 93\u00a0% of rows whole, trains on 99\u00a0% of answer tokens"
+    )
     at = [QPoint(round(chart.x_of(tokens)), 60) for tokens in (384, 256)]
     QTest.mousePress(chart, Qt.MouseButton.LeftButton, pos=at[0])
     QTest.mouseMove(chart, at[1])
-    assert panel.keeps.text() == "256 tokens: keeps 85 % of rows whole, trains on 98 % of answer tokens"
+    assert (
+        panel.keeps.text()
+        == "256 tokens: keeps 85\u00a0% of rows whole, trains on 98\u00a0% of answer tokens"
+    )
     assert window.studio.workspace.job.config.data.seq_len is None
     QTest.mouseRelease(chart, Qt.MouseButton.LeftButton, pos=at[1])
     assert window.studio.workspace.job.config.data.seq_len == 256

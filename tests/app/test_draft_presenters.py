@@ -79,7 +79,7 @@ def test_the_memory_verdict_says_numbers_and_the_cheapest_change() -> None:
     found = comparison("llama-65b")
     small = Capacity("RTX 4090", 24 * GIB, int(23.3 * GIB))
     state = memory_state(found, small, is_double=True, gpu=None)
-    assert state.verdict == "On RTX 4090 it does not fit: the weights alone need 32.1 of 23.3 GiB."
+    assert state.verdict == "On RTX 4090 it does not fit: the weights alone need 32.1 of 23.3\u00a0GiB."
     assert state.verdict_more.startswith("Choose a smaller model. The GPU will show about ")
     assert state.verdict_tone == "bad"
     large = memory_state(found, Capacity("H100", 80 * GIB, 79 * GIB), is_double=True, gpu=None)

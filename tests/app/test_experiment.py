@@ -101,9 +101,9 @@ def test_every_cell_has_its_memory_and_its_time() -> None:
     assert [row[:2] for row in state.rows] == [("8", "on"), ("8", "off"), ("256", "on"), ("256", "off")]
     assert all(row[2].startswith(("Fits: ", "Does not fit: ")) for row in state.rows)
     assert [row[3] for row in state.rows] == [
-        "15 s"
+        "15\u00a0s"
     ] * 4  # 2 seeds x 3 epochs x 10 steps of a quarter of a second
-    assert state.total == "4 cells under 2 seeds each: 8 runs, altogether 60 s."
+    assert state.total == "4 cells under 2 seeds each: 8 runs, altogether 60\u00a0s."
     assert state.queue_text == "Put 8 runs into the queue"
     nothing = experiment.state_of(*experiment.preview(config, wish, (), "cuda", look), None)
     assert {row[3] for row in nothing.rows} == {"n/a"}

@@ -230,7 +230,7 @@ def test_past_runs_on_this_computer_are_told(qtbot: QtBot, make_window: MakeWind
     window.go_to("memory")
     assert page(window).past.text() == "No run on this computer has been measured yet."
     window.studio.history.refresh()
-    qtbot.waitUntil(lambda: "measured 1.4 % more" in page(window).past.text(), timeout=10_000)
+    qtbot.waitUntil(lambda: "measured 1.4\u00a0% more" in page(window).past.text(), timeout=10_000)
 
 
 @pytest.fixture
@@ -268,14 +268,14 @@ def test_a_rehearsal_replaces_the_formula_and_says_so(qtbot: QtBot, window: Main
         "device": "cuda",
     }
     engine.tell(ev.Progressed("preparing", 1, 2, "steps"))
-    qtbot.waitUntil(lambda: "50 % done" in mark(window), timeout=5000)
+    qtbot.waitUntil(lambda: "50\u00a0% done" in mark(window), timeout=5000)
     finish(window, engine)
     qtbot.waitUntil(lambda: mark(window).startswith("Rehearsed "), timeout=5000)
     assert "The peak is in the loss, at the operation mm. The formula said" in mark(window)
     after = work.memory.shown
     assert after is not None
     assert after.bar("double_quant").device_likely > before.bar("double_quant").device_likely
-    total = f"{after.bar('double_quant').device_likely / GIB:.2f} GiB"
+    total = f"{after.bar('double_quant').device_likely / GIB:.2f}\u00a0GiB"
     assert page(window).bars._bars[0].total_text == total
     qtbot.waitUntil(lambda: re.match("Rehearsed [1-9] s ago", mark(window)) is not None, timeout=5000)
 

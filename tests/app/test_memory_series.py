@@ -162,12 +162,12 @@ def test_an_unknown_figure_is_na_with_its_reason() -> None:
     charts = {chart.name: chart for chart in small.gpu_charts(card, has_memory=False)}
     found = small.small_reading(charts["gpu0.power"], sample(0, gpus=[card]))
     assert (found.text, found.tip) == ("n/a", "this GPU does not tell it")
-    assert small.small_reading(charts["gpu0.heat"], sample(0, gpus=[card])).text == "61 \u00b0C"
+    assert small.small_reading(charts["gpu0.heat"], sample(0, gpus=[card])).text == "61\u00a0\u00b0C"
     found = small.small_reading(charts["gpu0.heat"], sample(0))
     assert (found.text, found.tip) == ("n/a", "no NVIDIA driver is installed")
     cores = small.HOST_CHARTS[2]
     assert small.small_reading(cores, sample(0)).tip == "no engine is running"
-    assert small.small_reading(cores, cpu_sample(0)).text == "1.8 cores"
+    assert small.small_reading(cores, cpu_sample(0)).text == "1.8\u00a0cores"
 
 
 def tips(card: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -178,17 +178,17 @@ def tips(card: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 def test_clocks_what_holds_them_back_and_the_encoder_are_shown() -> None:
     found = tips(gpu(encoder_ratio=0.25, memory_utilisation_ratio=0.4))
-    assert found["use"] == ("50, encoder 25 %", "Memory controller: 40 %\nVideo encoder: 25 %")
-    assert found["clock"] == ("2,520 MHz", "Memory clock: 10,501 MHz\nNot held back")
+    assert found["use"] == ("50, encoder 25\u00a0%", "Memory controller: 40\u00a0%\nVideo encoder: 25\u00a0%")
+    assert found["clock"] == ("2,520\u00a0MHz", "Memory clock: 10,501 MHz\nNot held back")
     held = tips(gpu(throttle_reasons=["power limit", "too warm (driver)"]))["clock"]
     assert held == (
-        "2,520 MHz \u25bc",
+        "2,520\u00a0MHz \u25bc",
         "Memory clock: 10,501 MHz\nHeld back by: power limit, too warm (driver)",
     )
-    assert tips(gpu(throttle_reasons=["idle"]))["clock"][0] == "2,520 MHz"
+    assert tips(gpu(throttle_reasons=["idle"]))["clock"][0] == "2,520\u00a0MHz"
     no = {"encoder_ratio": "this GPU does not tell it", "throttle_reasons": "too old"}
     unknown = tips(gpu(encoder_ratio=None, throttle_reasons=None, unavailable=no))
-    assert unknown["use"][0] == "50 %"
+    assert unknown["use"][0] == "50\u00a0%"
     assert "Video encoder: n/a (this GPU does not tell it)" in unknown["use"][1]
     assert "What holds it back: n/a (too old)" in unknown["clock"][1]
 
@@ -200,11 +200,11 @@ def test_the_hosts_charts_tell_the_engines_share_and_the_control_groups_limit() 
     )  # fmt: skip
     taken = sample(0, host=block)
     charts = {chart.name: small.small_reading(chart, taken) for chart in small.HOST_CHARTS}
-    assert charts["host"].text == "16.00 GiB of 64.00"
-    for line in ("Engine, resident: 3.00 GiB", "of it shared with others: 0.50 GiB", "Engine, swapped out: 0.00 GiB",
-                 "Limit of the control group: 32.00 GiB", "Used in the control group: 5.00 GiB"):  # fmt: skip
+    assert charts["host"].text == "16.00\u00a0GiB of 64.00"
+    for line in ("Engine, resident: 3.00\u00a0GiB", "of it shared with others: 0.50\u00a0GiB", "Engine, swapped out: 0.00\u00a0GiB",
+                 "Limit of the control group: 32.00\u00a0GiB", "Used in the control group: 5.00\u00a0GiB"):  # fmt: skip
         assert line in charts["host"].tip
-    assert charts["faults"].text == "7 /s"
+    assert charts["faults"].text == "7\u00a0/s"
     assert charts["faults"].tip.endswith("1,250/s")
 
 
@@ -220,4 +220,4 @@ def test_page_moves_say_whether_they_were_counted() -> None:
     taken = {**estimated, "paged": counted}
     assert small.small_reading(small.PAGES_CHART, taken).tip == "Measured by the driver"
     found = small.small_reading(small.MOVES_CHART, taken)
-    assert (found.text, found.tip) == ("34 /s", "By the GPU: 30/s\nBy the CPU: 4/s")
+    assert (found.text, found.tip) == ("34\u00a0/s", "By the GPU: 30/s\nBy the CPU: 4/s")

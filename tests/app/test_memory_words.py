@@ -63,7 +63,7 @@ def state_of(subject: Subject, gpu: str, **more: Any) -> MemoryState:
     ("model", "gpu", "start", "tone"),
     [
         ("llama-65b", "RTX A6000", "On RTX A6000 it fits with ", "warning"),
-        ("llama-33b", "RTX 4090", "On RTX 4090 it fits only while 2.0 GiB of optimizer state are paged out", "warning"),
+        ("llama-33b", "RTX 4090", "On RTX 4090 it fits only while 2.0\u00a0GiB of optimizer state are paged out", "warning"),
         ("llama-65b", "RTX 4060 Ti 16GB", "On RTX 4060 Ti 16GB it does not fit: the weights alone need ", "bad"),
     ],
 )  # fmt: skip
@@ -91,7 +91,7 @@ def test_every_kind_of_verdict_has_words_and_a_tone() -> None:
         assert words in state.verdict
         assert tone is None or state.verdict_tone == tone
         low, likely, high = (
-            f"{b / GIB:.2f} GiB" for b in (side.device_low, side.device_likely, side.device_high)
+            f"{b / GIB:.2f}\u00a0GiB" for b in (side.device_low, side.device_likely, side.device_high)
         )
         assert f"about {likely}: at least {low}, at most {high}" in state.verdict_more
 
@@ -102,7 +102,7 @@ def test_without_a_model_or_a_capacity_there_is_still_a_sentence() -> None:
         == "Choose a model to see what a run will need."
     )
     state = memory_state(compared(subject_of("llama-7b")), None, is_double=True, gpu=None)
-    assert re.fullmatch(r"Needs about \d\.\d\d GiB\.", state.verdict)
+    assert re.fullmatch(r"Needs about \d\.\d\d\u00a0GiB\.", state.verdict)
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
@@ -122,7 +122,7 @@ def test_three_totals_are_never_mixed_and_the_cpu_has_one() -> None:
     for total, count in zip(
         state.totals, (side.peak_bytes, side.reserved_bytes, side.device_likely), strict=True
     ):
-        assert total.bytes_text == f"{count / GIB:.2f} GiB"
+        assert total.bytes_text == f"{count / GIB:.2f}\u00a0GiB"
     on_cpu = memory_state(compared(subject_of("llama-7b", device="cpu")), None, is_double=True, gpu=None)
     assert [t.title for t in on_cpu.totals] == ["Tensors at the peak"]
 
@@ -152,12 +152,12 @@ def test_what_the_numbers_are_for_is_told_in_the_words_of_the_settings(optimizer
 def test_llama_3_8b_shows_the_three_costs_that_others_hide() -> None:
     state = state_of(subject_of("llama-3-8b"), "RTX 4090")
     upcast, logits, constants = state.costs
-    assert upcast.bytes_text == "1.96 GiB"  # 2.1 GB
+    assert upcast.bytes_text == "1.96\u00a0GiB"  # 2.1 GB
     assert "stay in 16 bits" in upcast.text
-    assert logits.bytes_text == "250 MiB"  # 512 tokens x 128,256 words x 4 bytes
+    assert logits.bytes_text == "250\u00a0MiB"  # 512 tokens x 128,256 words x 4 bytes
     assert "raise the peak by" in logits.text
-    assert constants.bytes_text == "416 MiB"  # 6.98 billion weights / 64 x 4 bytes
-    assert "106 MiB" in constants.text
+    assert constants.bytes_text == "416\u00a0MiB"  # 6.98 billion weights / 64 x 4 bytes
+    assert "106\u00a0MiB" in constants.text
     full = state_of(subject_of("llama-3-8b", training__loss="full"), "RTX 4090").costs[1]
     assert "Chunks would lower the peak by" in full.text
     on_cpu = memory_state(
@@ -303,7 +303,7 @@ def test_the_mark_says_where_the_numbers_are_from() -> None:
     computed = mark_of(bar, RehearsalStatus())
     assert computed == "Computed by formula. The peak is in the backward pass of the last layer."
     assert "in a moment" in mark_of(bar, RehearsalStatus("waiting"))
-    assert "50 % done" in mark_of(bar, RehearsalStatus("running", share=0.5))
+    assert "50\u00a0% done" in mark_of(bar, RehearsalStatus("running", share=0.5))
     assert "when the running job is over" in mark_of(bar, RehearsalStatus("held"))
     assert "could not be rehearsed: it has code of its own." in mark_of(
         bar, RehearsalStatus("failed", problem="it has code of its own.")
@@ -311,12 +311,12 @@ def test_the_mark_says_where_the_numbers_are_from() -> None:
     after = explain.with_rehearsal(found, counted(found, 100 * 1024**2)).bar("double_quant")
     status = RehearsalStatus("done", seconds_ago=2.4, formula_bytes=bar.variant.peak_bytes)
     assert re.fullmatch(
-        r"Rehearsed 2 s ago on the real model class, without its weights\. The peak is in the loss, at the operation mm\."
-        r" The formula said 2\.\d % less\.",
+        r"Rehearsed 2\u00a0s ago on the real model class, without its weights\. The peak is in the loss, at the operation mm\."
+        r" The formula said 2\.\d\u00a0% less\.",
         mark_of(after, status),
     )
     assert ago_text(0.2) == "just now"
-    assert ago_text(95) == "2 min ago"
+    assert ago_text(95) == "2\u00a0min ago"
 
 
 def test_a_counted_part_names_the_rehearsal_as_its_source() -> None:
@@ -351,10 +351,10 @@ def test_the_error_of_past_runs_is_told() -> None:
         past_error([]) == past_error([summary(100, None)]) == "No run on this computer has been measured yet."
     )
     one = past_error([summary(1000, 1014)])
-    assert one == "On this computer: measured 1.4 % more than predicted in the newest run."
+    assert one == "On this computer: measured 1.4\u00a0% more than predicted in the newest run."
     many = past_error([summary(1000, 1014), summary(None, 5), summary(1000, 960), summary(1000, 1000)])
-    assert "measured 1.4 % more" in many
-    assert "0.0 % more in the middle of 3 runs, 4.0 % less at worst" in many
+    assert "measured 1.4\u00a0% more" in many
+    assert "0.0\u00a0% more in the middle of 3 runs, 4.0\u00a0% less at worst" in many
 
 
 @pytest.mark.parametrize("mode", ["dark", "light"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import re
 import shutil
 import string
@@ -118,11 +119,31 @@ def test_the_search_leaves_the_rest_alone(text: str) -> None:
     assert not list(formatting(ast.parse(text)))
 
 
+UNIT_BEHIND = re.compile(r" (GiB|MiB|KiB|%|dB|W|h|s|min|tokens/s|MiB/s|\u00b0C)(?![\w/])")
+
+
+def test_no_module_writes_a_unit_behind_a_space() -> None:
+    found = []
+    for file in sorted((ROOT / "app").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found += [
+                    f"{file.relative_to(ROOT)}:{node.lineno}{text.value[:12]!r}"
+                    for value, text in itertools.pairwise(node.values)
+                    if isinstance(value, ast.FormattedValue)
+                    and isinstance(text, ast.Constant)
+                    and UNIT_BEHIND.match(str(text.value))
+                ]
+    assert not found, "written by `numerals.measured` instead:\n" + "\n".join(found)
+
+
 # ------------------------------------------------------------ what the screens show
 
 ODD = Style(decimal="\u066b", group="\u066c", date="%Y\u2044%m\u2044%d", clock="%H\u2236%M")
 """Marks that no other text has."""
 ENGLISH_NUMBER = re.compile(r"(?<![\w./-])\d+[.,]\d+(?![\w/-]|\.\d)")
+PARTED = re.compile(r"\d (GiB|MiB|KiB|B|K|M|%|s|min|h|d|dB|W|\u00b0C|tokens/s|MiB/s|nats/token)(?![\w/])")
+"""A figure that the end of a line may part from its unit."""
 UNGROUPED = re.compile(r"(?<![\w./#\u066b\u066c\u2044\u2236-])\d{4,}(?![\w/\u2044-])")
 
 
@@ -160,7 +181,8 @@ def in_english(window: QWidget) -> set[str]:
         line
         for text in texts_of(window)
         for line in text.splitlines()
-        if (ENGLISH_NUMBER.search(line) or UNGROUPED.search(line)) and line not in of_the_engine()
+        if any(kind.search(line) for kind in (ENGLISH_NUMBER, UNGROUPED, PARTED))
+        and line not in of_the_engine()
     }
 
 

@@ -37,10 +37,10 @@ def test_a_run_is_folded_into_numbers_a_person_reads() -> None:
     numbers = numbers_of(folded(*told.whole_run(40)))
     assert numbers.step_text == "40 / 40"
     assert numbers.held_out_text == "0.9396"
-    assert numbers.held_out_note == "-70 % since the start (3.168)"
-    assert numbers.speed_text == "252 tokens/s"
-    assert numbers.peak_text == "584 MiB"
-    assert numbers.peak_note == "predicted 700 MiB"
+    assert numbers.held_out_note == "-70\u00a0% since the start (3.168)"
+    assert numbers.speed_text == "252\u00a0tokens/s"
+    assert numbers.peak_text == "584\u00a0MiB"
+    assert numbers.peak_note == "predicted 700\u00a0MiB"
 
 
 def test_before_the_first_step_numbers_are_unknown_not_zero() -> None:
@@ -122,7 +122,7 @@ def test_the_log_tells_in_words_what_happened() -> None:
     )
     texts = [line.text for line in run.log]
     assert "Model loaded: NF4 with double quantization, computing in float32" in texts
-    assert "Checkpoint at step 20 saved (26.7 MiB)" in texts
+    assert "Checkpoint at step 20 saved (26.7\u00a0MiB)" in texts
     assert run.log[-1].tone == "warning"
 
 
@@ -133,7 +133,9 @@ def test_the_log_and_the_samples_are_bounded() -> None:
 
 
 def test_the_run_card_does_not_call_a_run_ready_that_does_not_fit() -> None:
-    state = run_card(starter_draft(is_cpu=True), None, None, "does not fit: 27.40 of 23.3 GiB", (), False)
+    state = run_card(
+        starter_draft(is_cpu=True), None, None, "does not fit: 27.40 of 23.3\u00a0GiB", (), False
+    )
     assert (state.headline, state.tone, state.can_start) == ("Does not fit", "warning", True)
 
 
@@ -171,9 +173,9 @@ def test_a_run_says_first_how_it_ended() -> None:
         *told.whole_run(40), ev.Noticed("info", "training.early_stop", "Stopped early at step 40: no gain")
     )
     learned = outcome_of("finished", run, Ending(best_step=20, seconds=840.0), summary("a", "finished"))
-    assert learned.text == "Learned: held-out loss 3.168 before, 0.9400 after (-70 %)."
+    assert learned.text == "Learned: held-out loss 3.168 before, 0.9400 after (-70\u00a0%)."
     assert learned.hint == (
-        "Step 20 of 40 was kept: its held-out loss was the lowest. Stopped early at step 40: no gain. It trained for 14 min."
+        "Step 20 of 40 was kept: its held-out loss was the lowest. Stopped early at step 40: no gain. It trained for 14\u00a0min."
     )
     counted = ev.EndingsCounted(20, 8, 8, 8, 128, 2.0)
     ending = outcome_of("finished", run, Ending(ends=counted), summary("a", "finished"))
@@ -233,7 +235,7 @@ def test_a_row_of_the_list_says_state_loss_and_model_and_can_be_found() -> None:
         kept_row(RunEntry(summary("c", "running"))),
     ]  # fmt: skip
     assert [row.detail for row in rows] == [
-        "Finished \u00b7 0.9400 \u00b7 starter", "Failed, 67 % \u00b7 starter", "Training elsewhere, 67 % \u00b7 0.9400 \u00b7 starter",
+        "Finished \u00b7 0.9400 \u00b7 starter", "Failed, 67\u00a0% \u00b7 starter", "Training elsewhere, 67\u00a0% \u00b7 0.9400 \u00b7 starter",
     ]  # fmt: skip
     assert [row.name for row in shown_rows(rows, "", "live")] == ["c"]
     assert [row.name for row in shown_rows(rows, "STARTER failed", "all")] == ["b"]
@@ -244,7 +246,7 @@ def test_the_strip_says_once_that_there_is_no_gpu_and_shows_the_host() -> None:
     state = strip_state(told.memory(0).sample, RunFold(), 2 * GIB)
     assert state.device_text == "CPU run: no NVIDIA GPU"
     assert state.device_tip == "no NVIDIA driver is installed"
-    assert state.memory_text == "host 4.0 / 24.0 GiB"
+    assert state.memory_text == "host 4.0 / 24.0\u00a0GiB"
     assert state.tick_share == pytest.approx(2 / 24)
 
 
@@ -255,6 +257,6 @@ def test_the_strip_shows_a_gpu_with_what_is_known_of_it() -> None:
     }  # fmt: skip
     state = strip_state({**told.memory(0).sample, "gpus": [gpu]}, RunFold(), None)
     assert state.device_text == "GPU 0 RTX 4090"
-    assert state.memory_text == "18.0 / 24.0 GiB"
-    assert state.sensors_text == "97 % \u00b7 61 \u00b0C"
+    assert state.memory_text == "18.0 / 24.0\u00a0GiB"
+    assert state.sensors_text == "97\u00a0% \u00b7 61\u00a0\u00b0C"
     assert "power_watts: not supported" in state.device_tip

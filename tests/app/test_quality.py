@@ -49,10 +49,10 @@ def test_a_report_becomes_ready_strings() -> None:
     assert "The paper's order holds here" in state.more
     assert [row.cells[0] for row in state.rows if row.is_own] == ["NF4 + double quantization"]
     assert len(state.rows) == 6
-    assert state.rows[0].cells[1:4] == ("4.125", "9.20 %", "20.7 dB")
-    assert "9.20 % at 64, 9.66 % at 128 and 10.12 % at 256" in state.blocks
+    assert state.rows[0].cells[1:4] == ("4.125", "9.20\u00a0%", "20.7\u00a0dB")
+    assert "9.20\u00a0% at 64, 9.66\u00a0% at 128 and 10.12\u00a0% at 256" in state.blocks
     assert (state.worst[0].rank, state.worst[0].module) == (1, "model.layers.3.mlp.down_proj")
-    assert state.measured_text.endswith("in 2 min on the CPU, from float32")
+    assert state.measured_text.endswith("in 2\u00a0min on the CPU, from float32")
 
 
 def test_the_job_decides_what_is_bold_and_what_is_worst() -> None:

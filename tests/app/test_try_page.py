@@ -318,7 +318,7 @@ def test_a_replay_shows_kept_answers_at_once_and_asks_for_the_rest(
         ev.AnswerFinished(0, "base", "Sure", 9, 0.9, False), ev.Progressed("generating", 2, 9, "answers"),
     )  # fmt: skip
     qtbot.waitUntil(lambda: panel.table.item(0, 1).text() == "Sure")
-    assert panel.table.item(0, 1).toolTip() == "9 tokens \u00b7 10.0 tokens/s \u00b7 cut"
+    assert panel.table.item(0, 1).toolTip() == "9 tokens \u00b7 10.0\u00a0tokens/s \u00b7 cut"
     assert panel.working.isVisible()
     qtbot.mouseClick(panel.working.stop, LEFT)
     qtbot.waitUntil(lambda: not window.studio.jobs["chat"].is_running)

@@ -58,7 +58,7 @@ def test_a_run_from_start_to_end_is_painted(qtbot: QtBot, make_window: MakeWindo
     engine.tell(told.finished())
     qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
     assert window.banner.text.startswith("Finished. Held-out loss 0.9396")
-    assert screen.outcome.text.startswith("Learned: held-out loss 3.168 before, 0.9396 after (-70 %)")
+    assert screen.outcome.text.startswith("Learned: held-out loss 3.168 before, 0.9396 after (-70\u00a0%)")
     assert window.head.primary.text() == "Try it"
 
 

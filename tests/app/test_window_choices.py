@@ -113,7 +113,7 @@ def test_known_models_are_offered_while_a_name_is_typed(qtbot: QtBot, make_windo
     found = [completer.completionModel().index(row, 0) for row in range(completer.completionCount())]
     assert "qwen3-30b-a3b" in [index.data(Qt.ItemDataRole.UserRole) for index in found]
     assert any(
-        "30.53 B (3.35 B a token) \u00b7 tuned to chat \u00b7 40,960 tokens" in index.data()
+        "30.53\u00a0B (3.35\u00a0B a token) \u00b7 tuned to chat \u00b7 40,960 tokens" in index.data()
         for index in found
     )
 
@@ -148,7 +148,7 @@ def test_an_export_shows_each_step_of_its_proof(qtbot: QtBot, home: Path, make_w
         ev.RunFinished({"path": "/out", "bytes": 2**28, "is_proven": True}),
     )  # fmt: skip
     qtbot.waitUntil(lambda: not window.studio.jobs["export"].is_running)
-    assert screen.outcome.text() == "Written and proven: 256 MiB in /out"
+    assert screen.outcome.text() == "Written and proven: 256\u00a0MiB in /out"
     assert screen.checks.count() == 1
 
 

@@ -14,8 +14,8 @@ from app.presenters import words
 @pytest.mark.parametrize(
     ("count", "text"),
     [
-        (None, "n/a"), (0, "0 B"), (900, "900 B"), (12 * 1024, "12.0 KiB"), (336 * 1024**2, "336 MiB"),
-        (int(4.5 * 1024**2), "4.50 MiB"), (1002 * 1024**2, "0.98 GiB"), (18.24 * 1024**3, "18.24 GiB"), (780 * 1024**3, "780 GiB"), (1000 * 1024**3, "1,000 GiB"),
+        (None, "n/a"), (0, "0\u00a0B"), (900, "900\u00a0B"), (12 * 1024, "12.0\u00a0KiB"), (336 * 1024**2, "336\u00a0MiB"),
+        (int(4.5 * 1024**2), "4.50\u00a0MiB"), (1002 * 1024**2, "0.98\u00a0GiB"), (18.24 * 1024**3, "18.24\u00a0GiB"), (780 * 1024**3, "780\u00a0GiB"), (1000 * 1024**3, "1,000\u00a0GiB"),
     ],
 )  # fmt: skip
 def test_bytes(count: float | None, text: str) -> None:
@@ -24,7 +24,7 @@ def test_bytes(count: float | None, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(None, "n/a"), (float("inf"), "n/a"), (0.5, "0.50 s"), (45, "45 s"), (840, "14 min"), (7500, "2 h 05 min"), (300_000, "3 d 11 h")],
+    [(None, "n/a"), (float("inf"), "n/a"), (0.5, "0.50\u00a0s"), (45, "45\u00a0s"), (840, "14\u00a0min"), (7500, "2\u00a0h 05\u00a0min"), (300_000, "3\u00a0d 11\u00a0h")],
 )  # fmt: skip
 def test_durations(seconds: float | None, text: str) -> None:
     assert words.duration_text(seconds) == text

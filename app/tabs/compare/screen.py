@@ -24,7 +24,7 @@ LEGEND_WIDTH = 230
 SMOOTHEST = 98
 """Hundredths of the smoothing's weight."""
 MARGIN = (
-    "\u00b1 is what chance alone moves: the 95 % interval over the seeds, each compared with the same seed of the first cell. "
+    "\u00b1 is what chance alone moves: the 95\u00a0% interval over the seeds, each compared with the same seed of the first cell. "
     "What lies within it is no measurable difference."
 )
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import QObject
 
+from app.presenters.in_window import in_window
 from app.presenters.words import capital
 from app.tabs.data.doctor_panel import DoctorPanel
 from app.tabs.data.presenters.doctor import Repair, doctor_state, written_text
@@ -85,7 +86,7 @@ class DoctorController(QObject):
 
     def _not_written(self, error: EngineError) -> None:
         self._is_writing = False
-        self._panel.show_written(f"{capital(error.message)}. {capital(error.hint)}.", "bad")
+        self._panel.show_written(in_window(f"{capital(error.message)}. {capital(error.hint)}."), "bad")
 
 
 def check_if_possible(page: DataController) -> None:

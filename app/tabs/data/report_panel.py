@@ -70,7 +70,10 @@ class ReportPanel(QWidget):
         self.left_card.setVisible(bool(state.left_out))
         self.contents.show_lines(state.contents)
         self.scripts.set_rows(
-            [(name, f"{numerals.short(100 * share, 3)} % of rows") for name, share in state.scripts]
+            [
+                (name, f"{numerals.measured(numerals.short(100 * share, 3), '%')} of rows")
+                for name, share in state.scripts
+            ]
         )
         self.scripts_card.setVisible(bool(state.scripts))
         self.sources.set_rows(state.sources)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from PySide6.QtCore import QObject
 
+from app.presenters.in_window import in_window
 from app.presenters.words import capital
 from app.studio import Studio
 from app.tabs.model.known import Judged, Wish, judged, shown, summary
@@ -42,7 +43,7 @@ class KnownModels(QObject):
 
     def _fail(self, error: EngineError) -> None:
         if self.dialog is not None:
-            self.dialog.show_only((), f"{capital(error.message)}. {capital(error.hint)}.")
+            self.dialog.show_only((), in_window(f"{capital(error.message)}. {capital(error.hint)}."))
 
     def _show(self, wish: Wish) -> None:
         names = frozenset[str]() if self._found is None else shown(self._found, wish)

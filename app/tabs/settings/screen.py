@@ -43,7 +43,7 @@ class SettingsScreen(Page):
         self.preset_note = label(role="quiet", wraps=True)
         top = Card("Recipe")
         top.add(
-            row(self.preset, None, button("Open job file\u2026", self.open_job_asked.emit), button("Save job file\u2026", self.save_job_asked.emit, tip="A TOML file for `qlora train`")),
+            row(self.preset, None, button("Open job file\u2026", self.open_job_asked.emit), button("Save job file\u2026", self.save_job_asked.emit, tip="A TOML file for \u201cqlora train\u201d")),
             self.preset_note,
         )  # fmt: skip
         knobs = all_knobs()

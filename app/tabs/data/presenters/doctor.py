@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from app.presenters.in_window import in_window
 from app.presenters.problems import MEANING
 from app.presenters.words import capital, count_text, plural
 from qlora_engine import row_numbers
@@ -17,7 +18,7 @@ GRADES = {
 }  # fmt: skip
 CONSENTS = {
     "data.preference": "Train the wanted answers only",
-    "data.nothing_held_out": "Hold 5 % of the rows out",
+    "data.nothing_held_out": "Hold 5\u00a0% of the rows out",
 }
 WRITE_CLEAN = "write_clean"
 LEAVE_OUT = "data.leave_out"
@@ -108,7 +109,7 @@ def _mended(finding: Mapping[str, Any], settings: DataSettings) -> list[Repair]:
     repair = finding.get("repair")
     if not repair:
         return []
-    code, words = str(finding["code"]), str(finding.get("repair_text", ""))
+    code, words = str(finding["code"]), in_window(str(finding.get("repair_text", "")))
     if "action" in repair:
         return [Repair("Keep the other rows as a file\u2026", action=str(repair["action"]))]
     value = repair["value"]

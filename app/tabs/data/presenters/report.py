@@ -87,7 +87,7 @@ def _facts(report: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
     return (
         ("Rows", f"{count_text(report['train_rows'])} to train on, {count_text(report['held_out_rows'])} held out, {count_text(report['rows_dropped'])} left out"),
         ("Tokens", f"{count_text(tokens)} per epoch; {count_text(trained)} trained ({percent_text(trained / tokens if tokens else None)})"),
-        ("Lengths", f"median {count_text(report['length_p50'])} \u00b7 95 % up to {count_text(report['length_p95'])} \u00b7 longest {count_text(report['length_max'])} tokens", "In tokens, before cutting"),
+        ("Lengths", f"median {count_text(report['length_p50'])} \u00b7 95\u00a0% up to {count_text(report['length_p95'])} \u00b7 longest {count_text(report['length_max'])} tokens", "In tokens, before cutting"),
         ("Format", f"{formats.get(str(report['format']), report['format'])} \u2013 {report['format_reason']}"),
         ("Columns", columns or "as named"),
         ("Chat template", f"{report['template']} \u2013 {report['template_reason']}"),
