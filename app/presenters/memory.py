@@ -44,6 +44,12 @@ CAPTIONS = {
     "lora_16bit": "16-bit LoRA",
     "full_16bit": "Full 16-bit fine-tuning",
 }
+CAPTIONS_CPU = {
+    **CAPTIONS,
+    "lora_16bit": "LoRA without 4 bits, in fp32",
+    "full_16bit": "Full fine-tuning, in fp32",
+}
+"""The CPU computes in fp32, and keeps there what is not quantized."""
 FAINT = ("lora_16bit", "full_16bit")
 SHOWN_ADVICE = 5
 RESERVE = "reserve"
@@ -161,9 +167,10 @@ def memory_state(
         return MemoryState(capacity=capacity, gpu_names=names, gpu=gpu)
     chosen = found.bar("double_quant" if is_double else "single_quant")
     other = found.bar("single_quant" if is_double else "double_quant")
+    captions = CAPTIONS_CPU if found.estimate.settings["device"] == "cpu" else CAPTIONS
     verdict, more, tone = verdict_of(found, chosen, capacity, is_double=is_double)
     return MemoryState(
-        bars=tuple(_bar(bar, bar.name == chosen.name) for bar in found.bars),
+        bars=tuple(_bar(bar, captions[bar.name], bar.name == chosen.name) for bar in found.bars),
         capacity=capacity,
         verdict=f"Before data is read: {verdict[:1].lower()}{verdict[1:]}" if is_assumed else verdict,
         verdict_more=more,
@@ -174,8 +181,8 @@ def memory_state(
         mark=mark_of(chosen, rehearsal or RehearsalStatus()),
         parts=tuple(_part_line(part, chosen, other) for part in chosen.parts),
         totals=_totals(found, chosen, other),
-        chosen_caption=CAPTIONS[chosen.name],
-        other_caption=CAPTIONS[other.name],
+        chosen_caption=captions[chosen.name],
+        other_caption=captions[other.name],
         moments=_moments(found, chosen, capacity),
         advice=tuple(
             AdviceLine(capital(arrow(a.change)), f"saves {bytes_text(a.saves_bytes)}", a.path, a.value)
@@ -202,7 +209,7 @@ def _basis(found: Comparison, *, is_assumed: bool) -> str:
     )
 
 
-def _bar(bar: Bar, is_chosen: bool) -> BarState:
+def _bar(bar: Bar, caption: str, is_chosen: bool) -> BarState:
     parts = tuple(
         Segment(
             part.name, f"{SHORT.get(part.name, part.name)} {bytes_text(part.bytes_)}", part.bytes_, _tip(part)
@@ -215,7 +222,7 @@ def _bar(bar: Bar, is_chosen: bool) -> BarState:
         tip = f"Reserve: {bytes_text(reserve)}\nlikely kept by the allocator and not in use at the peak"
         parts = (*parts, Segment(RESERVE, f"reserve {bytes_text(reserve)}", reserve, tip))
     total = gib_text(bar.device_likely)
-    return BarState(bar.name, CAPTIONS[bar.name], parts, total, bar.name in FAINT, is_chosen)
+    return BarState(bar.name, caption, parts, total, bar.name in FAINT, is_chosen)
 
 
 def _tip(part: Part) -> str:

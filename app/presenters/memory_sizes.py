@@ -22,6 +22,8 @@ SEQ_LEN, MICRO_BATCH, RANK, MODEL = "data.seq_len", "training.micro_batch", "lor
 SHORTEST_ASKED = 8
 """Where the search for the longest row begins."""
 USUAL_LONGEST = 131_072
+IN_USE = "In use already"
+"""On the button that would apply what is set."""
 RANKS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
@@ -115,9 +117,12 @@ def _rows(subject: Subject, found: Fitting | None) -> Size:
     batch = subject.config.training.effective_batch
     most = found.largest.micro_batch if found else None
     usable = found.rows if found else None
+    fits = f"At most {_rows_text(most or 0)} fit{'s' if most == 1 else ''}"
+    if most is not None and usable is not None and most > usable:
+        fits += f"; the effective batch of {_rows_text(batch)} takes {count_text(usable)} at once"
     return _size(
         MICRO_BATCH, "Micro-batch", _rows_text(subject.micro_batch), subject.micro_batch, divisors_of(batch),
-        found, usable, f"At most {_rows_text(most or 0)} fit{'s' if most == 1 else ''}", "Not even 1 row fits",
+        found, usable, fits, "Not even 1 row fits",
         lambda n: f"Use {_rows_text(n)}",
         tip=f"The micro-batch must divide the effective batch of {_rows_text(batch)}",
     )  # fmt: skip
@@ -139,7 +144,7 @@ def _model(subject: Subject, found: Fitting | None) -> Size:
         "No known model fits", lambda n: f"Use {n}",
         tip="Of the models this program knows by name; choosing one downloads nothing yet",
     )  # fmt: skip
-    return replace(found_size, use=None) if name == subject.facts.name else found_size
+    return replace(found_size, use=None, use_text=IN_USE) if name == subject.facts.name else found_size
 
 
 def _size(
@@ -152,7 +157,7 @@ def _size(
     if largest is None:
         return Size(path, title, value_text, position, stops, none_fits, "Nothing to use", None, tip)
     is_there = bool(stops) and largest == value
-    return Size(path, title, value_text, position, stops, fits, use(largest), None if is_there else largest, tip)  # fmt: skip
+    return Size(path, title, value_text, position, stops, fits, IN_USE if is_there else use(largest), None if is_there else largest, tip)  # fmt: skip
 
 
 def _rows_text(count: int) -> str:

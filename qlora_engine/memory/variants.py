@@ -255,7 +255,7 @@ def _static_parts(
     facts: ModelFacts, config: TrainingConfig, device: str, element: int, side: str
 ) -> tuple[dict[str, int], dict[str, dict[str, int | str]]]:
     if side == "full_16bit":
-        return _full_parts(facts)
+        return _full_parts(facts, 2 if device == "cuda" else 4)
     is_quantized = side != "lora_16bit"
     unquantized = facts.unquantized_parameters + (0 if is_quantized else facts.quantized_parameters)
     trained = sum(elements * count for elements, count in adapter_tensors(facts, config))
@@ -291,12 +291,13 @@ def _by_role(facts: ModelFacts, is_quantized: bool) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda one: one[1], reverse=True))
 
 
-def _full_parts(facts: ModelFacts) -> tuple[dict[str, int], dict[str, dict[str, int | str]]]:
-    """Everything is trained: 16-bit weights and gradients, two fp32 moments (arXiv 2305.14314, section 1)."""
+def _full_parts(facts: ModelFacts, element: int) -> tuple[dict[str, int], dict[str, dict[str, int | str]]]:
+    """Everything is trained: weights and gradients of `element` bytes, 16-bit on a GPU (arXiv 2305.14314, section 1) and fp32
+    where the CPU computes, and two fp32 moments."""
     parts = dict.fromkeys(PART_NAMES, 0)
     parts.update(
-        unquantized_weights=2 * facts.parameters,
-        gradients=2 * facts.parameters,
+        unquantized_weights=element * facts.parameters,
+        gradients=element * facts.parameters,
         optimizer_resident=8 * facts.parameters,
     )
-    return parts, {"unquantized_weights": {"parameters": facts.parameters, "bytes each": 2}}
+    return parts, {"unquantized_weights": {"parameters": facts.parameters, "bytes each": element}}

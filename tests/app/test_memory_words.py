@@ -179,6 +179,30 @@ def test_each_part_tells_its_formula_its_source_and_what_changes_it() -> None:
     )
 
 
+def test_on_the_cpu_every_way_without_4_bits_counts_fp32() -> None:
+    for device, element in (("cpu", 4), ("cuda", 2)):
+        state = memory_state(compared(subject_of("llama-7b", device=device)), None, is_double=True, gpu=None)
+        sides = compared(subject_of("llama-7b", device=device)).estimate.sides
+        for name in ("lora_16bit", "full_16bit"):
+            assert sides[name].numbers["unquantized_weights"]["bytes each"] == element
+        captions = [bar.caption for bar in state.bars if bar.is_faint]
+        assert all(("fp32" in caption) == (device == "cpu") for caption in captions)
+        assert all(("16-bit" in caption) == (device == "cuda") for caption in captions)
+
+
+def test_a_largest_that_is_set_says_what_keeps_it_from_more() -> None:
+    subject = subject_of("smollm2-135m", training__effective_batch=4)
+    assert subject.micro_batch == 1
+    rows = state_of(subject, "RTX 4090").sizes[1]
+    assert re.fullmatch(
+        r"At most \d+ rows fit; the effective batch of 4 rows takes 4 at once", rows.fits_text
+    )
+    assert (rows.use_text, rows.use) == ("Use 4 rows", 4)
+    set_ = state_of(replace(subject, micro_batch=4), "RTX 4090").sizes[1]
+    assert set_.fits_text == rows.fits_text
+    assert (set_.use_text, set_.use) == ("In use already", None)
+
+
 def test_other_peaks_are_listed_and_one_that_does_not_fit_says_so() -> None:
     state = state_of(subject_of("llama-65b"), "RTX 4090")
     moments = {m.title: m for m in state.moments}

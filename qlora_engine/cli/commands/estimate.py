@@ -209,9 +209,9 @@ def _print_estimate(document: Mapping[str, Any], gpu: str | None) -> None:
             "given up first (training.kept_weights_gib)"
         )
     compare = document["compare"]
-    output.say(
-        f"16-bit LoRA: {output.size(compare['lora_16bit'])}, full 16-bit: {output.size(compare['full_16bit'])}"
-    )
+    is_cpu = document["settings"]["device"] == "cpu"  # which computes in fp32
+    lora, full = ("LoRA in fp32", "full in fp32") if is_cpu else ("16-bit LoRA", "full 16-bit")
+    output.say(f"{lora}: {output.size(compare['lora_16bit'])}, {full}: {output.size(compare['full_16bit'])}")
     for line in verdict(document, gpu):
         output.say(line)
 
