@@ -9,6 +9,7 @@ from app.services.machine import Machine
 from app.services.quality import QualityCheck
 from app.services.queue_outlook import QueueOutlook
 from app.services.rehearser import Rehearser
+from app.services.room import Room
 from app.services.settings import SettingsFile
 from app.services.shown_run import ShownRun
 from app.services.time_answer import TimeAnswer
@@ -42,6 +43,7 @@ class Studio:
         )
         self.quality = QualityCheck(self.workspace, self.background, self.jobs["quality"], self.jobs["train"])
         self.machine = Machine()
+        self.room = Room(self.machine, self.workspace.job)
         self.history = History(self.background)
         self.time = TimeAnswer(self.workspace, self.history, self.background)
         self.outlook = QueueOutlook(self.history, self.background)
@@ -75,6 +77,7 @@ class Studio:
             self.time,
             self.shown,
             self.machine,
+            self.room,
             self.rehearser,
             self.quality,
         ):

@@ -9,7 +9,6 @@ from pathlib import Path
 from PySide6.QtCore import QObject
 from PySide6.QtWidgets import QWidget
 
-from app.controllers.capacity import own_capacity
 from app.frame.queueing import Queueing
 from app.presenters import experiment
 from app.presenters.experiment import Wish
@@ -70,7 +69,7 @@ class Experiments(QObject):
     def _take(self, found: tuple[Sweep, list[Preview]]) -> None:
         self._wanted = found[0]
         if self.dialog is not None:
-            self.dialog.show_state(experiment.state_of(*found, own_capacity(self._studio)))
+            self.dialog.show_state(experiment.state_of(*found, self._studio.room.own))
 
     def _refuse(self, error: EngineError) -> None:
         if self.dialog is not None:

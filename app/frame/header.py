@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from PySide6.QtCore import QObject
 
-from app.controllers.capacity import own_capacity, own_state
+from app.controllers.capacity import own_state
 from app.presenters.problems import problems_of
 from app.presenters.run_header import RunHeader, draft_header, kept_header, own_header, several_header
 from app.presenters.runcard import RunCardState, run_card
@@ -35,8 +35,7 @@ class HeaderController(QObject):
             signal.connect(self.paint)
         for signal in (studio.shown.changed, studio.shown.told, studio.outlook.changed):
             signal.connect(self.paint_head)
-        studio.machine.sampled.connect(self._measure)
-        self._had_sample = False
+        studio.room.changed.connect(self._measure)
         self.paint()
 
     @property
@@ -95,12 +94,7 @@ class HeaderController(QObject):
             )
 
     def _measure(self) -> None:
-        capacity = own_capacity(self._studio)
-        is_gpu = self._studio.workspace.job.device == "cuda"
-        self._studio.workspace.memory.set_usable_gpu_bytes(
-            capacity.usable_bytes if capacity and is_gpu else None
-        )
-        if not self._had_sample:
-            self._had_sample = True
-            self.paint()
-            self._studio.workspace.memory.changed.emit()
+        """More or less memory can be used than was told."""
+        own, work = self._studio.room.own, self._studio.workspace
+        work.memory.set_usable_gpu_bytes(own.usable_bytes if own and work.job.device == "cuda" else None)
+        self.paint()

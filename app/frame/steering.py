@@ -97,7 +97,7 @@ class Steering(QObject):
             return
         if not is_own:
             mode = STOP_SAVE if answer == SAVE else STOP_DISCARD
-            self._tell_elsewhere("stop", self._studio.shown.asked_to_stop, mode=mode)
+            self._tell_elsewhere("stop", self._studio.shown.kept.asked_to_stop, mode=mode)
         elif answer == SAVE:
             self._studio.trainer.stop_and_save()
         else:

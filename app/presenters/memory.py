@@ -167,10 +167,9 @@ def memory_state(
         return MemoryState(capacity=capacity, gpu_names=names, gpu=gpu)
     chosen = found.bar("double_quant" if is_double else "single_quant")
     other = found.bar("single_quant" if is_double else "double_quant")
-    captions = CAPTIONS_CPU if found.estimate.settings["device"] == "cpu" else CAPTIONS
     verdict, more, tone = verdict_of(found, chosen, capacity, is_double=is_double)
     return MemoryState(
-        bars=tuple(_bar(bar, captions[bar.name], bar.name == chosen.name) for bar in found.bars),
+        bars=tuple(_bar(bar, _caption(found, bar), bar.name == chosen.name) for bar in found.bars),
         capacity=capacity,
         verdict=f"Before data is read: {verdict[:1].lower()}{verdict[1:]}" if is_assumed else verdict,
         verdict_more=more,
@@ -181,8 +180,8 @@ def memory_state(
         mark=mark_of(chosen, rehearsal or RehearsalStatus()),
         parts=tuple(_part_line(part, chosen, other) for part in chosen.parts),
         totals=_totals(found, chosen, other),
-        chosen_caption=captions[chosen.name],
-        other_caption=captions[other.name],
+        chosen_caption=_caption(found, chosen),
+        other_caption=_caption(found, other),
         moments=_moments(found, chosen, capacity),
         advice=tuple(
             AdviceLine(capital(arrow(a.change)), f"saves {bytes_text(a.saves_bytes)}", a.path, a.value)
@@ -207,6 +206,10 @@ def _basis(found: Comparison, *, is_assumed: bool) -> str:
         f"rank {count_text(settings['rank'])}, {choices[settings['optimizer']]}, checkpointing {'on' if settings['checkpointing'] else 'off'}, "
         f"on {'an NVIDIA GPU' if settings['device'] == 'cuda' else 'the CPU in float32'}."
     )
+
+
+def _caption(found: Comparison, bar: Bar) -> str:
+    return (CAPTIONS_CPU if found.estimate.settings["device"] == "cpu" else CAPTIONS)[bar.name]
 
 
 def _bar(bar: Bar, caption: str, is_chosen: bool) -> BarState:

@@ -22,9 +22,6 @@ from qlora_engine.memory.context import context_of
 from qlora_engine.memory.explain import Comparison
 from qlora_engine.memory.gpus import Gpu
 
-NOTABLE_BYTES = 256 * 1024**2
-"""Free GPU memory moves all the time; less than this does not change what is recommended."""
-
 
 @dataclass(frozen=True)
 class MemoryQuestion:
@@ -79,9 +76,8 @@ class MemoryAnswers(QObject):
         self.estimate()
 
     def set_usable_gpu_bytes(self, usable: int | None) -> None:
-        """What this machine's GPU has left for a run; small movements change nothing."""
-        before = self.usable_gpu_bytes
-        if usable is not None and (before is None or abs(usable - before) > NOTABLE_BYTES):
+        """What this machine's GPU has left for a run, as `Room` tells."""
+        if usable is not None and usable != self.usable_gpu_bytes:
             self.usable_gpu_bytes = usable
             self.estimate()
 

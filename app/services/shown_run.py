@@ -31,9 +31,10 @@ class ShownRun(QObject):
         self._trainer, self._history = trainer, history
         self.keys: tuple[str, ...] = (DRAFT,)
         """What is chosen, the first of it shown."""
-        self._kept = KeptRun(background)
-        self._kept.told.connect(self.told)
-        self._kept.ended.connect(history.refresh)
+        self.kept = KeptRun(background)
+        """What is told of a run that is not this window's."""
+        self.kept.told.connect(self.told)
+        self.kept.ended.connect(history.refresh)
         trainer.state_changed.connect(self._trainer_changed)
         trainer.changed.connect(self._trainer_told)
         history.changed.connect(self._history_changed)
@@ -62,7 +63,7 @@ class ShownRun(QObject):
     @property
     def fold(self) -> RunFold:
         """What it told; empty for a draft and until its folder was read."""
-        return self._trainer.run if self.is_own else self._kept.fold
+        return self._trainer.run if self.is_own else self.kept.fold
 
     @property
     def summary(self) -> RunSummary | None:
@@ -97,13 +98,9 @@ class ShownRun(QObject):
         """The run that this window has just begun."""
         self.show(self._trainer.run.run_dir or BEGINNING)
 
-    def asked_to_stop(self, path: Path) -> None:
-        """One that another program trains was told to."""
-        self._kept.asked_to_stop(path)
-
     def _look(self) -> None:
         """At the folder of a run that is not this window's."""
-        self._kept.look(self.path if not self.is_own else None, self.state)
+        self.kept.look(self.path if not self.is_own else None, self.state)
 
     def _trainer_changed(self) -> None:
         run = self._trainer.run

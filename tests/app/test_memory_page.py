@@ -277,7 +277,7 @@ def test_a_rehearsal_replaces_the_formula_and_says_so(qtbot: QtBot, window: Main
     assert after.bar("double_quant").device_likely > before.bar("double_quant").device_likely
     total = f"{after.bar('double_quant').device_likely / GIB:.2f}\u00a0GiB"
     assert page(window).bars._bars[0].total_text == total
-    qtbot.waitUntil(lambda: re.match("Rehearsed [1-9] s ago", mark(window)) is not None, timeout=5000)
+    qtbot.waitUntil(lambda: re.match("Rehearsed [1-9]\u00a0s ago", mark(window)) is not None, timeout=5000)
 
 
 @pytest.mark.usefixtures("quick")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from PySide6.QtCore import QPoint
 from pytestqt.qtbot import QtBot
 
+from app.presenters import numerals
 from app.presenters.runcard import planned_steps
-from app.presenters.words import duration_text
+from app.presenters.words import GIB, MIB, duration_text
 from app.window import FOLD_BELOW, MainWindow
 from qlora_engine import events as ev
 from qlora_engine.config import TrainingConfig
@@ -139,3 +141,24 @@ def test_no_word_stays_longer_than_it_is_true(qtbot: QtBot, make_window: MakeWin
     assert "Starting" not in screen.sentence.text()
     engine.tell(told.finished())
     qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
+
+
+def test_the_card_and_the_memory_page_tell_of_one_usable_memory(
+    qtbot: QtBot, make_window: MakeWindow
+) -> None:
+    window = make_window()
+    window.go_to("memory")
+    screen, machine = window.tabs.screens["memory"], window.studio.machine
+
+    def usable(available: int) -> tuple[str, str]:
+        """As the card and the page tell it after such a sample."""
+        host = {"total_bytes": 64 * GIB, "available_bytes": available, "used_bytes": 64 * GIB - available}
+        machine.latest = {"host": {**host, "cpu_ratio": 0.5}, "gpus": ()}
+        machine.sampled.emit()
+        window.studio.history.changed.emit()  # for which the page paints anew, and the card does not
+        told = dict(row[:2] for row in window.run_card._card_state.rows)["Memory, before data is read"]
+        page = re.search(r"([\d.]+)\u00a0GiB of 64", screen.more.text())
+        return told.split("of ")[1].split("\u00a0")[0], numerals.decimal(float(page[1]), 1)
+
+    for available, shown in ((32 * GIB, "32.0"), (32 * GIB + 200 * MIB, "32.0"), (34 * GIB, "34.0")):
+        assert usable(available) == (shown, shown)

@@ -129,10 +129,8 @@ class LiveMemory(QObject):
             return ""
         variant = own.estimate.chosen(self._is_double)
         state = StateBytes(variant.parts["optimizer_resident"], variant.parts["optimizer_pageable"], 0)
-        gpu = next(iter((self.feed.latest or {}).get("gpus") or ()), None)
-        usable = None
-        if gpu is not None and gpu.get("total_bytes"):
-            usable = gpu["total_bytes"] - (gpu.get("others_bytes") or 0)
+        room = self._studio.room.own
+        usable = room.usable_bytes if room is not None else None
         return words.paging_forecast(
             optimizer=config.training.optimizer, rank=config.lora.rank, state=state,
             device=self._studio.workspace.job.device, peak_bytes=variant.device_likely, usable_bytes=usable,

@@ -6,7 +6,7 @@ import time
 
 from PySide6.QtCore import QTimer
 
-from app.controllers.capacity import own_capacity, what_if_capacity
+from app.controllers.capacity import what_if_capacity
 from app.controllers.options import option_values
 from app.presenters.memory import memory_state
 from app.presenters.memory_sizes import Fitting, Subject, fitting
@@ -33,6 +33,7 @@ class MemoryController(TabController):
         self._tick.timeout.connect(self._paint_mark)
         work = studio.workspace
         work.memory.changed.connect(self.paint)
+        studio.room.changed.connect(self.paint)
         work.job.changed.connect(self.paint_options)
         studio.rehearser.changed.connect(self._paint_mark)
         studio.history.changed.connect(self.paint)
@@ -71,7 +72,7 @@ class MemoryController(TabController):
 
     @property
     def _capacity(self) -> Capacity | None:
-        return what_if_capacity(self._studio.workspace.memory.gpu) or own_capacity(self._studio)
+        return what_if_capacity(self._studio.workspace.memory.gpu) or self._studio.room.own
 
     @property
     def _subject(self) -> Subject | None:
