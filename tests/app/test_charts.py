@@ -186,7 +186,7 @@ def test_the_wheel_zooms_around_the_mouse_and_the_crosshair_is_shared(qtbot: QtB
     )  # fmt: skip
     assert view.axis.cursor == pytest.approx(under, abs=1e-3)
     assert view.memory.reading.text() == f"{time_text(under - BEGAN)}: 0.35\u00a0GiB"
-    assert view.small["cores"].value.text() == "1.8 cores"
+    assert view.small["cores"].value.text() == "1.8\u00a0cores"
     qtbot.mouseClick(view.pause, Qt.MouseButton.LeftButton)
     assert view.axis.is_following
 
@@ -231,7 +231,7 @@ def test_paged_memory_is_drawn_when_there_is_any_and_said_in_words_when_not(qtbo
     counted["paged"] |= {"moving_kind": "measured", "gpu_page_faults_per_second": 5.0}
     view.show_feed(fed(counted), Prediction(), is_live=True)
     assert view.moves.isVisible()
-    assert view.moves.value.text() == "5 /s"
+    assert view.moves.value.text() == "5\u00a0/s"
 
 
 def live_window(qtbot: QtBot, make_window: MakeWindow) -> MainWindow:
