@@ -258,7 +258,7 @@ def test_a_comparison_shows_the_numbers_of_the_files_and_only_what_differs(
     assert [table.item(0, n).text() for n in range(3)] == ["Rank", "16", "8"]
     assert table.rowCount() == 1, "only what differs"
     screen.smoothing.setValue(0)
-    value = "0.4060 nats/token at step 40"
+    value = "0.4060\u00a0nats/token at step 40"
     qtbot.waitUntil(lambda: screen.chart.texts_at(40.4)[0] == value, timeout=5000)
     assert [box.accessibleName() for box, _ in screen._values] == ["fast", "slow"]
     screen._values[0][0].click()
