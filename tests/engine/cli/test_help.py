@@ -100,9 +100,10 @@ def test_examples_of_the_data_page_are_read(tmp_path: Path) -> None:
     page = (paths.resources_dir() / "help" / "data.md").read_text(encoding="utf-8")
     rows = re.findall(r"^    (\{.+\})$", page, re.MULTILINE)
     wanted = ["alpaca", "messages", "sharegpt", "prompt_completion", "oasst", "transcript", "tool_questions"]
+    wanted.append("prompt_completion")  # with a mark
     assert [formats.detect([json.loads(row)], DataSettings()).format for row in rows] == wanted
-    for row, name in zip(rows, wanted, strict=True):
-        file = tmp_path / f"{name}.jsonl"
+    for number, row in enumerate(rows):
+        file = tmp_path / f"{number}.jsonl"
         file.write_text(row + "\n", encoding="utf-8")
         assert sources.open_store(DataSettings(path=str(file))).row(1) == json.loads(row)
 

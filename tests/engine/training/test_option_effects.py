@@ -96,7 +96,7 @@ def test_what_was_built_is_reported_with_its_class_and_bytes(
 
 
 def test_small_adapters_keep_their_eight_bit_optimizer_in_32_bit(make_config: MakeConfig) -> None:
-    built = run(make_config, {"training.optimizer": "adamw_8bit", "lora.rank": 4}).optimizer
+    built = run(make_config, {"training.optimizer": "adamw_8bit", "lora.rank": 4}).one(OptimizerBuilt)
     assert (built.class_name, built.eight_bit_bytes) == ("AdamW8bit", 0)
 
 

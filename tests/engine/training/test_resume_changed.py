@@ -150,10 +150,14 @@ def test_another_base_is_refused(run_copy: Path, model_dir: Path, tmp_path: Path
         tiny_runs.resume(run_copy)
 
 
+ANOTHER = {"data.leave_out": "3, 7"}
+"""Where only what a value means is compared."""
+
+
 @pytest.mark.parametrize("path", all_knobs())
 def test_every_knob_is_compared(path: str) -> None:
     """A knob added tomorrow is too: by name, by what lies there, or never heard of again."""
-    now = with_value(TrainingConfig(), path, "another value")
+    now = with_value(TrainingConfig(), path, ANOTHER.get(path, "another value"))
     made = identity.made_with(TrainingConfig(), {})
     found = [d.name for d in identity.changed_settings(made, now)]
     assert found == ([] if path in (*identity.BY_CONTENT, *identity.UNHEARD) else [path])
