@@ -62,7 +62,7 @@ def test_keys_move_the_crosshair_and_zoom_around_it(qtbot: QtBot, chart: Compare
     before, told = along(chart), []
     chart.read.connect(told.append)
     QTest.keyClick(chart, Qt.Key.Key_Right)
-    assert told[-1] == ("2.000 nats/token at 2 tokens", "2.000 nats/token at 1 tokens")
+    assert told[-1] == ("2.000\u00a0nats/token at 2 tokens", "2.000\u00a0nats/token at 1 tokens")
     QTest.keyClick(chart, Qt.Key.Key_Plus)
     assert along(chart)[1] - along(chart)[0] == pytest.approx(0.8 * (before[1] - before[0]))
     QTest.keyClick(chart, Qt.Key.Key_Home)
