@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import CheckpointError
 
 from qlora_engine.events import Event, Noticed, PhaseChanged
 from qlora_engine.training import steps
@@ -18,8 +17,6 @@ MARGIN = 0.05
 """Blocks are compiled where that takes at least this share of a pass's time away: less is within what a clock tells."""
 TIMED = 3
 """Passes that are timed; the quickest counts."""
-SETTLING = 3
-"""Passes in which graphs may still be made."""
 Numbers = tuple[float, list[torch.Tensor | None]]
 """Loss and gradients."""
 PUT_TOGETHER = "the compiler puts these operations together"
@@ -54,7 +51,6 @@ def _tried(parts: Any, passes: _Passes, *, must_gain: bool) -> str | None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"torch\.")  # of what the compiler does by itself
             compiled.install(model)
-            passes.settle()
             problem = passes.differ_from(wanted) or passes.slower_by(before, must_gain)
         is_kept = problem is None
     finally:
@@ -82,16 +78,6 @@ class _Passes:
     def numbers(self) -> list[Numbers]:
         """Of each micro-batch."""
         return [self._one(group) for group in self._groups]
-
-    def settle(self) -> None:
-        """Have every graph made: one that a later block needs first would be met by the recomputing of an earlier block, which
-        remembers what another graph kept."""
-        for _ in range(SETTLING):
-            try:
-                self.numbers()
-                return
-            except CheckpointError:
-                continue
 
     def differ_from(self, wanted: Sequence[Numbers]) -> str | None:
         """Why the numbers are not those that are `wanted`; None where they are."""

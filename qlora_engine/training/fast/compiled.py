@@ -1,13 +1,13 @@
 """Decoder blocks through torch's compiler, which is imported when this is used. Imports the ML stack.
 
 One compiled function serves all blocks of a class and rows of any length. Passes without gradients, and attention over rows
-laid end to end, stay outside of it; a block that recomputes runs the compiled function again.
+laid end to end, stay outside of it. Blocks that recompute are not compiled: a graph that a later block had made was met by the
+recomputing of an earlier one, which remembers what another graph kept.
 """
 
 from __future__ import annotations
 
 import os
-from functools import partial
 from typing import Any
 
 import torch
@@ -31,8 +31,6 @@ class _Compiled:
         block = self._block
         if not torch.is_grad_enabled():
             return type(block).forward(block, *args, **named)
-        if block.gradient_checkpointing and block.training:
-            return block._gradient_checkpointing_func(partial(self._function, block, **named), *args)
         return self._function(block, *args, **named)
 
 
@@ -54,6 +52,8 @@ def install(model: Any) -> None:
     blocks = blocks_of(model)
     if not blocks:
         raise ValueError("its blocks are none that transformers recomputes")
+    if any(block.gradient_checkpointing for block in blocks):
+        raise ValueError("its blocks recompute, and would meet graphs that were made after their first pass")
     _prepare()
     functions: dict[Any, Any] = {}
     for block in blocks:

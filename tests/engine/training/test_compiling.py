@@ -67,7 +67,7 @@ def test_compiled_blocks_compute_what_plain_ones_do_and_are_compiled_once(two_la
     """For all blocks and rows of any length; what has no gradients is not compiled at all. One row alone lies otherwise in memory
     than several, for which the graph behind attention is made once more."""
     wanted_loss, wanted = step(load(two_layers), install.FastPaths())
-    model = load(two_layers, is_checkpointed=True)
+    model = load(two_layers)
     some = parts(model, ON, rows())
     kept = some.fast.kept_bytes
     assert "are compiled" in choose(some).message
@@ -148,6 +148,12 @@ def test_what_draws_random_numbers_is_not_compiled(two_layers: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_blocks_that_recompute_are_not_compiled(two_layers: Path) -> None:
+    some = parts(load(two_layers, is_checkpointed=True), ON, rows())
+    assert "recompute" in choose(some).message
+    assert not some.fast.compiles_blocks
+
+
 def test_off_compiles_and_says_nothing(two_layers: Path) -> None:
     some = parts(load(two_layers), TrainingSettings(), rows())
     assert list(compiling.choose(some, lambda: None)) == []
@@ -162,7 +168,11 @@ def test_a_run_with_compile_blocks_learns_the_same_and_leaves_no_process(
     monkeypatch.setattr(compiled, "BACKEND", "inductor")
     monkeypatch.delenv(compiled.CACHE_VARIABLE, raising=False)
     plain = tiny_runs.train(make_config())
-    settings = {"training__compile_blocks": "on", "checkpoint__every_steps": 1}
+    settings = {
+        "training__compile_blocks": "on",
+        "checkpoint__every_steps": 1,
+        "training__gradient_checkpointing": False,
+    }
     found = tiny_runs.train(make_config(**settings))
     assert tiny_runs.losses(found) == pytest.approx(tiny_runs.losses(plain), rel=1e-3)
     assert RunFolder(tiny_runs.run_dir(found)).record()["fast_paths"]["compiled_blocks"]
