@@ -151,6 +151,13 @@ def read(run_dir: Path) -> Curve:
     return reader.curve
 
 
+def made_ready(run_dir: Path) -> None:
+    """Keep the curve of a run that has ended, so that its first comparison need not read it; what fails costs that time alone."""
+    with contextlib.suppress(OSError):
+        if os.path.getsize(run_dir / METRICS_FILE) >= CACHED_FROM_BYTES:  # noqa: PTH202
+            read(run_dir)
+
+
 def smoothed(values: array[float], weight: float) -> array[float]:
     """An exponential mean: each value counts `1 - weight` to the one before it, corrected for the short beginning (pandas'
     `ewm(alpha=1 - weight).mean()`). NaN is passed over and stays; weight 0 changes nothing."""

@@ -27,7 +27,7 @@ from qlora_engine.events import (
     StepFinished,
 )
 from qlora_engine.out_of_memory import is_out_of_memory
-from qlora_engine.runs import commands
+from qlora_engine.runs import commands, curves
 from qlora_engine.runs.live import LiveFile
 from qlora_engine.runs.record import LIVE_STATES, RunFolder
 from qlora_engine.training import checkpoint, recovery
@@ -82,6 +82,7 @@ def recorded(
     finally:
         now.close()
         folder.release()
+        curves.made_ready(folder.path)
 
 
 def _claimed(folder: RunFolder, *, even_elsewhere: bool, as_planned: bool) -> str:

@@ -17,6 +17,7 @@ from qlora_engine.runs.record import RunFolder
 from qlora_engine.runs.watch import Watch
 from qlora_engine.training.trackers import FOLDER
 from tests.engine.training.conftest import MakeConfig
+from tests.support.tiny_runs import train
 
 ROOT = Path(__file__).parents[3]
 STEPS = 30
@@ -53,3 +54,16 @@ def test_the_curve_of_a_detached_run_has_every_point(make_config: MakeConfig) ->
     assert "Warning" not in (folder.path / "log.txt").read_text(encoding="utf-8"), (
         "nobody can do anything about it"
     )
+
+
+def test_a_run_that_ends_keeps_its_long_curve_for_the_first_comparison(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train(make_config(training__max_steps=2))[-1]
+    monkeypatch.setattr(curves, "CACHED_FROM_BYTES", 1)
+    second = train(make_config(training__max_steps=2))[-1]
+    assert isinstance(first, RunFinished)
+    assert isinstance(second, RunFinished)
+    short, long = (RunFolder(Path(str(end.result["run_dir"]))).metrics_path for end in (first, second))
+    assert [curves._place(path).exists() for path in (short, long)] == [False, True]
+    assert curves._cached(long, curves._key(long)) is not None, "something was written after it was kept"
