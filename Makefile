@@ -37,6 +37,9 @@ bench-memory:  ## predicted against measured memory, per setting
 bench-data:  ## reading and tokenizing a large dataset against datasets.map
 	@$(BOOTSTRAP) bench-data
 
+bench-data-window:  ## the window's longest turn while it reads 20,000 rows, and when the first are seen
+	@$(BOOTSTRAP) bench-data-window
+
 bench-merge:  ## merging a billion parameters against the disk's copy speed
 	@$(BOOTSTRAP) bench-merge
 

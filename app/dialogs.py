@@ -141,6 +141,12 @@ class SettingsDialog(QDialog):
         self.notifies = QCheckBox("Tell the desktop when a run ends and this window is not in front")
         self.notifies.setChecked(settings.notifies)
         self.notifies.toggled.connect(lambda is_wanted: choose(notifies=is_wanted))
+        self.ready = QCheckBox("Keep an engine ready: a run or a chat starts some seconds sooner")
+        self.ready.setToolTip(
+            "It takes about half a GiB of the computer's memory, and none of a GPU's; after half an hour without use it goes"
+        )
+        self.ready.setChecked(settings.keeps_ready)
+        self.ready.toggled.connect(lambda is_wanted: choose(keeps_ready=is_wanted))
         self.numbers = NumbersForm(LANGUAGES, settings.numbers, lambda name: example(style_of(name)))
         self.numbers.chosen.connect(lambda value: choose(numbers=value))
         self.sleep = label(sleep.in_settings(awake.why_not()), "small", wraps=True)
@@ -151,6 +157,7 @@ class SettingsDialog(QDialog):
             label("Appearance", "strong"), self.theme,
             label("Engine", "strong"), self.engine,
             label("In a process of its own the window stays smooth, and only the end of a process gives all GPU memory back. A change holds for the next job.", "small", wraps=True),
+            self.ready,
             label("Language of numbers", "strong"), self.numbers,
             label("Notifications", "strong"), self.notifies,
             label("Sleep", "strong"), self.sleep,

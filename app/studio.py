@@ -8,6 +8,7 @@ from app.services.history import History
 from app.services.machine import Machine
 from app.services.quality import QualityCheck
 from app.services.queue_outlook import QueueOutlook
+from app.services.ready_engine import ReadyEngine
 from app.services.rehearser import Rehearser
 from app.services.room import Room
 from app.services.settings import SettingsFile
@@ -17,6 +18,7 @@ from app.services.trainer import Trainer
 from app.services.tryout import Tryout
 from app.services.workspace import Workspace
 from qlora_engine.monitor.nvml import Nvml
+from qlora_engine.spare import Spare
 
 JOBS = ("train", "data", "desk", "model", "chat", "export", "quality", "rehearse")
 BEFORE_REHEARSING = ("train", "data", "model", "export", "quality")
@@ -30,9 +32,12 @@ class Studio:
         self, settings: SettingsFile | None = None, make_engine: EngineFactory | None = None
     ) -> None:
         self.settings = settings or SettingsFile()
-        make = make_engine or engine_factory(self.settings.value.engine)
+        self.spare = Spare()
+        make = make_engine or engine_factory(self.settings.value.engine, self.spare)
+        self._has_own_engine = make_engine is None
         self.background = Background()
         self.jobs = {name: JobRunner(make) for name in JOBS}
+        self.ready = ReadyEngine(self.spare, tuple(self.jobs.values()), self.settings, self.background)
         self.workspace = Workspace(
             self.settings, self.background, self.jobs["data"], self.jobs["desk"], self.jobs["model"]
         )
@@ -59,12 +64,15 @@ class Studio:
         self.history.watch()
         self.outlook.watch()
         self.machine.start()
+        if self._has_own_engine:
+            self.ready.begin()
 
     def set_engine(self, mode: str) -> None:
         """`process` or `inline`, for jobs that start from now on."""
         self.settings.change(engine=mode)
         for job in self.jobs.values():
-            job.make_engine = engine_factory(mode)
+            job.make_engine = engine_factory(mode, self.spare)
+        self.ready.look()
 
     def close(self) -> None:
         """End everything; a job that does not listen is killed."""
@@ -86,6 +94,7 @@ class Studio:
         for job in self.jobs.values():
             job.shut_down()
         self.background.close()
+        self.ready.close()
 
 
 def has_gpu() -> bool:

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,57 +58,13 @@ class SetupError(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    tasks = {
-        "run": run,
-        "setup": lambda: 0,
-        "test": test,
-        "lint": lint,
-        "bench": lambda: (
-            module("tests.bench.ui_gaps")
-            or module("tests.bench.many_runs")
-            or module("tests.bench.memory_table")
-            or module("tests.bench.merge_speed")
-            or module("tests.bench.starter_exports")
-            or module("tests.bench.speed_table")
-        ),
-        "check-templates": lambda: module("tests.bench.template_check"),
-        "bench-runs": lambda: module("tests.bench.many_runs"),
-        "bench-ui": lambda: module("tests.bench.ui_gaps"),
-        "bench-window": lambda: module("tests.bench.window_cost"),
-        "bench-speed": lambda: module("tests.bench.speed_table"),
-        "bench-scaling": lambda: module("tests.bench.scaling_table"),
-        "bench-memory": lambda: module("tests.bench.memory_table"),
-        "bench-data": lambda: module("tests.bench.data_speed"),
-        "bench-merge": lambda: module("tests.bench.merge_speed"),
-        "bench-exports": lambda: module("tests.bench.starter_exports"),
-        "test-faults": test_faults,
-        "test-data": test_data,
-        "test-window": test_window,
-        "test-screens": test_screens,
-        "test-architectures": lambda: module("tests.architectures.campaign"),
-        "test-gpu": lambda: pytest("tests/gpu", "-m", "gpu"),
-        "gpu-kit": lambda: script_file("packaging/gpu_kit.py"),
-        "gpu-rehearsal": lambda: (
-            script_file("packaging/gpu_kit.py")
-            or script_file(
-                "tests/gpu/run_offline.py",
-                "--device",
-                "cpu",
-                "--wheels",
-                "build/gpu-kit",
-                "--out",
-                "build/gpu-rehearsal",
-            )
-        ),
-        "gpu-report": lambda: script_file("packaging/gpu_report.py"),
-    }
     name = arguments[0] if arguments else "run"
-    if name not in tasks:
-        print(f"error: there is no task {name!r}; hint: use one of {', '.join(tasks)}", file=sys.stderr)
+    if name not in TASKS:
+        print(f"error: there is no task {name!r}; hint: use one of {', '.join(TASKS)}", file=sys.stderr)
         return 2
     try:
         set_up("run" if name in ("run", "setup") else "dev")
-        return tasks[name]()
+        return TASKS[name]()
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -473,6 +430,53 @@ def last_line(text: str) -> str:
 
 def say(text: str) -> None:
     print(text, flush=True)
+
+
+TASKS: dict[str, Callable[[], int]] = {
+    "run": run,
+    "setup": lambda: 0,
+    "test": test,
+    "lint": lint,
+    "bench": lambda: (
+        module("tests.bench.ui_gaps")
+        or module("tests.bench.many_runs")
+        or module("tests.bench.memory_table")
+        or module("tests.bench.merge_speed")
+        or module("tests.bench.starter_exports")
+        or module("tests.bench.speed_table")
+    ),
+    "check-templates": lambda: module("tests.bench.template_check"),
+    "bench-runs": lambda: module("tests.bench.many_runs"),
+    "bench-ui": lambda: module("tests.bench.ui_gaps"),
+    "bench-window": lambda: module("tests.bench.window_cost"),
+    "bench-speed": lambda: module("tests.bench.speed_table"),
+    "bench-scaling": lambda: module("tests.bench.scaling_table"),
+    "bench-memory": lambda: module("tests.bench.memory_table"),
+    "bench-data": lambda: module("tests.bench.data_speed"),
+    "bench-data-window": lambda: module("tests.bench.data_gaps"),
+    "bench-merge": lambda: module("tests.bench.merge_speed"),
+    "bench-exports": lambda: module("tests.bench.starter_exports"),
+    "test-faults": test_faults,
+    "test-data": test_data,
+    "test-window": test_window,
+    "test-screens": test_screens,
+    "test-architectures": lambda: module("tests.architectures.campaign"),
+    "test-gpu": lambda: pytest("tests/gpu", "-m", "gpu"),
+    "gpu-kit": lambda: script_file("packaging/gpu_kit.py"),
+    "gpu-rehearsal": lambda: (
+        script_file("packaging/gpu_kit.py")
+        or script_file(
+            "tests/gpu/run_offline.py",
+            "--device",
+            "cpu",
+            "--wheels",
+            "build/gpu-kit",
+            "--out",
+            "build/gpu-rehearsal",
+        )
+    ),
+    "gpu-report": lambda: script_file("packaging/gpu_report.py"),
+}
 
 
 if __name__ == "__main__":

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from qlora_engine import child, events, jobs, orphans
+from qlora_engine import events, jobs, launch
 from qlora_engine.control import STOP_DISCARD, STOP_SAVE, Control
 from qlora_engine.data import last_resort
 from qlora_engine.events import TERMINAL, Event, RunFailed, RunLeft, RunStarted
+from qlora_engine.launch import Launched
+from qlora_engine.spare import Spare
 
 DISCARD_GRACE_SECONDS = 15.0
 KILL_GRACE_SECONDS = 5.0
@@ -63,9 +63,10 @@ class InlineEngine:
 class ProcessEngine:
     """Runs the job in a child process, so that neither its imports nor its death touch the caller."""
 
-    def __init__(self) -> None:
+    def __init__(self, spare: Spare | None = None) -> None:
         self.on_start: Callable[[int], None] | None = None
         """Called with the number of the process as soon as there is one, long before its first event."""
+        self._spare = spare
         self._process: subprocess.Popen[str] | None = None
         self._write_lock = threading.Lock()
         self._waiting: list[Mapping[str, Any]] = []
@@ -77,10 +78,9 @@ class ProcessEngine:
         return self._process.pid if self._process else None
 
     def run(self, job: jobs.Job) -> Iterator[Event]:
-        with tempfile.TemporaryDirectory(prefix="qlora-engine-", ignore_cleanup_errors=True) as folder:
-            log = Path(folder) / "log.txt"
-            process = self._start(job, log)
-            has_ended = False
+        worker = self._start(job)
+        process, has_ended = worker.process, False
+        try:
             try:
                 for event in self._events(process):
                     has_ended = isinstance(event, TERMINAL)
@@ -96,7 +96,9 @@ class ProcessEngine:
                 yield RunLeft(str(self._run_dir or ""))
             elif not has_ended:
                 run_log = self._run_dir / "log.txt" if self._run_dir else None
-                yield died(process.returncode, _tail(run_log) or _tail(log))
+                yield died(process.returncode, _tail(run_log) or _tail(worker.log))
+        finally:
+            worker.clean_up()
 
     def send(self, command: Mapping[str, Any]) -> None:
         with self._write_lock:
@@ -120,28 +122,18 @@ class ProcessEngine:
         if self._process is not None:
             self._process.kill()
 
-    def _start(self, job: jobs.Job, log: Path) -> subprocess.Popen[str]:
-        with log.open("wb") as log_file:
-            process = subprocess.Popen(
-                worker_command(),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log_file,
-                text=True,
-                encoding="utf-8",
-                bufsize=1,
-                env=_worker_environment(),
-                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-            )
+    def _start(self, job: jobs.Job) -> Launched:
+        """A worker with its job: one that waits with everything imported, where there is one and the job needs that."""
+        worker = (self._spare.take(job) if self._spare is not None else None) or launch.launch()
         with self._write_lock:
-            self._process = process
+            self._process = worker.process
             self._write(jobs.encode(job))
             for command in self._waiting:
                 self._write(json.dumps(command))
             self._waiting.clear()
         if self.on_start is not None:
-            self.on_start(process.pid)
-        return process
+            self.on_start(worker.process.pid)
+        return worker
 
     def _write(self, line: str) -> None:
         assert self._process is not None
@@ -190,21 +182,6 @@ class ProcessEngine:
             process.wait(KILL_GRACE_SECONDS)
             return
         process.kill()
-
-
-def worker_command() -> list[str]:
-    """How the engine process is started; a frozen bundle starts itself with a flag."""
-    return child.command("qlora_engine.worker")
-
-
-def _worker_environment() -> dict[str, str]:
-    environment = child.environment()
-    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-    environment.setdefault("PYTHONUNBUFFERED", "1")
-    environment[orphans.DRIVER_VARIABLE] = str(os.getpid())
-    # Two busy programs on two cores: threads that spin at a barrier starve the one they wait for.
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    return environment
 
 
 def died(exit_code: int | None, log_tail: str) -> RunFailed:

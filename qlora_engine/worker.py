@@ -9,6 +9,7 @@ without anyone: what it tells is in its run's folder, and commands come from the
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -18,10 +19,11 @@ import warnings
 from pathlib import Path
 from typing import TextIO
 
-from qlora_engine import compiler_later, events, jobs, orphans, parsing, scanned_once
+from qlora_engine import compiler_later, events, jobs, orphans, parsing, prepared, scanned_once
 from qlora_engine.client import LEAVE
 from qlora_engine.control import STOP_SAVE, Control
 from qlora_engine.data import last_resort
+from qlora_engine.spare import PREPARE
 
 NICENESS = 5
 
@@ -38,15 +40,18 @@ def main() -> int:
     warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
     _lower_priority()
     last_resort.arm()
-    control = Control()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    line = sys.stdin.readline()
+    if line == f"{json.dumps(PREPARE)}\n":
+        prepared.import_all()
+        line = sys.stdin.readline()
+    if not line:
+        return 2
+    control = Control()
     reader = Reader(out, control)
     for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda number, _: _signalled(number, reader, control))
-    line = sys.stdin.readline()
-    if not line:
-        return 2
     job = jobs.decode(line)
     if getattr(job, "detached", False):
         reader.detach()

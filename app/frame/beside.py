@@ -79,12 +79,16 @@ class Beside(QObject):
         engine: str | None = None,
         notifies: bool | None = None,
         numbers: str | None = None,
+        keeps_ready: bool | None = None,
     ) -> None:
         """Take over a choice of the settings dialog. That of numbers holds from the next start: texts of runs are made once."""
         if numbers is not None:
             self._studio.settings.change(numbers=numbers)
         if notifies is not None:
             self._studio.settings.change(notifies=notifies)
+        if keeps_ready is not None:
+            self._studio.settings.change(keeps_ready=keeps_ready)
+            self._studio.ready.look()
         if engine is not None:
             self._studio.set_engine(engine)
         if theme is not None:

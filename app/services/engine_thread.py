@@ -15,13 +15,15 @@ from qlora_engine.control import STOP_DISCARD, STOP_SAVE
 from qlora_engine.errors import EngineError
 from qlora_engine.events import TERMINAL, Event, RunFailed
 from qlora_engine.jobs import Job
+from qlora_engine.spare import Spare
 
 EngineFactory = Callable[[], Engine]
 
 
-def engine_factory(mode: str) -> EngineFactory:
-    """`process` (default) or `inline`: the same events from a child process or from the QThread itself."""
-    return InlineEngine if mode == "inline" else ProcessEngine
+def engine_factory(mode: str, spare: Spare | None = None) -> EngineFactory:
+    """`process` (default) or `inline`: the same events from a child process, that of `spare` where it waits, or from the
+    QThread itself."""
+    return InlineEngine if mode == "inline" else partial(ProcessEngine, spare)
 
 
 class EngineThread(QThread):

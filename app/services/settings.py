@@ -18,6 +18,7 @@ class Settings:
     `job`: the job file being edited, as plain values; None: the starter.
     `had_gpu` is what was found last time, so that the window need not wait for the driver.
     `numbers`: the language that numbers are written in, one of `number_style.LANGUAGES`.
+    `keeps_ready`: an engine waits with everything imported while nothing else is done.
     `notifies`: the desktop is told when a run ends while another window is in front.
     `unfinished` is the folder of a run that was going on when the window went, however it went."""
 
@@ -33,6 +34,7 @@ class Settings:
     had_gpu: bool = False
     unfinished: str | None = None
     notifies: bool = True
+    keeps_ready: bool = True
     numbers: str = "system"
 
 

@@ -39,14 +39,21 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for tensor in _tensors(args):
-            self._seen.setdefault(_key(tensor), 0)
+            self._met(tensor)
         for tensor in _tensors(kwargs.values() if kwargs else ()):
-            self._seen.setdefault(_key(tensor), 0)
+            self._met(tensor)
         left_out = None if self._multiplies else PRODUCTS.get(func)
         result = func(*args, **(kwargs or {})) if left_out is None else left_out(*args)
         for tensor in _tensors((result,)):
             self._born(tensor, func)
         return result
+
+    def _met(self, tensor: torch.Tensor) -> None:
+        """One that was there before, or made where nobody looks, is not counted; what later lies at its address is."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen[storage._cdata] = 0
+            weakref.finalize(storage, self._died, storage._cdata)
 
     def _born(self, tensor: torch.Tensor, operation: Any) -> None:
         storage = tensor.untyped_storage()

@@ -11,7 +11,7 @@ import torch
 
 from qlora_engine.events import Event, Noticed, PhaseChanged
 from qlora_engine.training import steps
-from qlora_engine.training.fast import compiled, install
+from qlora_engine.training.fast import compiled, trial
 
 MARGIN = 0.05
 """Blocks are compiled where that takes at least this share of a pass's time away: less is within what a clock tells."""
@@ -29,7 +29,7 @@ def choose(parts: Any, check: Callable[[], None]) -> Iterator[Event]:
         return
     yield PhaseChanged("preparing", "Compiling the decoder blocks")
     passes = _Passes(parts, check)
-    problem = install.reason(lambda: _tried(parts, passes, must_gain=wanted == "auto"))
+    problem = trial.reason(lambda: _tried(parts, passes, must_gain=wanted == "auto"))
     if problem is not None:
         parts.fast.why_not["compile_blocks"] = problem
         yield Noticed("info", "speed.compiled", f"The decoder blocks are not compiled: {problem}")
@@ -82,12 +82,12 @@ class _Passes:
     def differ_from(self, wanted: Sequence[Numbers]) -> str | None:
         """Why the numbers are not those that are `wanted`; None where they are."""
         dtype = getattr(torch, self._parts.plan.torch_dtype_name)
-        allowed = install.TOLERANCE.get(dtype, install.TOLERANCE_16_BIT)
+        allowed = trial.TOLERANCE.get(dtype, trial.TOLERANCE_16_BIT)
         for (loss, gradients), (plain_loss, plain) in zip(self.numbers(), wanted, strict=True):
             off = abs(loss - plain_loss) / max(abs(plain_loss), 1e-6)
             if not off <= allowed:
                 return f"the loss differs by {off:.1e}"
-            problem = install.gradient_problem(gradients, plain, dtype)
+            problem = trial.gradient_problem(gradients, plain, dtype)
             if problem is not None:
                 return problem
         return None

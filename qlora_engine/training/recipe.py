@@ -36,7 +36,7 @@ from qlora_engine.runs import plans
 from qlora_engine.runs.claims import ACCEPT_OWNER
 from qlora_engine.runs.record import RunFolder
 from qlora_engine.runs.stored import is_complete, is_intact
-from qlora_engine.training import checkpoint, endings, finish, recovery, resuming, watchdog
+from qlora_engine.training import checkpoint, endings, finish, known_start, recovery, resuming, watchdog
 from qlora_engine.training.checkpoint import TrainState
 from qlora_engine.training.guard import AdapterGuard
 from qlora_engine.training.memory_trace import MemoryTrace
@@ -98,10 +98,7 @@ def _steps(
     parts: Parts, state: TrainState, control: Control, trace: MemoryTrace, times: StartTimes
 ) -> Iterator[Event]:
     try:
-        yield PhaseChanged("preparing", "Trying a step with the longest rows")
-        yield from recovery.with_less_memory(
-            parts, lambda size: dry_step(parts, parts.data.train, size), state
-        )
+        yield from _try_longest(parts, state)
         times.ended(DRY_STEP)
         parts.folder.update(start_seconds=times.to_json())
         yield times.told()
@@ -109,6 +106,16 @@ def _steps(
         yield from _finish(parts, state, control, trace)
     except Interrupted:
         yield from _stop(parts, state, control, trace)
+
+
+def _try_longest(parts: Parts, state: TrainState) -> Iterator[Event]:
+    """Unless it is known that they fit."""
+    if not state.reliefs and known_start.has_room(parts, state.micro_batch):
+        return
+    yield PhaseChanged("preparing", "Trying a step with the longest rows")
+    yield from recovery.with_less_memory(parts, lambda size: dry_step(parts, parts.data.train, size), state)
+    if not state.reliefs:
+        known_start.keep(parts, state.micro_batch)
 
 
 def _loop(parts: Parts, state: TrainState, control: Control, trace: MemoryTrace) -> Iterator[Event]:

@@ -57,9 +57,7 @@ def recorded(
     try:
         with commands.listening(folder.path, control), kept_awake(config.output.keep_awake, folder.run_id):
             for event in tracked(_doubted(run(), doubt), config, folder):
-                if isinstance(event, RECORDED):
-                    folder.append(event)
-                now.note(event)
+                _write(folder, now, event)
                 yield event
     except Cancelled:
         _end(folder, "stopped")
@@ -83,6 +81,12 @@ def recorded(
         now.close()
         folder.release()
         curves.made_ready(folder.path)
+
+
+def _write(folder: RunFolder, now: LiveFile, event: Event) -> None:
+    if isinstance(event, RECORDED):
+        folder.append(event)
+    now.note(event)
 
 
 def _claimed(folder: RunFolder, *, even_elsewhere: bool, as_planned: bool) -> str:

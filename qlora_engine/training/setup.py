@@ -16,9 +16,7 @@ from qlora_engine.bridge import Emit, events_while
 from qlora_engine.config import TrainingConfig
 from qlora_engine.control import Control
 from qlora_engine.data import batches
-from qlora_engine.data.packing import PackedRows
 from qlora_engine.data.templates import chosen
-from qlora_engine.data.tokenize import TokenRow
 from qlora_engine.device import DevicePlan, plan_device
 from qlora_engine.errors import EngineError
 from qlora_engine.events import (
@@ -37,9 +35,8 @@ from qlora_engine.models.packing import packing_of_folder
 from qlora_engine.runs.record import RunFolder
 from qlora_engine.training import (
     checkpoint,
-    compiling,
     identity,
-    loss,
+    known_start,
     optim,
     packed,
     recomputing,
@@ -47,12 +44,12 @@ from qlora_engine.training import (
     router_loss,
     schedule,
     vocabulary,
+    ways,
 )
-from qlora_engine.training.fast import allocator, install
+from qlora_engine.training.fast import allocator
 from qlora_engine.training.fast.install import FastPaths
+from qlora_engine.training.known_start import KnownStart
 from qlora_engine.training.versions import versions
-
-LOSS_TRIAL_TOKENS = 16
 
 
 @dataclass
@@ -84,6 +81,7 @@ class Parts:
     """Whether the chunked loss gives what the model's own logits give."""
     made: dict[str, Any] = field(default_factory=dict)
     """What its checkpoints are made with (training.identity)."""
+    known: KnownStart = field(default_factory=KnownStart)
     saved_step: int | None = None
     """The step of the checkpoint that this process wrote or loaded last."""
 
@@ -119,8 +117,9 @@ def prepare_parts(
     prepared = yield from packed.unpacked_where_rows_leak(model, prepared, plan)
     parts = _assembled(config, folder, plan, model, tokenizer, base_path, prepared, micro_batch, estimate)
     parts.has_experts = bool(facts.experts)
-    yield from _choose_ways(parts, control)
     fingerprint = loading.fingerprint(base_path)
+    parts.known = known_start.read(parts, fingerprint)
+    yield from ways.choose(parts, control)
     parts.made = identity.made_with(asked, _contents(parts, fingerprint))
     planned = _plan_event(parts, estimate)
     _record(parts, loaded, planned, attached, fingerprint)
@@ -280,57 +279,6 @@ def _make_trainable(model: Any, config: TrainingConfig) -> None:
         if config.training.offload_inputs:
             recomputing.keep_inputs(base, recomputing.on_host)
     adapters.assert_only_adapters_train(model)
-
-
-def _choose_loss(parts: Parts) -> Generator[Event, None, None]:
-    """Chunked loss only where it reproduces the model's own logits; a family with another head gets the full one. Any tokens
-    show it, so few are tried, and after the faster ways, which have been proven by then."""
-    ids = batches.shortest(parts.data.train).input_ids[:LOSS_TRIAL_TOKENS]
-    row = TokenRow(ids, [True] * len(ids), 0, lengths=(len(ids),))
-    batch = batches.collate([row], parts.pad_token_id).to(parts.plan.name)
-    try:
-        is_same = loss.is_chunkable(parts.model, batch)
-    except ValueError:
-        is_same = False
-    parts.is_chunkable = is_same
-    if not is_same and parts.loss_kind == "chunked":
-        parts.loss_kind = "full"
-        yield Noticed(
-            "warning",
-            "loss.full",
-            "This model shapes its logits in a way of its own, so the loss is computed over all logits at once",
-            "expect more memory than with the chunked loss",
-        )
-
-
-def _choose_ways(parts: Parts, control: Control) -> Iterator[Event]:
-    """How passes are computed: faster ways, the loss, the routers' loss, compiled blocks; each as it is borne out."""
-    yield from _choose_fast_paths(parts)
-    yield from _choose_loss(parts)
-    parts.router, said = router_loss.chosen(
-        loss.causal_of(parts.model), parts.config.training.router_loss, parts.has_experts
-    )
-    yield from said
-    yield from compiling.choose(parts, control.check)
-
-
-def _choose_fast_paths(parts: Parts) -> Generator[Event, None, None]:
-    yield PhaseChanged("preparing", "Trying the faster ways on the loaded model")
-    predicted = parts.predicted_peak_bytes or 0
-    spare = room.usable_bytes(parts.plan) - predicted
-    parts.fast = install.install(
-        parts.model, parts.config.training, parts.data.train, device=parts.plan.kind, spare_bytes=spare
-    )
-    parts.predicted_peak_bytes = predicted + parts.fast.kept_bytes
-    reason = parts.fast.why_not.get("join_rows")
-    if reason is not None:
-        are_packed = isinstance(parts.data.train, PackedRows)
-        yield Noticed(
-            "info",
-            "speed.padded",
-            f"Rows are {'packed under one mask' if are_packed else 'padded, those of similar length together'}: "
-            f"laid end to end this model computes them differently ({reason})",
-        )
 
 
 def _plan_event(parts: Parts, estimate: Any) -> PlanMade:

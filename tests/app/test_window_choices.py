@@ -230,6 +230,14 @@ def test_the_theme_and_the_engine_are_chosen_in_settings_and_kept(make_window: M
     assert all(job.make_engine is InlineEngine for job in window.studio.jobs.values())
 
 
+def test_an_engine_is_kept_ready_unless_the_person_does_not_want_it(make_window: MakeWindow) -> None:
+    window = make_window()
+    dialog = dialogs.SettingsDialog(window, window.studio.settings.value, window.beside.choose_setting)
+    assert dialog.ready.isChecked()
+    dialog.ready.click()
+    assert not window.studio.settings.value.keeps_ready
+
+
 def test_the_language_of_numbers_is_chosen_in_settings_for_the_next_start(
     make_window: MakeWindow, qapp: QApplication
 ) -> None:

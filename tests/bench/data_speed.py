@@ -70,11 +70,11 @@ if __name__ == "__main__":
 )
 
 
-def write_rows(path: Path) -> None:
+def write_rows(path: Path, count: int = ROWS) -> None:
     rng = random.Random(3)
     make = _made_up if "DATA" not in os.environ else partial(_joined, _conversations(os.environ["DATA"]))
     with path.open("w", encoding="utf-8") as out:
-        for _ in range(ROWS):
+        for _ in range(count):
             out.write(json.dumps({"messages": make(rng)}, ensure_ascii=False) + "\n")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from qlora_engine import client, jobs
+from qlora_engine import client, jobs, launch
 from qlora_engine.client import InlineEngine, ProcessEngine, died
 from qlora_engine.events import TERMINAL, Event, PhaseChanged, Progressed, RunFailed, RunFinished, RunStopped
 
@@ -23,7 +23,7 @@ SCRIPTED = [sys.executable, str(ROOT / "tests/support/scripted_worker.py")]
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[Event]]:
-    monkeypatch.setattr(client, "worker_command", lambda: SCRIPTED)
+    monkeypatch.setattr(launch, "worker_command", lambda: SCRIPTED)
     return lambda script: list(ProcessEngine().run(jobs.TrainJob({"script": script})))
 
 
@@ -67,7 +67,7 @@ def test_every_bad_end_is_one_event(scripted: Callable[[str], list[Event]], scri
 
 
 def test_stop_reaches_the_child_and_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "worker_command", lambda: SCRIPTED)
+    monkeypatch.setattr(launch, "worker_command", lambda: SCRIPTED)
     engine = ProcessEngine()
     events = []
     for event in engine.run(jobs.TrainJob({"script": "until stopped"})):
@@ -80,7 +80,7 @@ def test_stop_reaches_the_child_and_ends_it(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_stop_sent_before_the_start_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "worker_command", lambda: SCRIPTED)
+    monkeypatch.setattr(launch, "worker_command", lambda: SCRIPTED)
     engine = ProcessEngine()
     engine.request_stop("save")
     events = list(engine.run(jobs.TrainJob({"script": "until stopped"})))
@@ -88,7 +88,7 @@ def test_a_stop_sent_before_the_start_is_not_lost(monkeypatch: pytest.MonkeyPatc
 
 
 def test_discard_ends_even_a_child_that_does_not_listen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "worker_command", lambda: SCRIPTED)
+    monkeypatch.setattr(launch, "worker_command", lambda: SCRIPTED)
     monkeypatch.setattr(client, "DISCARD_GRACE_SECONDS", 0.3)
     monkeypatch.setattr(client, "KILL_GRACE_SECONDS", 0.3)
     engine = ProcessEngine()
@@ -103,8 +103,8 @@ def test_discard_ends_even_a_child_that_does_not_listen(monkeypatch: pytest.Monk
 def test_an_orphan_saves_and_ends(tmp_path: Path) -> None:
     marker = tmp_path / "why"
     driver = (
-        "import sys; from qlora_engine import client, jobs; "
-        f"client.worker_command = lambda: {SCRIPTED!r}\n"
+        "import sys; from qlora_engine import client, jobs, launch; "
+        f"launch.worker_command = lambda: {SCRIPTED!r}\n"
         f"for e in client.ProcessEngine().run(jobs.TrainJob({{'script': 'until stopped', 'marker': {str(marker)!r}}})):\n"
         "    print('event', flush=True)\n"
     )
@@ -131,8 +131,8 @@ DEAF = (
 )
 """An engine inside C code that holds Python's lock: none of its threads and handlers runs."""
 DRIVER = (
-    "from qlora_engine import client, jobs\n"
-    f"client.worker_command = lambda: {[sys.executable, '-P', '-c', DEAF]!r}\n"
+    "from qlora_engine import client, jobs, launch\n"
+    f"launch.worker_command = lambda: {[sys.executable, '-P', '-c', DEAF]!r}\n"
     "for e in client.ProcessEngine().run(jobs.TrainJob({}, detached=DETACHED)):\n    print(e.text, flush=True)\n"
 )
 
@@ -170,7 +170,7 @@ def test_a_detached_engine_that_holds_pythons_lock_goes_on() -> None:
 
 
 def test_an_engine_that_was_left_is_watched_no_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(client, "worker_command", lambda: SCRIPTED)
+    monkeypatch.setattr(launch, "worker_command", lambda: SCRIPTED)
     engine, events = ProcessEngine(), []
     for event in engine.run(jobs.TrainJob({"script": "until stopped", "marker": str(tmp_path / "why")})):
         events.append(event)

@@ -23,7 +23,6 @@ INHERENT = {
 GROWN = {
     "app/presenters/memory.py::memory_state": 45,
     "app/tabs/data/rows_panel.py::RowsPanel._detail": 44,
-    "packaging/bootstrap.py::main": 57,
     "qlora_engine/memory/blocks.py::block_of": 46,
     "qlora_engine/memory/estimate.py::estimate": 42,
     "qlora_engine/runs/record.py::RunFolder": 18,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -20,6 +22,7 @@ from qlora_engine.memory.rehearsal import Question, rehearse
 from qlora_engine.models import loading, spec
 from qlora_engine.monitor import paging
 from qlora_engine.monitor.nvml import Nvml
+from qlora_engine.spare import Spare
 from qlora_engine.training import loss, optim
 from tests.engine.memory.settings import SIZE, config
 from tests.support.tiny import make_tiny
@@ -84,3 +87,21 @@ def test_this_process_takes_what_the_empty_one_did(tmp_path: Path, monkeypatch: 
     own = taken(nvml, str(torch.cuda.get_device_properties(0).uuid), os.getpid(), used_by_uuid(nvml))
     besides = own - torch.cuda.memory_reserved() + torch.cuda.memory_allocated()
     assert 0.9 * found.low_bytes < besides < found.high_bytes
+
+
+def test_an_engine_that_waits_holds_nothing_of_a_gpu() -> None:
+    """It imports torch and transformers, and must not make a context."""
+    nvml, spare = Nvml(), Spare()
+    assert nvml.start()
+    try:
+        spare.prepare()
+        time.sleep(20)
+        assert spare._waiting is not None
+        pid = spare._waiting.process.pid
+        assert psutil.Process(pid).cpu_times().user > 1, "it has imported nothing yet"
+        for index in range(int(nvml.device_count())):
+            processes = nvml.processes(nvml.device(index))
+            assert pid not in [one.pid for one in processes]
+    finally:
+        spare.end()
+        nvml.stop()

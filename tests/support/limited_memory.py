@@ -9,13 +9,14 @@ from __future__ import annotations
 import ctypes
 import json
 import resource
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qlora_engine import config_io
+from qlora_engine import config_io, paths
 from qlora_engine.config import TrainingConfig
 from qlora_engine.events import Noticed, RunFinished
 from qlora_engine.jobs import TrainJob
@@ -36,6 +37,7 @@ def main(folder: Path) -> int:
     report = folder / "peak"
     whole = ended(wide_config(folder, "whole", training__micro_batch=ROWS), lambda: measuring(report))
     room = int(SHARE * int(report.read_text(encoding="ascii")))
+    shutil.rmtree(paths.cache_dir() / "starts")  # what is known to fit would not be tried
     limited = ended(wide_config(folder, "limited", training__micro_batch=ROWS), lambda: limiting(room))
     newest = checkpoint.newest(RunFolder(folder / "runs" / "limited"))
     assert newest is not None, limited

@@ -200,3 +200,24 @@ def group_by_input(sites: Sequence[Site], run: Any) -> None:
         else:
             group, last = [site], x
         site.group = Group(group) if len(group) == 1 else group[0].group
+
+
+def groups_of(sites: Sequence[Site]) -> list[list[int]]:
+    """The places of the sites that are computed together."""
+    places = {id(site): place for place, site in enumerate(sites)}
+    found = {id(site.group): [places[id(one)] for one in site.group.sites] for site in sites}
+    return list(found.values())
+
+
+def regroup(sites: Sequence[Site], groups: Sequence[Sequence[int]]) -> None:
+    """Computed together as `groups_of` told.
+
+    Raises:
+        ValueError: that was told of other sites.
+    """
+    if sorted(place for group in groups for place in group) != list(range(len(sites))):
+        raise ValueError(f"{len(sites)} adapted layers, which are grouped otherwise")
+    for places in groups:
+        group = Group([sites[place] for place in places])
+        for site in group.sites:
+            site.group = group
