@@ -122,6 +122,11 @@ THEMES_IN_WORDS = (
 )
 
 
+NOTIFIES = "Tell the desktop when a run ends and this window is not in front"
+READY = "Keep an engine ready: a run or a chat starts some seconds sooner"
+READY_TAKES = "It takes about half a GiB of the computer's memory, and none of a GPU's; after half an hour without use it goes"
+
+
 class SettingsDialog(QDialog):
     """How the window looks and where the engine runs; each choice holds at once."""
 
@@ -138,15 +143,9 @@ class SettingsDialog(QDialog):
         )  # fmt: skip
         self.engine.set_value(settings.engine)
         self.engine.chosen.connect(lambda value: choose(engine=value))
-        self.notifies = QCheckBox("Tell the desktop when a run ends and this window is not in front")
-        self.notifies.setChecked(settings.notifies)
-        self.notifies.toggled.connect(lambda is_wanted: choose(notifies=is_wanted))
-        self.ready = QCheckBox("Keep an engine ready: a run or a chat starts some seconds sooner")
-        self.ready.setToolTip(
-            "It takes about half a GiB of the computer's memory, and none of a GPU's; after half an hour without use it goes"
-        )
-        self.ready.setChecked(settings.keeps_ready)
-        self.ready.toggled.connect(lambda is_wanted: choose(keeps_ready=is_wanted))
+        self.notifies = _check_box(NOTIFIES, settings.notifies, lambda is_on: choose(notifies=is_on))
+        self.ready = _check_box(READY, settings.keeps_ready, lambda is_on: choose(keeps_ready=is_on))
+        self.ready.setToolTip(READY_TAKES)
         self.numbers = NumbersForm(LANGUAGES, settings.numbers, lambda name: example(style_of(name)))
         self.numbers.chosen.connect(lambda value: choose(numbers=value))
         self.sleep = label(sleep.in_settings(awake.why_not()), "small", wraps=True)
@@ -168,6 +167,13 @@ class SettingsDialog(QDialog):
         layout.setContentsMargins(GAP_PAGE, GAP_PAGE, GAP_PAGE, GAP_WIDE)
         self.setLayout(layout)
         self.resize(*SETTINGS_SIZE)
+
+
+def _check_box(words: str, is_on: bool, chosen: Callable[[bool], None]) -> QCheckBox:
+    box = QCheckBox(words)
+    box.setChecked(is_on)
+    box.toggled.connect(chosen)
+    return box
 
 
 class HelpWindow(QDialog):
