@@ -14,7 +14,9 @@ def own_state(studio: Studio) -> MemoryState:
     if work.memory.own is None:
         return MemoryState()
     side = "double_quant" if work.job.config.quantization.double_quant else "single_quant"
-    return MemoryState(short_verdict=short_verdict(work.memory.own.bar(side), studio.room.own))
+    own = work.memory.own
+    words = short_verdict(own.bar(side), studio.room.own, own.estimate.kept_weights_bytes)
+    return MemoryState(short_verdict=words)
 
 
 def what_if_capacity(name: str | None) -> Capacity | None:

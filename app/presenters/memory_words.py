@@ -126,8 +126,11 @@ def _range_text(found: Comparison, bar: Bar) -> str:
     )
 
 
-def short_verdict(bar: Bar, capacity: Capacity | None) -> str:
-    return verdict_text(bar.device_likely, capacity)
+def short_verdict(bar: Bar, capacity: Capacity | None, kept_bytes: int = 0) -> str:
+    """What a run says that it will take: with the weights that it keeps dequantized, where that much is free."""
+    with_kept = bar.device_likely + kept_bytes
+    has_room = capacity is not None and with_kept <= capacity.usable_bytes
+    return verdict_text(with_kept if has_room else bar.device_likely, capacity)
 
 
 def verdict_text(needed: int, capacity: Capacity | None) -> str:

@@ -13,7 +13,14 @@ from PySide6.QtWidgets import QApplication
 from app import theme
 from app.presenters.memory import MemoryState, memory_state
 from app.presenters.memory_sizes import Subject, divisors_of, fitting, length_stops, nearest, sizes
-from app.presenters.memory_words import Capacity, RehearsalStatus, ago_text, mark_of, past_error
+from app.presenters.memory_words import (
+    Capacity,
+    RehearsalStatus,
+    ago_text,
+    mark_of,
+    past_error,
+    short_verdict,
+)
 from app.presenters.words import GIB, bytes_text
 from app.widgets.bar_painting import ink_on
 from qlora_engine.config import TrainingConfig, all_knobs, validate, with_value
@@ -135,6 +142,14 @@ def test_weights_that_are_kept_on_the_cpu_are_told_before_the_run() -> None:
     assert (
         f"Where it is free, {kept} of dequantized weights are kept too, and given up first."
         in state.verdict_more
+    )
+    bar, tight = found.bar("double_quant"), int(found.bar("double_quant").device_likely * 1.01)
+    both = f"{(bar.device_likely + found.estimate.kept_weights_bytes) / GIB:.2f}"
+    assert both in short_verdict(
+        bar, Capacity("this computer", 64 * GIB, 60 * GIB), found.estimate.kept_weights_bytes
+    )
+    assert short_verdict(bar, Capacity("tight", tight, tight), found.estimate.kept_weights_bytes).startswith(
+        f"fits: {bar.device_likely / GIB:.2f}"
     )
     none = compared(subject_of("llama-7b", device="cpu"))
     assert not none.estimate.kept_weights_bytes
