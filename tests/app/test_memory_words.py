@@ -23,33 +23,17 @@ from app.presenters.memory_words import (
 )
 from app.presenters.words import GIB, bytes_text
 from app.widgets.bar_painting import ink_on
-from qlora_engine.config import TrainingConfig, all_knobs, validate, with_value
+from qlora_engine.config import all_knobs, validate, with_value
 from qlora_engine.memory import estimate as closed_form
 from qlora_engine.memory import explain, gpus
-from qlora_engine.memory.explain import Comparison
 from qlora_engine.models import known
 from qlora_engine.runs.record import RunSummary
-from tests.app.memory_cases import counted
+from tests.app.memory_cases import compared, counted, subject_of
 
 PAPER = {
     "lora.rank": 64, "lora.targets": "all-linear", "training.optimizer": "paged_adamw_32bit",
     "training.gradient_checkpointing": True, "training.micro_batch": 1, "training.effective_batch": 16,
 }  # fmt: skip
-
-
-def subject_of(model: str, seq_len: int = 512, rows: int = 1, device: str = "cuda", **edits: Any) -> Subject:
-    found = known.find(model)
-    assert found is not None
-    config = TrainingConfig()
-    for path, value in edits.items():
-        config = with_value(config, path.replace("__", "."), value)
-    return Subject(found.facts(), config, seq_len, rows, device)
-
-
-def compared(subject: Subject) -> Comparison:
-    return explain.compare(
-        subject.facts, subject.config, seq_len=subject.seq_len, micro_batch=subject.micro_batch, device=subject.device
-    )  # fmt: skip
 
 
 def capacity_of(gpu: str) -> Capacity:
