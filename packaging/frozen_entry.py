@@ -1,6 +1,6 @@
 """Entry of the frozen bundle: one executable is the window, the engine process and the command line.
 
-`client.worker_command` starts a frozen bundle with `--engine-worker`, the proof of an export with `--verify-export`,
+`launch.worker_command` starts a frozen bundle with `--engine-worker`, the proof of an export with `--verify-export`,
 the description of a model class with `--describe-class`, and so on (`child.FLAGS`); `--cli` is `qlora`.
 """
 

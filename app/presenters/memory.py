@@ -23,7 +23,7 @@ from app.presenters.words import bytes_text, capital, count_text, gib_text, join
 from qlora_engine.config import all_knobs
 from qlora_engine.memory import gpus
 from qlora_engine.memory.explain import MOVING, Bar, Comparison, Part
-from qlora_engine.runs.record import RunSummary
+from qlora_engine.runs.summary import RunSummary
 
 SHORT = {
     "quantized_weights": "4-bit weights",

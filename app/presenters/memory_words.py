@@ -27,7 +27,7 @@ from qlora_engine.config import all_knobs
 from qlora_engine.memory import advise
 from qlora_engine.memory.explain import Bar, Comparison
 from qlora_engine.memory.moments import HOST_BASE_BYTES
-from qlora_engine.runs.record import RunSummary
+from qlora_engine.runs.summary import RunSummary
 
 TONES = {"fits": "good", "fits_low": "warning", "fits_paged": "warning", "too_large": "bad"}
 

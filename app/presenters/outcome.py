@@ -12,7 +12,8 @@ from app.presenters.words import capital, count_text, duration_text, number_text
 from qlora_engine import events as ev
 from qlora_engine.errors import EngineError
 from qlora_engine.runs import endings
-from qlora_engine.runs.record import RunFolder, RunSummary
+from qlora_engine.runs.record import RunFolder
+from qlora_engine.runs.summary import RunSummary
 
 EARLY = "training.early_stop"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.presenters.words import bytes_text, plural
-from qlora_engine.runs.record import RunFolder
+from qlora_engine.runs import stored
 
 LOG_LINES = 400
 TITLES = {
@@ -37,7 +37,7 @@ def files_of(path: Path) -> RunFiles:
         total += size
         count = f", {plural(sum(1 for _ in found.iterdir()), 'entry', 'entries')}" if found.is_dir() else ""
         rows.append((TITLES.get(found.name, found.name), f"{bytes_text(size)} \u00b7 {found.name}{count}"))
-    return RunFiles((*rows, ("Together", bytes_text(total))), RunFolder(path).log_tail(LOG_LINES), total)
+    return RunFiles((*rows, ("Together", bytes_text(total))), stored.log_tail(path, LOG_LINES), total)
 
 
 def _size(path: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from app.presenters.words import UNKNOWN, bytes_text, date_text, duration_text, number_text, ratio_text
-from qlora_engine.runs.record import RunSummary
+from qlora_engine.runs.summary import RunSummary
 
 STATE_WORDS = {
     "new": "new",

@@ -12,7 +12,8 @@ from app.presenters.runs import loss_text
 from app.presenters.words import capital, count_text, plural
 from qlora_engine.errors import EngineError
 from qlora_engine.evaluate.origin import BaseKey, base_key, why_not_beside
-from qlora_engine.runs.record import RunFolder, RunSummary
+from qlora_engine.runs.record import RunFolder
+from qlora_engine.runs.summary import RunSummary
 
 
 @dataclass(frozen=True)

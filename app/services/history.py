@@ -11,7 +11,8 @@ from app.services.background import Background
 from qlora_engine import paths
 from qlora_engine.runs import notes
 from qlora_engine.runs.index import RunEntry, RunIndex
-from qlora_engine.runs.record import RunFolder, RunSummary
+from qlora_engine.runs.record import RunFolder
+from qlora_engine.runs.summary import RunSummary, summary_of
 
 LOOK_MS = 3000
 """How often the folders are looked at for what others do: a list of 2,000 runs that did not change takes some 50 ms."""
@@ -60,7 +61,7 @@ class History(QObject):
 
     def expect(self, *folders: Path) -> None:
         """Runs that were made just now are known at once; the next look tells more."""
-        found = [RunEntry(RunFolder(folder).summary(), notes.read(folder)) for folder in folders]
+        found = [RunEntry(summary_of(RunFolder(folder)), notes.read(folder)) for folder in folders]
         self._by_folder.update({str(entry.path): entry for entry in found})
         self.entries = (*found, *self.entries)
         self.changed.emit()

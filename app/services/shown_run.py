@@ -12,8 +12,8 @@ from app.services.history import History
 from app.services.kept_run import ELSEWHERE, KeptRun
 from app.services.trainer import Trainer
 from qlora_engine.runs.index import RunEntry
-from qlora_engine.runs.record import RunSummary
 from qlora_engine.runs.stored import PLANNED
+from qlora_engine.runs.summary import RunSummary
 
 DRAFT, BEGINNING = "draft", "beginning"
 """Keys of what has no folder: the job being edited, and this window's run until it has told where it is kept. Any other

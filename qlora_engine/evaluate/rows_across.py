@@ -10,6 +10,7 @@ from qlora_engine import parsing
 from qlora_engine.errors import EngineError
 from qlora_engine.evaluate import prediction_file
 from qlora_engine.runs.record import RunFolder
+from qlora_engine.runs.summary import summary_of
 
 MOST_ROWS = 20
 TOLD = ("same", "worst", "best")
@@ -56,7 +57,7 @@ class _Scored:
 def across(folders: Sequence[RunFolder], most: int = MOST_ROWS) -> RowsAcross:
     """Rows that every scored run held out, those first that most runs answered and on which they differ most."""
     found = [_read(folder) for folder in folders]
-    unscored = tuple(n for n, one in enumerate(found) if one is None and folders[n].summary().has_adapter)
+    unscored = tuple(n for n, one in enumerate(found) if one is None and summary_of(folders[n]).has_adapter)
     scored = [one for one in found if one is not None]
     problem = _problem(scored)
     common = set.intersection(*(set(one.scores) for one in scored)) if scored and not problem else set()

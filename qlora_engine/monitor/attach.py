@@ -15,7 +15,8 @@ from qlora_engine.monitor import trace
 from qlora_engine.monitor.gpu import next_due
 from qlora_engine.monitor.nvml import Nvml
 from qlora_engine.monitor.sampler import Sample, Sampler
-from qlora_engine.runs.record import LIVE_STATES, RunFolder, list_runs
+from qlora_engine.runs.record import LIVE_STATES, RunFolder
+from qlora_engine.runs.summary import list_runs
 
 FRESH_SECONDS = 5.0
 

@@ -16,7 +16,8 @@ from qlora_engine.config import TrainingConfig, all_knobs, get_value
 from qlora_engine.errors import EngineError
 from qlora_engine.runs import curves, notes
 from qlora_engine.runs.curves import Curve
-from qlora_engine.runs.record import RunFolder, RunSummary
+from qlora_engine.runs.record import RunFolder
+from qlora_engine.runs.summary import RunSummary, summary_of
 
 UNHEARD = ("output.",)
 """Where a run lies and what it is called is no difference."""
@@ -130,7 +131,7 @@ def compare(folders: Sequence[RunFolder]) -> Comparison:
 
 def side_of(folder: RunFolder) -> Side:
     """One run as a comparison shows it. Never raises for what its folder lacks."""
-    summary, curve = folder.summary(), curves.read(folder.path)
+    summary, curve = summary_of(folder), curves.read(folder.path)
     title = notes.read(folder.path).name or folder.run_id
     return Side(summary, title, curve, figures(summary, curve), _config(folder))
 

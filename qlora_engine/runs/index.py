@@ -19,7 +19,8 @@ from typing import Any
 from qlora_engine import parsing, paths
 from qlora_engine.runs import live, notes, queue, stored
 from qlora_engine.runs.notes import Notes
-from qlora_engine.runs.record import LIVE_STATES, RunFolder, RunSummary, is_run
+from qlora_engine.runs.record import LIVE_STATES, RunFolder, is_run
+from qlora_engine.runs.summary import RunSummary, summary_of
 
 UNSETTLED = (*LIVE_STATES, "new")
 """States of a record that say nothing before its owner is looked for."""
@@ -185,7 +186,7 @@ def _is_unsettled(path: Path, entry: RunEntry) -> bool:
 
 
 def _summary(path: Path) -> RunSummary:
-    summary = RunFolder(path).summary()
+    summary = summary_of(RunFolder(path))
     if summary.state not in LIVE_STATES:
         return summary
     newest = live.newest_step(path)

@@ -15,7 +15,8 @@ from qlora_engine.config import TrainingConfig, with_value
 from qlora_engine.errors import EngineError
 from qlora_engine.jobs import ResumeJob, TrainJob
 from qlora_engine.runs import notes, stored
-from qlora_engine.runs.record import RESUMABLE_STATES, RunFolder
+from qlora_engine.runs.record import RunFolder
+from qlora_engine.runs.summary import RESUMABLE_STATES
 
 NAME_TRIES = 5
 EARLIER_FILE = "metrics.earlier.jsonl"

@@ -18,6 +18,7 @@ from qlora_engine import paths
 from qlora_engine.errors import EngineError
 from qlora_engine.runs import ownership, plans, sealed
 from qlora_engine.runs.record import LIVE_STATES, RunFolder
+from qlora_engine.runs.summary import summary_of
 
 QUEUE_FILE, LOCK_FILE = "queue.json", "queue.lock"
 LOCK_SECONDS = 10.0
@@ -96,7 +97,7 @@ def add(folder: RunFolder, *, gpu: str = "", first: bool = False) -> Queue:
         EngineError: it is over, is being trained, or waits already; or the queue cannot be written.
     """
     state = folder.state()
-    if state in LIVE_STATES or not (plans.is_startable(folder) or folder.summary().is_resumable):
+    if state in LIVE_STATES or not (plans.is_startable(folder) or summary_of(folder).is_resumable):
         raise EngineError(
             "queue.state",
             f"run {folder.run_id!r} is {state} and cannot be queued",

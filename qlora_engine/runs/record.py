@@ -11,14 +11,13 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qlora_engine import config_io, events, parsing, paths
 from qlora_engine.config import TrainingConfig, tables
 from qlora_engine.errors import EngineError
-from qlora_engine.runs import claims, endings, ownership, sealed, stored
+from qlora_engine.runs import claims, ownership, sealed, stored
 from qlora_engine.runs.naming import free_path
 from qlora_engine.runs.sealed import append_line, write_aside
 from qlora_engine.runs.stored import (
@@ -34,48 +33,12 @@ from qlora_engine.runs.stored import (
 __all__ = [
     "CHECKPOINT_MARK",
     "LIVE_STATES",
-    "RESUMABLE_STATES",
     "RunFolder",
-    "RunSummary",
     "append_line",
     "is_complete",
-    "list_runs",
     "step_of",
     "write_aside",
 ]
-
-RESUMABLE_STATES = ("stopped", "crashed", "failed")
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """One line of the history. `notices` say what is missing or unreadable; unknown values are None."""
-
-    run_id: str
-    path: Path
-    state: str
-    model: str
-    data: str
-    created_unix: float | None
-    finished_unix: float | None
-    last_step: int | None
-    total_steps: int | None
-    loss_before: float | None
-    loss_after: float | None
-    predicted_peak_bytes: int | None
-    measured_peak_bytes: int | None
-    is_resumable: bool
-    notices: tuple[str, ...] = ()
-    has_adapter: bool = False
-    best_loss: float | None = None
-    best_step: int | None = None
-    train_seconds: float | None = None
-    error: str = ""
-    """What a failed run failed of, with the next step."""
-    answers_asked: int | None = None
-    """Held-out questions that were answered after training."""
-    answers_ended: int | None = None
-    """Of these, the answers that ended by themselves."""
 
 
 class RunFolder:
@@ -85,7 +48,7 @@ class RunFolder:
         self.path = path
         self.adapter_dir = path / "adapter"
         self.checkpoints_dir = path / "checkpoints"
-        self.log_path = path / "log.txt"
+        self.log_path = path / stored.LOG_FILE
         self.memory_path = path / stored.MEMORY_FILE
         self.metrics_path = path / stored.METRICS_FILE
         self.job_path = path / JOB_FILE
@@ -107,7 +70,7 @@ class RunFolder:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             folder.path.mkdir(mode=sealed.PRIVATE_FOLDER)
-            folder._begin(config, state)
+            _begin(folder, config, state)
         except OSError as error:
             if not folder.path.exists() or not isinstance(error, FileExistsError):
                 raise EngineError(
@@ -119,17 +82,6 @@ class RunFolder:
                 "output.exists", f"a run named {folder.run_id!r} exists already", "choose another output.name"
             ) from error
         return folder
-
-    def _begin(self, config: TrainingConfig, state: str) -> None:
-        """Fill a new folder; one that cannot be filled is no run, and its name stays free."""
-        try:
-            self.checkpoints_dir.mkdir(mode=sealed.PRIVATE_FOLDER)
-            config_io.save(config, self.job_path)
-            job = config_io.to_dict(config)
-            self.write_record({"run_id": self.run_id, "state": state, "created": time.time(), "job": job})
-        except OSError:
-            shutil.rmtree(self.path, ignore_errors=True)
-            raise
 
     @classmethod
     def open(cls, where: Path | str) -> RunFolder:
@@ -244,12 +196,6 @@ class RunFolder:
             kept.append(event)
         return iter(kept)
 
-    def log_tail(self, lines: int = 40) -> str:
-        if not self.log_path.exists():
-            return ""
-        text = self.log_path.read_text(encoding="utf-8", errors="replace")
-        return "\n".join(text.splitlines()[-lines:])
-
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first. One that lost a file or a byte is not complete."""
         return stored.checkpoints(self.path)
@@ -262,68 +208,17 @@ class RunFolder:
             return "crashed"
         return state
 
-    def summary(self) -> RunSummary:
-        """Never raises: what cannot be read is said in `notices`."""
-        notices = []
-        try:
-            record = self.record()
-            state = self.state(record)
-        except EngineError as error:
-            record, state = {}, "unreadable"
-            notices.append(error.message)
-        if record.get("rebuilt_from"):
-            notices.append(f"its record was damaged; what is shown is from {record['rebuilt_from']}")
-        if state in LIVE_STATES and ownership.is_elsewhere(self.path, record):
-            notices.append(f"begun on {record.get('host')}; whether it still runs cannot be told from here")
-        plan = record.get("plan") or {}
-        checkpoints, ends = self.checkpoints(), endings.of_record(record)
-        problem = (record.get("error") or {}) if state in RESUMABLE_STATES else {}
-        if record.get("last_checkpoint") and not checkpoints and state != "finished":
-            notices.append("its checkpoints are missing")
-        return RunSummary(
-            run_id=self.run_id,
-            path=self.path,
-            state=state,
-            model=str((record.get("model") or {}).get("name") or _asked_for(self, record, "model", "name")),
-            data=str((record.get("data") or {}).get("path") or _asked_for(self, record, "data", "path")),
-            created_unix=record.get("created"),
-            finished_unix=record.get("finished"),
-            last_step=record.get("last_step"),
-            total_steps=plan.get("total_steps"),
-            loss_before=record.get("loss_before"),
-            loss_after=record.get("loss_after"),
-            predicted_peak_bytes=record.get("predicted_peak_bytes"),
-            measured_peak_bytes=record.get("measured_peak_bytes"),
-            is_resumable=state in RESUMABLE_STATES and bool(checkpoints),
-            notices=tuple(notices),
-            has_adapter=(self.adapter_dir / "adapter_model.safetensors").is_file(),
-            best_loss=record.get("best_loss"),
-            best_step=record.get("best_step"),
-            train_seconds=record.get("train_seconds"),
-            error="; ".join(str(problem[key]) for key in ("message", "hint") if problem.get(key)),
-            answers_asked=ends.asked if ends else None,
-            answers_ended=ends.ended if ends else None,
-        )
 
-
-def _asked_for(folder: RunFolder, record: Mapping[str, Any], table: str, name: str) -> str:
-    """What its job says, for a run that has not begun, or failed before its record could tell."""
-    kept = (record.get("job") or {}).get(table)
-    if isinstance(kept, Mapping) and isinstance(kept.get(name), str):
-        return str(kept[name])
+def _begin(folder: RunFolder, config: TrainingConfig, state: str) -> None:
+    """Fill a new folder; one that cannot be filled is no run, and its name stays free."""
     try:
-        return str(getattr(getattr(folder.job(), table), name))
-    except EngineError:
-        return "n/a"
-
-
-def list_runs(runs_dir: Path | None = None) -> list[RunSummary]:
-    """All runs, newest first."""
-    parent = runs_dir or paths.runs_dir()
-    if not parent.is_dir():
-        return []
-    summaries = [RunFolder(p).summary() for p in parent.iterdir() if is_run(p)]
-    return sorted(summaries, key=lambda s: s.created_unix or 0.0, reverse=True)
+        folder.checkpoints_dir.mkdir(mode=sealed.PRIVATE_FOLDER)
+        config_io.save(config, folder.job_path)
+        job = config_io.to_dict(config)
+        folder.write_record({"run_id": folder.run_id, "state": state, "created": time.time(), "job": job})
+    except OSError:
+        shutil.rmtree(folder.path, ignore_errors=True)
+        raise
 
 
 def is_run(path: Path) -> bool:

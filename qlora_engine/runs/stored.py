@@ -19,6 +19,7 @@ RECORD_FILE, JOB_FILE, LOCK_FILE = "run.json", "job.toml", "run.lock"
 CHECKPOINT_MARK, STATE_FILE = "checkpoint.json", "state.json"
 ADAPTER_MARK = "adapter.json"
 METRICS_FILE, MEMORY_FILE = "metrics.jsonl", "memory.jsonl"
+LOG_FILE = "log.txt"
 STEP_FOLDER = re.compile(r"step-(0|[1-9][0-9]{0,11})")
 
 
@@ -117,3 +118,12 @@ def damaged_lines(metrics: Path) -> int:
         return 0
     with metrics.open(encoding="utf-8", errors="replace") as file:
         return sum(bool(line.strip()) and not sealed.is_sealed_line(line) for line in file)
+
+
+def log_tail(run_dir: Path, lines: int = 40) -> str:
+    """The end of what a run's engine printed."""
+    try:
+        text = (run_dir / LOG_FILE).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])

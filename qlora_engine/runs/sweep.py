@@ -22,7 +22,8 @@ from qlora_engine.runs import naming, notes, plans, sealed
 from qlora_engine.runs.index import RunEntry
 from qlora_engine.runs.margin import Margin, margin
 from qlora_engine.runs.pace import Paces, has_same_rows
-from qlora_engine.runs.record import RunFolder, RunSummary
+from qlora_engine.runs.record import RunFolder
+from qlora_engine.runs.summary import RunSummary, summary_of
 
 MOST_SETTINGS, MOST_RUNS, MOST_SEEDS = 2, 200, 20
 ASSUMED_LENGTH = 512
@@ -314,7 +315,7 @@ def _planned_run(sweep: Sweep, sweep_id: str, cell: int, seed: int) -> Path:
 
 def _summary(path: Path) -> RunSummary | None:
     try:
-        return RunFolder.open(path).summary()
+        return summary_of(RunFolder.open(path))
     except EngineError:
         return None
 

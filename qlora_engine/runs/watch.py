@@ -142,7 +142,7 @@ def terminal(folder: RunFolder, state: str, record: Mapping[str, Any]) -> Event:
         return RunFailed(str(error["code"]), str(error.get("message", "")), str(error.get("hint", "")))
     hint = f"go on from its checkpoint: `qlora resume {folder.run_id}`" if is_resumable else "start it again"
     return RunFailed(
-        "engine.gone", "The process that trained this run is gone", hint, None, folder.log_tail()
+        "engine.gone", "The process that trained this run is gone", hint, None, stored.log_tail(folder.path)
     )
 
 

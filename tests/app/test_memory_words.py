@@ -27,7 +27,7 @@ from qlora_engine.config import all_knobs, validate, with_value
 from qlora_engine.memory import estimate as closed_form
 from qlora_engine.memory import explain, gpus
 from qlora_engine.models import known
-from qlora_engine.runs.record import RunSummary
+from qlora_engine.runs.summary import RunSummary
 from tests.app.memory_cases import compared, counted, subject_of
 
 PAPER = {

@@ -21,7 +21,7 @@ from qlora_engine import events as ev
 from qlora_engine.evaluate import answers, prediction_file
 from qlora_engine.runs import commands, live, notes, plans, stored
 from qlora_engine.runs.index import RunEntry
-from qlora_engine.runs.record import RunSummary
+from qlora_engine.runs.summary import RunSummary
 from tests.app import events_of_a_run as told
 
 

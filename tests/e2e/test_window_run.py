@@ -15,7 +15,8 @@ import pytest
 from qlora_engine.models import catalog
 from qlora_engine.monitor import trace
 from qlora_engine.runs import queue
-from qlora_engine.runs.record import RunFolder, list_runs
+from qlora_engine.runs.record import RunFolder
+from qlora_engine.runs.summary import list_runs
 from tests.support.starter import starter_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.starter]

@@ -17,6 +17,7 @@ from qlora_engine.config import TrainingConfig, with_value
 from qlora_engine.errors import EngineError
 from qlora_engine.runs import claims, ownership
 from qlora_engine.runs.record import RunFolder
+from qlora_engine.runs.summary import summary_of
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="flock")
 HOLD = """
@@ -102,7 +103,7 @@ def test_on_a_network_drive_what_cannot_be_told_is_said(
     there = {"pid": 1, "pid_started": 1.0, "boot": "another", "host": "tower"}
     folder.update(state="running", **there)
     assert folder.state() == "running"
-    assert "whether it still runs cannot be told from here" in folder.summary().notices[0]
+    assert "whether it still runs cannot be told from here" in summary_of(folder).notices[0]
     with pytest.raises(EngineError, match="it cannot be told whether it still runs") as caught:
         folder.claim()
     assert "--accept owner" in caught.value.hint

@@ -17,7 +17,8 @@ from qlora_engine.data import sources
 from qlora_engine.errors import EngineError
 from qlora_engine.models import files, gguf_header
 from qlora_engine.monitor import trace
-from qlora_engine.runs.record import RunFolder, is_complete, list_runs
+from qlora_engine.runs.record import RunFolder, is_complete
+from qlora_engine.runs.summary import list_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 DIRECT = re.compile(r"\bjson\.loads?\(|\btomllib\b|\btomlkit\.(parse|loads?)\(|JSONDecoder")

@@ -11,7 +11,8 @@ from qlora_engine.config import TrainingConfig, with_value
 from qlora_engine.errors import EngineError
 from qlora_engine.events import Noticed, RunStarted, StepFinished
 from qlora_engine.runs import ownership, sealed
-from qlora_engine.runs.record import RunFolder, list_runs
+from qlora_engine.runs.record import RunFolder
+from qlora_engine.runs.summary import list_runs, summary_of
 from tests.support.run_folders import add_checkpoint
 
 
@@ -119,7 +120,7 @@ def test_checkpoints_are_ordered_by_step_not_by_name(folder: RunFolder) -> None:
 
 def test_a_missing_checkpoint_is_said(folder: RunFolder) -> None:
     folder.update(state="stopped", last_checkpoint="step-5")
-    summary = folder.summary()
+    summary = summary_of(folder)
     assert not summary.is_resumable
     assert summary.notices == ("its checkpoints are missing",)
 
@@ -139,7 +140,7 @@ def test_a_folder_that_is_only_named_like_a_checkpoint_is_none(folder: RunFolder
     whole = add_checkpoint(folder, 1)
     add_checkpoint(folder, 2).rename(folder.checkpoints_dir / name)
     assert folder.checkpoints() == [whole]
-    assert folder.summary().notices == ()
+    assert summary_of(folder).notices == ()
 
 
 def test_a_position_that_is_another_number_now_is_seen(folder: RunFolder) -> None:
@@ -158,7 +159,7 @@ def test_a_lost_record_is_made_again_from_the_newest_checkpoint(folder: RunFolde
     (folder.path / "run.json").unlink()
     record = folder.record()
     assert (record["last_step"], record["state"], record["rebuilt_from"]) == (2, "crashed", "step-2")
-    assert "from step-2" in folder.summary().notices[0]
+    assert "from step-2" in summary_of(folder).notices[0]
 
 
 @pytest.mark.parametrize("left", [0, 1, 40, 400], ids=["nothing", "a letter", "a line", "some tables"])

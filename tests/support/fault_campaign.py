@@ -17,7 +17,8 @@ from qlora_engine.evaluate.origin import origin_of_run
 from qlora_engine.events import RunFinished
 from qlora_engine.export.source import open_source
 from qlora_engine.runs import stored
-from qlora_engine.runs.record import RunFolder, list_runs
+from qlora_engine.runs.record import RunFolder
+from qlora_engine.runs.summary import list_runs
 from tests.support import tiny_runs
 
 

@@ -23,7 +23,7 @@ from app.widgets.kit import Card, Notice, button, column, label, row, set_tip
 from app.widgets.working import Working
 from app.widgets.wrapped_table import Cell, WrappedTable
 from qlora_engine.evaluate.prompt_sets import PromptSet
-from qlora_engine.runs.record import RunSummary
+from qlora_engine.runs.summary import RunSummary
 
 SIDE_WIDTH = 226
 NARROWEST_COLUMN = 132

@@ -12,6 +12,7 @@ import click
 
 from qlora_engine.cli import output
 from qlora_engine.errors import EngineError
+from qlora_engine.runs.summary import summary_of
 
 if TYPE_CHECKING:
     from qlora_engine.runs.index import RunEntry
@@ -124,7 +125,7 @@ def entry_of(folder: RunFolder) -> RunEntry:
     from qlora_engine.runs.index import RunEntry
 
     place = queue.places().get(str(folder.path))
-    return RunEntry(folder.summary(), notes.read(folder.path), place)
+    return RunEntry(summary_of(folder), notes.read(folder.path), place)
 
 
 @runs.command()

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from qlora_engine import client, jobs
+from qlora_engine import jobs, launch
 from qlora_engine.client import ProcessEngine
 from qlora_engine.events import RunFinished, RunLeft, RunStarted, StepFinished
 from qlora_engine.runs import plans
@@ -44,8 +44,8 @@ def steps_of(events: list[object]) -> list[int]:
 def test_a_killed_window_loses_no_point_of_a_detached_run(tmp_path: Path) -> None:
     folder, marker = plans.create(config_of(output__name="night")), tmp_path / "enough"
     driver = (
-        "from qlora_engine import client, jobs\n"
-        f"client.worker_command = lambda: {SCRIPTED!r}\n"
+        "from qlora_engine import client, jobs, launch\n"
+        f"launch.worker_command = lambda: {SCRIPTED!r}\n"
         f"for event in client.ProcessEngine().run(jobs.{job_in(folder, marker, detached=True)!r}):\n"
         "    print('event', flush=True)\n"
     )
@@ -77,7 +77,7 @@ def test_a_killed_window_loses_no_point_of_a_detached_run(tmp_path: Path) -> Non
 def test_one_leaves_an_attached_run_and_another_stops_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "worker_command", lambda: SCRIPTED)
+    monkeypatch.setattr(launch, "worker_command", lambda: SCRIPTED)
     folder = plans.create(config_of(output__name="left"))
     engine = ProcessEngine()
     events = engine.run(job_in(folder, tmp_path / "never", detached=False))

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from qlora_engine.errors import EngineError
-from qlora_engine.runs import notes, plans, queue, record
+from qlora_engine.runs import index, notes, plans, queue
 from qlora_engine.runs.index import RunEntry, RunIndex, as_json
-from qlora_engine.runs.record import RunFolder, list_runs
 from qlora_engine.runs.selecting import all_tags, select
+from qlora_engine.runs.summary import list_runs
 from tests.support.run_folders import config_of, step_event, write_run
 
 
@@ -27,8 +27,8 @@ def test_the_cache_tells_what_the_folders_tell(monkeypatch: pytest.MonkeyPatch) 
     plans.create(config_of(output__name="draft"))
     fresh = RunIndex().entries()
     reads: list[Path] = []
-    real = RunFolder.summary
-    monkeypatch.setattr(record.RunFolder, "summary", lambda self: reads.append(self.path) or real(self))
+    real = index.summary_of
+    monkeypatch.setattr(index, "summary_of", lambda folder: reads.append(folder.path) or real(folder))
     assert RunIndex().entries() == fresh
     assert reads == []
     assert tuple(e.summary for e in fresh) == tuple(list_runs())

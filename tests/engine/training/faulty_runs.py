@@ -12,7 +12,7 @@ from qlora_engine.events import (
     Event,
 )
 from qlora_engine.jobs import TrainJob
-from qlora_engine.runs.record import list_runs
+from qlora_engine.runs.summary import list_runs
 
 
 def engine_events(config: TrainingConfig) -> list[Event]:

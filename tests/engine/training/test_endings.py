@@ -23,6 +23,7 @@ from qlora_engine.jobs import TrainJob
 from qlora_engine.runs import endings as kept
 from qlora_engine.runs import stored
 from qlora_engine.runs.record import RunFolder
+from qlora_engine.runs.summary import summary_of
 from qlora_engine.training import endings, recipe
 from tests.engine.training.conftest import MakeConfig
 from tests.support import tiny_runs
@@ -66,7 +67,7 @@ def test_a_model_that_learned_the_end_ends_every_answer(
     assert folder.record()["endings"] == dataclasses.asdict(found)
     assert stored.end_of_adapter(folder.path)["endings"] == dataclasses.asdict(found)
     assert stored.adapter_problem(folder.path) == ""
-    assert (folder.summary().answers_asked, folder.summary().answers_ended) == (3, 3)
+    assert (summary_of(folder).answers_asked, summary_of(folder).answers_ended) == (3, 3)
     assert found in list(folder.metrics())
     card = model_card(open_source(str(folder.path)), "adapter", {})
     assert "| held-out answers that ended by themselves | 3 of 3 (limit of 16 tokens) |" in card

@@ -25,7 +25,8 @@ from qlora_engine.events import (
 )
 from qlora_engine.jobs import TrainJob
 from qlora_engine.runs import stored
-from qlora_engine.runs.record import RunFolder, list_runs
+from qlora_engine.runs.record import RunFolder
+from qlora_engine.runs.summary import list_runs
 from qlora_engine.training import loss, recipe
 from qlora_engine.training.steps import HeldOutScore
 from tests.engine.training.conftest import MakeConfig
