@@ -16,6 +16,8 @@ from collections.abc import Callable
 from PySide6.QtCore import QObject, QTimer
 
 LOOK_MS = 15
+QUIET_LOOKS, QUIET_MS = 20, 60
+"""After so many looks that found nothing there are fewer: each takes a little of a training processor."""
 AT_ONCE_SECONDS = 0.005
 """How long the event loop is held up by one look; the rest follows in the next turn."""
 
@@ -26,7 +28,7 @@ class GuiCalls(QObject):
     def __init__(self, parent: QObject) -> None:
         super().__init__(parent)
         self._calls: deque[tuple[Callable[[], None], bool]] = deque()
-        self._speakers = 0
+        self._speakers = self._quiet = 0
         self._timer = QTimer(self, interval=LOOK_MS)
         self._timer.timeout.connect(self._look)
 
@@ -47,6 +49,7 @@ class GuiCalls(QObject):
 
     def _look(self) -> None:
         until = time.monotonic() + AT_ONCE_SECONDS
+        self._quiet = 0 if self._calls else self._quiet + 1
         while self._calls:
             call, is_last = self._calls.popleft()
             self._speakers -= is_last
@@ -56,6 +59,6 @@ class GuiCalls(QObject):
         if self._calls:
             self._timer.start(0)
         elif self._speakers:
-            self._timer.start(LOOK_MS)
+            self._timer.start(LOOK_MS if self._quiet < QUIET_LOOKS else QUIET_MS)
         else:
             self._timer.stop()

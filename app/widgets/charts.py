@@ -194,6 +194,10 @@ class Chart(Card):
         self._curves[name].setData(xs, ys)
         self._show_labels(any(len(known) for known, _ in self._data.values()))
 
+    def settle(self) -> None:
+        """Find the range of what is shown now, not in the middle of painting it: the chart would be painted a second time."""
+        self.plot.scene().prepareForPaint()
+
     def _show_labels(self, are_shown: bool) -> None:
         """An empty chart has nothing to label."""
         if are_shown != self._are_labels_shown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,6 +43,8 @@ MOST_ACROSS, SMALL_WIDTH = 6, 172
 """Small charts in a row at most (all of one GPU), and the pixels that each needs for its title and its figure."""
 LEGEND_ROWS = 10
 """The predicted peak, all bands of a run, or before one what the peak is made of."""
+SMALL_SECONDS = 3.0
+"""Between two pictures of the small charts of a run that goes on."""
 SMALL_TURNS = 4
 """Each small chart is drawn anew every so many turns, another quarter of them each time."""
 LONG_SECONDS, LONG_TURNS = 3600.0, 5
@@ -92,20 +95,28 @@ class TrainCharts(QWidget):
         whole.setStretch(0, 5)
         whole.setStretch(1, 6)
         self.setLayout(whole)
+        self._run: RunFold | None = None
+        self._small_shown = 0.0
 
     @property
     def memory(self) -> StackPanel:
         return self.memory_view.memory
 
     def show_run(self, run: RunFold) -> None:
+        """The loss; the small charts too, those of a run that goes on not at every step: on a CPU a picture costs a step its time."""
+        now = time.monotonic()
+        are_due = run is not self._run or not run.is_live or now - self._small_shown >= SMALL_SECONDS
+        self._run, self._small_shown = run, now if are_due else self._small_shown
         for chart, names in (
             (self.loss, ("loss", "smooth", "held_out")),
             (self.rate, ("rate",)),
             (self.grad, ("grad",)),
             (self.speed, ("speed",)),
         ):
-            for name in names:
-                chart.set_points(name, run.series[name].x, run.series[name].y)
+            if chart is self.loss or are_due:
+                for name in names:
+                    chart.set_points(name, run.series[name].x, run.series[name].y)
+                chart.settle()
 
     def restyle(self) -> None:
         for chart in (self.loss, self.rate, self.grad, self.speed):

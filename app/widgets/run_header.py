@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from PySide6.QtCore import Signal
-from PySide6.QtWidgets import QFrame, QHBoxLayout, QMenu, QProgressBar, QPushButton
+from PySide6.QtWidgets import QFrame, QHBoxLayout, QMenu, QPushButton
 
 from app.presenters.run_header import START, RunHeader
 from app.theme import GAP, GAP_PAGE
 from app.widgets.kit import Elided, ElidedButton, button, column, set_role, set_tip
+from app.widgets.share_bar import ShareBar
 
 
 class RunHead(QFrame):
@@ -26,9 +27,7 @@ class RunHead(QFrame):
         super().__init__()
         self.setProperty("role", "head")
         self.name, self.sentence = Elided("", "heading"), Elided("", "quiet")
-        self.progress = QProgressBar()
-        self.progress.setTextVisible(False)
-        self.progress.setAccessibleName("How far the run is")
+        self.progress = ShareBar("How far the run is")
         self.card = ElidedButton("This run")
         self.card.clicked.connect(lambda *_: self.card_asked.emit())
         self.pause = button("Pause", self.pause_asked.emit)
@@ -57,8 +56,7 @@ class RunHead(QFrame):
         set_role(self.sentence, tone=state.tone)
         is_draft = state.action == START
         self.progress.setVisible(state.is_live or state.share is not None)
-        self.progress.setRange(0, 0 if state.share is None else 1000)
-        self.progress.setValue(int(1000 * (state.share or 0)))
+        self.progress.show_share(state.share)
         self.card.setVisible(is_draft and not has_room)
         self.card.set_text(state.sentence)
         self.pause.setVisible(state.is_live)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from PySide6.QtCore import Signal
-from PySide6.QtWidgets import QProgressBar, QWidget
+from PySide6.QtWidgets import QWidget
 
 from app.widgets.kit import Elided, button, column, row
+from app.widgets.share_bar import ShareBar
 
 
 class Working(QWidget):
@@ -17,8 +18,7 @@ class Working(QWidget):
         super().__init__()
         self.phase = Elided(role="quiet")
         self.stop = button("Stop", self.stop_asked.emit)
-        self.bar = QProgressBar()
-        self.bar.setTextVisible(False)
+        self.bar = ShareBar()
         top = row(self.phase, self.stop)
         top.setStretch(0, 1)
         self.setLayout(column(top, self.bar, gap=6))
@@ -28,5 +28,4 @@ class Working(QWidget):
         """An empty `text` hides it; `share` is None while the end is unknown."""
         self.setVisible(bool(text))
         self.phase.setText(text)
-        self.bar.setRange(0, 0 if share is None else 1000)
-        self.bar.setValue(int(1000 * (share or 0)))
+        self.bar.show_share(share)

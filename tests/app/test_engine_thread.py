@@ -21,6 +21,7 @@ from app.services.gui_calls import GuiCalls
 from qlora_engine import events as ev
 from qlora_engine.client import InlineEngine, ProcessEngine
 from qlora_engine.jobs import Job, TrainJob
+from qlora_engine.spare import Spare
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = TrainJob({"script": "none"})
@@ -94,8 +95,11 @@ def test_a_runner_can_be_used_again_and_refuses_a_second_job_meanwhile(qtbot: Qt
 
 
 def test_the_setting_chooses_the_engine() -> None:
-    assert engine_factory("process") is ProcessEngine
-    assert engine_factory("inline") is InlineEngine
+    spare = Spare()
+    engine = engine_factory("process", spare)()
+    assert isinstance(engine, ProcessEngine)
+    assert engine._spare is spare
+    assert isinstance(engine_factory("inline", spare)(), InlineEngine)
 
 
 def test_it_is_a_qthread() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from PySide6.QtCore import Signal
 from PySide6.QtGui import QDragEnterEvent, QDropEvent, QShowEvent
-from PySide6.QtWidgets import QProgressBar, QStackedWidget, QWidget
+from PySide6.QtWidgets import QStackedWidget, QWidget
 
 from app.presenters.words import count_text
 from app.tabs.data.presenters.head import DataState
 from app.widgets.kit import Elided, Segments, boxed, button, column, row
 from app.widgets.page import Page
 from app.widgets.scrolled import Scrolled
+from app.widgets.share_bar import ShareBar
 
 SOURCE, ROWS, REPORT, DOCTOR, SPLIT = TAB_NAMES = ("source", "rows", "report", "doctor", "split")
 TABS = (
@@ -46,9 +47,8 @@ class DataScreen(Page):
         self.buttons.addWidget(self.check)
         self.tabs = Segments(TABS)
         self.tabs.chosen.connect(self.tab_wanted)
-        self.progress_text, self.progress = Elided(role="small"), QProgressBar()
-        self.progress.setRange(0, 0)
-        self.progress.setTextVisible(False)
+        self.progress_text, self.progress = Elided(role="small"), ShareBar()
+        self.progress.show_share(None)
         work = row(
             boxed(column(self.progress_text, self.progress, gap=4)), button("Cancel", self.cancel_asked.emit)
         )

@@ -13,7 +13,6 @@ from PySide6.QtWidgets import (
     QFileDialog,
     QLabel,
     QLineEdit,
-    QProgressBar,
     QRadioButton,
     QVBoxLayout,
     QWidget,
@@ -24,6 +23,7 @@ from app.theme import GAP_WIDE
 from app.widgets.form import QuietCombo
 from app.widgets.kit import Card, SideBySide, boxed, button, column, label, row, set_role, set_tip
 from app.widgets.page import Page
+from app.widgets.share_bar import ShareBar
 
 
 class ExportScreen(Page):
@@ -90,8 +90,7 @@ class ExportScreen(Page):
 
     def _make_proof(self) -> Card:
         """How far it is, what came of it, and what was checked."""
-        self.progress_text, self.progress = label(role="quiet"), QProgressBar()
-        self.progress.setTextVisible(False)
+        self.progress_text, self.progress = label(role="quiet"), ShareBar()
         self.cancel = button("Cancel", self.cancel_asked.emit)
         self.progress_row = boxed(row(boxed(column(self.progress_text, self.progress, gap=4)), self.cancel))
         self.outcome = label(wraps=True, selectable=True)
@@ -171,8 +170,7 @@ class ExportScreen(Page):
         self.export.setEnabled(has_runs and not is_running)
         self.progress_row.setVisible(is_running)
         self.progress_text.setText(fold.phase_text)
-        self.progress.setRange(0, 0 if fold.share is None else 1000)
-        self.progress.setValue(int(1000 * (fold.share or 0)))
+        self.progress.show_share(fold.share)
         told = fold.outcome_text or fold.stopped_text
         self.outcome.setText(told)
         self.outcome.setVisible(bool(told))

@@ -21,6 +21,8 @@ from qlora_engine.monitor import words
 from qlora_engine.monitor.residency import why_never_paged
 
 LOOK_MS = 500
+CPU_LOOK_MS = 1000
+"""Where the run itself needs the processor that paints, and nothing pages."""
 TRACE = "memory.jsonl"
 
 
@@ -47,6 +49,9 @@ class LiveMemory(QObject):
     def look(self) -> None:
         """Take in what is new, and paint it if it can be seen."""
         run = self._studio.trainer.run
+        wanted_ms = LOOK_MS if self._studio.workspace.job.has_gpu else CPU_LOOK_MS
+        if self._timer.interval() != wanted_ms:
+            self._timer.setInterval(wanted_ms)
         self._follow(run)
         count = self.feed.poll()
         if not count and self._followed is run and run.end is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import Signal
-from PySide6.QtWidgets import QPlainTextEdit, QProgressBar, QVBoxLayout
+from PySide6.QtWidgets import QPlainTextEdit, QVBoxLayout
 
 from app.presenters.outcome import Outcome
 from app.presenters.run_fold import RunFold
@@ -16,6 +16,7 @@ from app.widgets.figures import BigNumber, Flow
 from app.widgets.kit import Card, Notice, boxed, button, column, label, row
 from app.widgets.page import Page
 from app.widgets.scrolled import Scrolled
+from app.widgets.share_bar import ShareBar
 
 if TYPE_CHECKING:
     from app.widgets.run_charts import TrainCharts
@@ -34,9 +35,7 @@ class LiveScreen(Page):
         names = ("Step", "Loss", "Held-out loss", "Speed", "Time left", "Peak memory")
         self.numbers = {name: BigNumber(name) for name in names}
         self.figures = Flow(*self.numbers.values())
-        self.progress = QProgressBar()
-        self.progress.setTextVisible(False)
-        self.progress.setAccessibleName("Progress")
+        self.progress = ShareBar("Progress")
         self.phase = label(role="quiet")
         self.waiting = label("The charts are being made.", "quiet")
         self.charts_place = QVBoxLayout()
@@ -98,9 +97,9 @@ class LiveScreen(Page):
             self.numbers[name].show_value(text, note)
         self.figures.fit()
         is_busy = run.is_live and run.share is None and run.status.progress is None
-        self.progress.setRange(0, 0 if is_busy else 1000)
         share = run.share if run.share is not None else run.status.progress
-        self.progress.setValue(1000 if run.state == "finished" else int(1000 * (share or 0)))
+        is_over = run.state == "finished"
+        self.progress.show_share(None if is_busy and not is_over else 1.0 if is_over else share or 0.0)
         self.phase.setText(run.phase_text or "This run has not begun")
         self.sentence.setText(sentence)
         can_ask = is_own and run.state == "running" and run.last_step is not None

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from PySide6.QtCore import Qt, Signal
-from PySide6.QtWidgets import QGridLayout, QLabel, QProgressBar, QWidget
+from PySide6.QtWidgets import QGridLayout, QLabel, QWidget
 
 from app.presenters.quality import HEADER_TIPS, HEADERS, QualityState, TableRow, WorstLine
 from app.theme import GAP_WIDE
 from app.widgets.kit import Card, Elided, Notice, boxed, button, column, label, line, row, set_role, set_tip
 from app.widgets.quality_chart import QualityChart
+from app.widgets.share_bar import ShareBar
 
 RIGHT = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
 
@@ -26,8 +27,7 @@ class QualityPanel(Card):
         self.measure = button("Measure what 4 bits cost", self.measure_asked.emit)
         self.stop = button("Stop", self.stop_asked.emit)
         self.hint = label(role="small", wraps=True)
-        self.progress_text, self.progress = Elided(role="small"), QProgressBar()
-        self.progress.setTextVisible(False)
+        self.progress_text, self.progress = Elided(role="small"), ShareBar()
         self.running = boxed(row(boxed(column(self.progress_text, self.progress, gap=4)), self.stop))
         self.problem = Notice()
         self.verdict, self.more = (
@@ -56,8 +56,7 @@ class QualityPanel(Card):
         self.hint.setVisible(bool(state.hint))
         self.running.setVisible(state.is_running)
         self.progress_text.setText(state.running_text)
-        self.progress.setRange(0, 0 if state.running_share is None else 1000)
-        self.progress.setValue(int(1000 * (state.running_share or 0)))
+        self.progress.show_share(state.running_share)
         self.problem.say(state.problem, state.problem_hint, "bad")
         self.found.setVisible(bool(state.verdict))
         self.verdict.setText(state.verdict)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtGui import QStandardItem, QStandardItemModel
-from PySide6.QtWidgets import QCompleter, QFileDialog, QLineEdit, QListWidget, QListWidgetItem, QProgressBar
+from PySide6.QtWidgets import QCompleter, QFileDialog, QLineEdit, QListWidget, QListWidgetItem
 
 from app.presenters.model import ModelLine, ModelState
 from app.tabs.model.quality_panel import QualityPanel
 from app.widgets.kit import Card, Facts, Notice, SideBySide, boxed, button, column, label, row, set_tip
 from app.widgets.page import Page
+from app.widgets.share_bar import ShareBar
 
 
 class ModelScreen(Page):
@@ -48,8 +49,7 @@ class ModelScreen(Page):
         self.title_text, self.subtitle = label(role="heading", wraps=True), label(role="quiet", wraps=True)
         self.facts = Facts()
         self.state_notice = Notice()
-        self.progress = QProgressBar()
-        self.progress.setTextVisible(False)
+        self.progress = ShareBar()
         self.progress_text = label(role="small")
         self.prepare = button("Download now", self.prepare_asked.emit)
         self.cancel = button("Cancel", self.cancel_asked.emit)
@@ -73,8 +73,7 @@ class ModelScreen(Page):
         self.prepare.setText(state.prepare_text or "Download now")
         self.progress_row.setVisible(state.is_preparing)
         self.progress_text.setText(state.preparing_text)
-        self.progress.setRange(0, 0 if state.preparing_share is None else 1000)
-        self.progress.setValue(int(1000 * (state.preparing_share or 0)))
+        self.progress.show_share(state.preparing_share)
 
     def offer_names(self, names: tuple[tuple[str, str], ...]) -> None:
         """Names that are known, offered while one is typed: any part of a name finds it."""
