@@ -14,7 +14,7 @@ from app.presenters.words import count_text, duration_text
 from app.services.number_style import LANGUAGES, style_of
 from app.services.settings import Settings
 from app.theme import GAP, GAP_PAGE, GAP_WIDE
-from app.widgets.kit import Segments, as_written, button, column, label, row
+from app.widgets.kit import Segments, as_written, button, column, label, row, set_tip
 from app.widgets.reading import show_markdown
 from app.widgets.scrolled import Scrolled
 from app.widgets.settings_parts import HomeForm, NumbersForm, TokenForm
@@ -145,7 +145,7 @@ class SettingsDialog(QDialog):
         self.engine.chosen.connect(lambda value: choose(engine=value))
         self.notifies = _check_box(NOTIFIES, settings.notifies, lambda is_on: choose(notifies=is_on))
         self.ready = _check_box(READY, settings.keeps_ready, lambda is_on: choose(keeps_ready=is_on))
-        self.ready.setToolTip(READY_TAKES)
+        set_tip(self.ready, READY_TAKES)
         self.numbers = NumbersForm(LANGUAGES, settings.numbers, lambda name: example(style_of(name)))
         self.numbers.chosen.connect(lambda value: choose(numbers=value))
         self.sleep = label(sleep.in_settings(awake.why_not()), "small", wraps=True)
