@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from PySide6.QtCore import QPoint, QRect, Qt
 from PySide6.QtGui import QFontMetrics
-from PySide6.QtWidgets import QAbstractButton, QLabel, QLineEdit, QScrollArea, QWidget
+from PySide6.QtWidgets import (
+    QAbstractButton,
+    QCheckBox,
+    QLabel,
+    QLineEdit,
+    QRadioButton,
+    QScrollArea,
+    QWidget,
+)
 
 from app.widgets.kit import Elided
 from app.window import MainWindow
@@ -38,10 +46,11 @@ def clipped(widgets: Sequence[QWidget]) -> list[str]:
         is_label = isinstance(widget, QLabel) and not isinstance(widget, Elided) and not widget.wordWrap()
         if not (is_label or isinstance(widget, QAbstractButton)) or not widget.text():
             continue
+        has_more = isinstance(widget, QCheckBox | QRadioButton)  # its sign, beside the text
         is_rich = isinstance(widget, QLabel) and widget.textFormat() == Qt.TextFormat.RichText
         need = (
             widget.sizeHint().width()
-            if is_rich
+            if is_rich or has_more
             else QFontMetrics(widget.font()).horizontalAdvance(widget.text().replace("&&", "&"))
         )
         if widget.width() + 1 < need:
