@@ -153,7 +153,7 @@ def read(run_dir: Path) -> Curve:
 
 def made_ready(run_dir: Path) -> None:
     """Keep the curve of a run that has ended, so that its first comparison need not read it; what fails costs that time alone."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, MemoryError):
         if os.path.getsize(run_dir / METRICS_FILE) >= CACHED_FROM_BYTES:  # noqa: PTH202
             read(run_dir)
 

@@ -67,3 +67,9 @@ def test_a_run_that_ends_keeps_its_long_curve_for_the_first_comparison(
     short, long = (RunFolder(Path(str(end.result["run_dir"]))).metrics_path for end in (first, second))
     assert [curves._place(path).exists() for path in (short, long)] == [False, True]
     assert curves._cached(long, curves._key(long)) is not None, "something was written after it was kept"
+
+    def out_of_memory(_: Path) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(curves, "read", out_of_memory)
+    assert isinstance(train(make_config(training__max_steps=2))[-1], RunFinished), "only the time is lost"
