@@ -15,7 +15,7 @@ def own_state(studio: Studio) -> MemoryState:
         return MemoryState()
     side = "double_quant" if work.job.config.quantization.double_quant else "single_quant"
     own = work.memory.own
-    words = short_verdict(own.bar(side), studio.room.own, own.estimate.kept_weights_bytes)
+    words = short_verdict(own.bar(side), studio.room.own, own.estimate.besides_bytes)
     return MemoryState(short_verdict=words)
 
 

@@ -41,13 +41,14 @@ TITLES = {
     "used": "All programs",
     "device_context": "CUDA's context",
 }
-KEPT_WEIGHTS = "kept_weights"
+KEPT_WEIGHTS, GROUPED_EXPERTS = "kept_weights", "grouped_experts"
 BAND_OF_PART = {
     "optimizer_resident": "optimizer",
     "optimizer_pageable": "optimizer",
     "step_temporary": "activations",
     "allocator_rounding": "activations",
     KEPT_WEIGHTS: "unquantized_weights",
+    GROUPED_EXPERTS: "activations",
 }
 """Where the estimate is finer than what a running engine can tell apart."""
 POLLED = 60
@@ -156,14 +157,16 @@ class Prediction:
     @classmethod
     def of_plan(cls, predicted: int | None, estimate: Mapping[str, Any] | None) -> Prediction:
         """What a run was begun with: of its estimate the side (one quantization or two) that it was planned by, and the
-        dequantized weights that it kept besides, on the CPU."""
+        what it took besides: weights kept dequantized, experts dequantized together."""
         estimated = estimate or {}
-        kept = int(estimated.get("kept_weights_bytes") or 0)
+        kept, grouped = (int(estimated.get(f"{name}_bytes") or 0) for name in (KEPT_WEIGHTS, GROUPED_EXPERTS))
         for side in (estimated.get(name) or {} for name in ("double_quant", "single_quant")):
             besides = (predicted or 0) - int(side.get("peak_bytes") or 0)
-            if side and besides in (0, kept):
+            if side and besides in (0, kept, grouped, kept + grouped):
                 device = (side.get("device_bytes") or {}).get("likely")
-                found = predicted_parts({**side.get("parts", {}), KEPT_WEIGHTS: besides})
+                of_groups = grouped if besides in (grouped, kept + grouped) else 0
+                more = {KEPT_WEIGHTS: besides - of_groups, GROUPED_EXPERTS: of_groups}
+                found = predicted_parts({**side.get("parts", {}), **more})
                 return cls(predicted, device and device + besides, found)
         return cls(predicted)
 

@@ -111,26 +111,31 @@ def _setting_text(path: str, value: Any) -> str:
 def _range_text(found: Comparison, bar: Bar) -> str:
     """Low, likely and high of what the device will show."""
     variant = bar.variant
+    besides = _besides(found)
     if found.estimate.settings["device"] == "cpu":
-        kept = found.estimate.kept_weights_bytes
-        besides = (
-            f" Where it is free, {bytes_text(kept)} of dequantized weights are kept too, and given up first."
-        )
         return (
             f"The run's tensors take {gib_text(variant.device_likely)}; the program itself about "
-            f"{gib_measured(HOST_BASE_BYTES, 1)} more.{besides if kept else ''}"
+            f"{gib_measured(HOST_BASE_BYTES, 1)} more.{besides}"
         )
     return (
         f"The GPU will show about {gib_text(variant.device_likely)}: at least {gib_text(variant.device_low)}, "
-        f"at most {gib_text(variant.device_high)}."
+        f"at most {gib_text(variant.device_high)}.{besides}"
     )
 
 
-def short_verdict(bar: Bar, capacity: Capacity | None, kept_bytes: int = 0) -> str:
-    """What a run says that it will take: with the weights that it keeps dequantized, where that much is free."""
-    with_kept = bar.device_likely + kept_bytes
-    has_room = capacity is not None and with_kept <= capacity.usable_bytes
-    return verdict_text(with_kept if has_room else bar.device_likely, capacity)
+def _besides(found: Comparison) -> str:
+    """What a run takes where it is free, a sentence for each."""
+    kept, grouped = found.estimate.kept_weights_bytes, found.estimate.grouped_experts_bytes
+    words = f" Where it is free, {bytes_text(kept)} of dequantized weights are kept too, and given up first."
+    more = f" Where it is free, {bytes_text(grouped)} more let all experts of a block be computed together, and are given up first."
+    return f"{words if kept else ''}{more if grouped else ''}"
+
+
+def short_verdict(bar: Bar, capacity: Capacity | None, besides_bytes: int = 0) -> str:
+    """What a run says that it will take: with what it takes besides (Estimate.besides_bytes), where that much is free."""
+    with_all = bar.device_likely + besides_bytes
+    has_room = capacity is not None and with_all <= capacity.usable_bytes
+    return verdict_text(with_all if has_room else bar.device_likely, capacity)
 
 
 def verdict_text(needed: int, capacity: Capacity | None) -> str:

@@ -39,6 +39,8 @@ __all__ = [
     "kept_weights_bytes", "optimizer_bytes", "recommend_micro_batch", "rehearsed", "rows_at_once", "shape_of", "side_of", "variant_of", "with_blocks_chosen",
 ]  # fmt: skip
 
+GROUPED_TYPES = ("auto", "bf16")
+"""Of a GPU's compute types, those in which torch multiplies groups."""
 CPU_ROWS = 4
 """Rows at once that are worth having on a CPU: more make no step faster."""
 
@@ -83,8 +85,15 @@ def estimate(
         fits=_fits(double, single),
         advice=advise.changes(facts, config, now=now, **size) if now is not None else (),
         sides=sides,
-        kept_weights_bytes=kept_weights_bytes(facts, config, device),
+        **_besides(facts, config, device, seq_len * micro_batch),
     )  # fmt: skip
+
+
+def _besides(facts: ModelFacts, config: TrainingConfig, device: str, tokens: int) -> dict[str, int]:
+    return {
+        "kept_weights_bytes": kept_weights_bytes(facts, config, device),
+        "grouped_experts_bytes": grouped_experts_bytes(facts, config, device, tokens),
+    }
 
 
 def kept_weights_bytes(facts: ModelFacts, config: TrainingConfig, device: str) -> int:
@@ -93,6 +102,14 @@ def kept_weights_bytes(facts: ModelFacts, config: TrainingConfig, device: str) -
         return 0
     size = sum(4 * t.in_features * t.out_features * t.count for t in facts.linears if t.is_quantized)
     return size if size <= config.training.kept_weights_gib * GIB else 0
+
+
+def grouped_experts_bytes(facts: ModelFacts, config: TrainingConfig, device: str, tokens: int) -> int:
+    """What it takes to compute all experts of a block together (training.group_experts), where the settings ask for it."""
+    is_wanted = config.training.group_experts in ("on", "auto" if device == "cuda" else "on")
+    if not is_wanted or (device == "cuda" and config.quantization.compute_dtype not in GROUPED_TYPES):
+        return 0
+    return experts.grouped_bytes(facts, tokens, 2 if device == "cuda" else 4)
 
 
 def rehearsed(

@@ -67,6 +67,18 @@ def adapter_tensors(facts: ModelFacts, config: TrainingConfig) -> Iterator[tuple
         yield config.lora.rank * one.experts * one.out_features, one.count
 
 
+def grouped_bytes(facts: ModelFacts, tokens: int, element_bytes: int) -> int:
+    """What a step of `tokens` takes beyond one that computes experts one by one, when all of a block go together: the larger
+    stack dequantized, and each token's rows for all its experts, sorted, multiplied and weighted at once."""
+    stacks = [one for one in facts.stacked if one.is_quantized]
+    if not stacks:
+        return 0
+    rows = tokens * (facts.experts_per_token or 1)
+    widest = max(max(one.in_features, one.out_features) for one in stacks)
+    weights = max(math.prod(one.shape) for one in stacks)
+    return element_bytes * (weights + rows * (3 * facts.hidden_size + 2 * widest))
+
+
 def moved_to_host(facts: ModelFacts, *, is_double_quant: bool) -> tuple[int, int]:
     """(packed weights, constants) that are not on the GPU when experts are kept on the host: all but two blocks of them.
     The code tables stay."""

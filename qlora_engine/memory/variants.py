@@ -118,6 +118,13 @@ class Estimate:
     kept_weights_bytes: int = 0
     """On the CPU, beside every peak here: weights dequantized once and kept, where that much is free; the first thing that a
     run gives up when memory is out."""
+    grouped_experts_bytes: int = 0
+    """As above, of a mixture: all experts of a block dequantized together."""
+
+    @property
+    def besides_bytes(self) -> int:
+        """What a run takes beyond its peak where that much is free."""
+        return self.kept_weights_bytes + self.grouped_experts_bytes
 
     def chosen(self, double_quant: bool) -> Variant:
         return self.double_quant if double_quant else self.single_quant
@@ -131,6 +138,7 @@ class Estimate:
             "double_quant": self.double_quant.to_json(),
             "single_quant": self.single_quant.to_json(),
             "kept_weights_bytes": self.kept_weights_bytes,
+            "grouped_experts_bytes": self.grouped_experts_bytes,
             "compare": {"lora_16bit": self.lora_16bit, "full_16bit": self.full_16bit},
             "fits": [vars(fit) for fit in self.fits],
             "advice": [{"change": a.change, "saves_bytes": a.saves_bytes} for a in self.advice],

@@ -78,7 +78,7 @@ class QuantizationSettings:
     experts: str = knob(
         "4bit",
         label="Experts",
-        help="How the experts of a mixture are kept. In 4 bits only those that tokens reach are dequantized, one at a time.",
+        help="How the experts of a mixture are kept. In 4 bits they are dequantized for a product alone: one at a time, or those of one block.",
         choices={"4bit": "In 4 bits, as the other layers", "16bit": "In 16 bits"},
         is_expert=True,
         resume="method",

@@ -1,7 +1,7 @@
 """Out of memory, of the GPU or the computer: go on with less of it instead of dying (CORRECTNESS 27). Imports torch.
 
-One ladder, the cheapest step first: weights that were dequantized once and kept are given up; half the micro-batch, as often
-as it can be halved; activations recomputed, of every block; the loss in chunks; activations kept in the computer's memory.
+One ladder, the cheapest step first: weights that were dequantized once and kept are given up, experts that were dequantized together
+go one by one; half the micro-batch, as often as it can be halved; activations recomputed, of every block; the loss in chunks; activations kept in the computer's memory.
 The effective batch stays what the person asked for: the same rows, in more pieces. What was changed is said, and kept in every checkpoint.
 """
 
@@ -21,9 +21,12 @@ from qlora_engine.training.checkpoint import TrainState
 from qlora_engine.training.fast import allocator
 
 T = TypeVar("T")
-KEPT, RECOMPUTED, CHUNKED, OFFLOADED = "kept weights", "checkpointing", "chunked loss", "offloading"
+KEPT, GROUPED, RECOMPUTED, CHUNKED, OFFLOADED = (
+    "kept weights", "grouped experts", "checkpointing", "chunked loss", "offloading",
+)  # fmt: skip
 RELIEFS = {
     KEPT: "weights are dequantized in every pass from here on",
+    GROUPED: "experts are dequantized one by one from here on",
     RECOMPUTED: "activations are recomputed from here on",
     CHUNKED: "the loss is computed in chunks from here on",
     OFFLOADED: "activations are kept in the computer's memory from here on",
@@ -85,9 +88,10 @@ def restore(parts: Any, state: TrainState) -> None:
 
 def _step_down(parts: Any, state: TrainState) -> str | None:
     """The next step of the ladder, taken; None at its end."""
-    if KEPT not in state.reliefs and _apply(parts, KEPT):
-        state.reliefs.append(KEPT)
-        return RELIEFS[KEPT]
+    for relief in (KEPT, GROUPED):
+        if relief not in state.reliefs and _apply(parts, relief):
+            state.reliefs.append(relief)
+            return RELIEFS[relief]
     if state.micro_batch > 1:
         before, state.micro_batch = state.micro_batch, state.micro_batch // 2
         return f"micro-batch {before} -> {state.micro_batch}, the effective batch stays the same"
@@ -102,6 +106,8 @@ def _apply(parts: Any, relief: str) -> bool:
     """False where it would change nothing."""
     if relief == KEPT:
         return bool(parts.fast.release_kept(parts.model))
+    if relief == GROUPED:
+        return bool(parts.fast.separate_experts(parts.model))
     if relief == RECOMPUTED:
         model = parts.model.get_base_model()
         if recomputing.is_everywhere(model) or not model.supports_gradient_checkpointing:

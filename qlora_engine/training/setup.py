@@ -71,6 +71,8 @@ class Parts:
     pad_token_id: int
     micro_batch: int
     predicted_peak_bytes: int | None
+    grouped_experts_bytes: int = 0
+    """What computing all experts of a block together takes, by the estimate."""
     router: router_loss.RouterLoss | None = None
     """The routers' auxiliary loss, where it is wanted and the class has one."""
     fast: FastPaths = field(default_factory=FastPaths)
@@ -167,6 +169,7 @@ def _assembled(
         pad_token_id=pad_token_id(tokenizer),
         micro_batch=micro_batch,
         predicted_peak_bytes=estimate.chosen(config.quantization.double_quant).peak_bytes,
+        grouped_experts_bytes=estimate.grouped_experts_bytes,
     )
 
 

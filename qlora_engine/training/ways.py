@@ -35,7 +35,8 @@ def _choose_fast_paths(parts: Any) -> Generator[Event, None, None]:
         parts.model, parts.config.training, parts.data.train,
         device=parts.plan.kind, spare_bytes=spare, known=parts.known.ways,
     )  # fmt: skip
-    parts.predicted_peak_bytes = predicted + parts.fast.kept_bytes
+    besides = parts.grouped_experts_bytes if parts.fast.grouped_bytes else 0
+    parts.predicted_peak_bytes = predicted + parts.fast.kept_bytes + besides
     reason = parts.fast.why_not.get("join_rows")
     if reason is not None:
         are_packed = isinstance(parts.data.train, PackedRows)

@@ -119,6 +119,8 @@ def test_a_runs_prediction_is_the_side_that_it_was_planned_by() -> None:
     assert Prediction.of_plan(5, sides) == Prediction(5, 7, {"adapters": 1})
     assert Prediction.of_plan(4, sides) == Prediction(4)
     assert Prediction.of_plan(None, None) == Prediction()
+    grouping = {**sides, "grouped_experts_bytes": 20}
+    assert Prediction.of_plan(25, grouping) == Prediction(25, 27, {"adapters": 1, "activations": 20})
     keeping = {**sides, "kept_weights_bytes": 30}
     assert Prediction.of_plan(35, keeping) == Prediction(35, 37, {"adapters": 1, "unquantized_weights": 30})
     assert Prediction.of_plan(6, keeping) == Prediction(

@@ -118,7 +118,7 @@ def test_three_totals_are_never_mixed_and_the_cpu_has_one() -> None:
     assert [t.title for t in on_cpu.totals] == ["Tensors at the peak"]
 
 
-def test_weights_that_are_kept_on_the_cpu_are_told_before_the_run() -> None:
+def test_weights_that_are_dequantized_besides_are_told_before_the_run() -> None:
     """They come on top, and the run's own prediction has them."""
     found = compared(subject_of("llama-3.2-1b", device="cpu"))
     kept = bytes_text(found.estimate.kept_weights_bytes)
@@ -135,6 +135,9 @@ def test_weights_that_are_kept_on_the_cpu_are_told_before_the_run() -> None:
     assert short_verdict(bar, Capacity("tight", tight, tight), found.estimate.kept_weights_bytes).startswith(
         f"fits: {bar.device_likely / GIB:.2f}"
     )
+    mixture = compared(subject_of("mixtral-8x7b"))
+    more = f"Where it is free, {bytes_text(mixture.estimate.grouped_experts_bytes)} more let all experts"
+    assert more in memory_state(mixture, None, is_double=True, gpu=None).verdict_more
     none = compared(subject_of("llama-7b", device="cpu"))
     assert not none.estimate.kept_weights_bytes
     assert "dequantized" not in memory_state(none, None, is_double=True, gpu=None).verdict_more

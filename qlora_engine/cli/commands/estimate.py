@@ -208,6 +208,11 @@ def _print_estimate(document: Mapping[str, Any], gpu: str | None) -> None:
             f"besides: {output.size(document['kept_weights_bytes'])} of dequantized weights, kept where that much is free and "
             "given up first (training.kept_weights_gib)"
         )
+    if document["grouped_experts_bytes"]:
+        output.say(
+            f"besides: {output.size(document['grouped_experts_bytes'])} to compute all experts of a block together, where that "
+            "much is free and given up first (training.group_experts)"
+        )
     compare = document["compare"]
     is_cpu = document["settings"]["device"] == "cpu"  # which computes in fp32
     lora, full = ("LoRA in fp32", "full in fp32") if is_cpu else ("16-bit LoRA", "full 16-bit")

@@ -55,11 +55,11 @@ class ParamWrapper(peft_layer.ParamWrapper):
         """PEFT keeps A as (experts x rank, in) and B as (out, rank x experts), the experts innermost."""
         count = self.num_experts
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        firsts = a.reshape(count, -1, a.shape[-1]).unbind(0)
-        seconds = b.reshape(b.shape[0], -1, count).permute(2, 0, 1).unbind(0)
+        first = a.reshape(count, -1, a.shape[-1])
+        second = b.reshape(b.shape[0], -1, count).permute(2, 0, 1)
         if self._did_swap_in_out_features:
-            return Factors(seconds, firsts, self.scaling[name])
-        return Factors(tuple(one.T for one in firsts), tuple(one.T for one in seconds), self.scaling[name])
+            return Factors(second, first, self.scaling[name])
+        return Factors(first.mT, second.mT, self.scaling[name])
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise NotImplementedError("experts in 4 bits are not merged in place; export the run")

@@ -7,8 +7,10 @@ to an expert, and only a product with it dequantizes, one expert at a time. Back
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -48,11 +50,20 @@ class Form:
 
 @dataclass(frozen=True)
 class Factors:
-    """An adapter's part of a weight: `scaling` x left (rows, rank) x right (rank, columns), for every expert."""
+    """An adapter's part of a weight: `scaling` x left (experts, rows, rank) x right (experts, rank, columns)."""
 
-    left: tuple[torch.Tensor, ...]
-    right: tuple[torch.Tensor, ...]
+    left: torch.Tensor
+    right: torch.Tensor
     scaling: float
+
+    def of(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """One expert's (rows, rank) and (rank, columns)."""
+        return self._each[0][index], self._each[1][index]
+
+    @cached_property
+    def _each(self) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        """All experts at once: taken out one by one, backward would make a gradient of all for each."""
+        return self.left.unbind(0), self.right.unbind(0)
 
 
 class Place(Protocol):
@@ -109,8 +120,14 @@ class Stacked4bit(torch.nn.Parameter):
         return dequantized(found.packed[index].unsqueeze(-1), state)
 
     def dequantized(self) -> torch.Tensor:
-        """All experts, (experts, rows, columns), in the compute type: for comparing, not for a step."""
-        return torch.stack([self.expert(index) for index in range(self.experts)])
+        """All experts, (experts, rows, columns), in the compute type: as large as a block of them in 16 bits."""
+        found = self.stored if self.place is None else self.place.fetch(self)
+        if self.form.shape[1] * self.form.shape[2] % BLOCK:
+            return torch.stack([self.expert(index) for index in range(self.experts)])
+        if self.on_dequantize is not None:
+            for index in range(self.experts):
+                self.on_dequantize(self, index)
+        return dequantized(found.packed.reshape(-1, 1), _state_of_all(found, self.form)).view(self.form.shape)
 
     def leave_device(self) -> None:
         """Go to the computer's memory, pinned where there is a GPU; `place` must then bring the tensors for each sum."""
@@ -141,6 +158,19 @@ def _state(found: Packed, form: Form, index: int) -> Any:
         absmax=found.absmax[index], shape=torch.Size(form.shape[1:]), code=form.codes[0].to(found.packed.device),
         blocksize=BLOCK, quant_type=form.quant_type, dtype=form.dtype,
         offset=found.offset[index] if nested is not None else None, state2=nested,
+    )  # fmt: skip
+
+
+def _state_of_all(found: Packed, form: Form) -> Any:
+    """Of all experts as one long row, whose blocks are theirs."""
+    absmax = found.absmax
+    if form.codes[1] is not None:
+        codes = form.codes[1].to(absmax.device).index_select(0, absmax.flatten().int()).view(absmax.shape)
+        nested = found.nested_absmax.repeat_interleave(NESTED_BLOCK, dim=1)[:, : absmax.shape[1]]
+        absmax = codes.mul_(nested).add_(found.offset.unsqueeze(1))
+    return functional.QuantState(
+        absmax=absmax.flatten(), shape=torch.Size((1, math.prod(form.shape))), code=form.codes[0].to(absmax.device),
+        blocksize=BLOCK, quant_type=form.quant_type, dtype=form.dtype,
     )  # fmt: skip
 
 

@@ -36,7 +36,8 @@ class Expert:
         """The weight with its adapters, which autograd keeps: for what has no better way."""
         weight = self.stack.expert(self.index)
         for one in self.stack.adapters:
-            delta = one.scaling * (one.left[self.index] @ one.right[self.index])
+            left, right = one.of(self.index)
+            delta = one.scaling * (left @ right)
             weight = weight + delta.to(weight.dtype)
         return weight
 
@@ -76,7 +77,7 @@ def _with_adapters(
     out: torch.Tensor, x: torch.Tensor, expert: Expert, *, is_transposed: bool
 ) -> torch.Tensor:
     for one in expert.stack.adapters:
-        left, right = one.left[expert.index], one.right[expert.index]
+        left, right = one.of(expert.index)
         first, second = (left, right) if is_transposed else (right.T, left.T)
         out = out + (one.scaling * (x.to(first.dtype) @ first @ second)).to(out.dtype)
     return out

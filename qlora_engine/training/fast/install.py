@@ -13,6 +13,7 @@ from typing import Any
 from qlora_engine.config import TrainingSettings
 from qlora_engine.data import batches
 from qlora_engine.data.tokenize import TokenRow
+from qlora_engine.models.experts import grouped
 from qlora_engine.training import loss
 from qlora_engine.training.fast import elementwise, kept_weights, linears, segments
 from qlora_engine.training.fast.trial import Remembered, Trial, in_mode, reason
@@ -31,6 +32,8 @@ class FastPaths:
     compile_gain: float = 0.0
     """The share of a pass's time that compiled blocks save."""
     kept_bytes: int = 0
+    grouped_bytes: int = 0
+    """What all experts of a block take, dequantized together; 0 where they are computed one by one."""
     why_not: dict[str, str] = field(default_factory=dict)
     sites: list[linears.Site] = field(default_factory=list)
     elementwise: elementwise.Installed | None = None
@@ -54,6 +57,12 @@ class FastPaths:
         self.kept_bytes = 0
         return True
 
+    def separate_experts(self, model: Any) -> bool:
+        """Back to one expert after the other; False where that is so already."""
+        was_grouped, self.grouped_bytes = bool(self.grouped_bytes), 0
+        grouped.remove(model)
+        return was_grouped
+
     def separate_adapters(self, model: Any) -> None:
         """Back to PEFT's own forward; kept weights stay kept."""
         size = self.kept_bytes
@@ -65,14 +74,17 @@ class FastPaths:
 
     def set_aside(self, model: Any) -> Callable[[], None]:
         """Leave every module its own forward, as for a compiler; what is returned brings the faster ones back."""
-        size = self.kept_bytes
+        size, are_grouped = self.kept_bytes, bool(self.grouped_bytes)
         self.release_kept(model)
         linears.remove(self.sites)
+        grouped.remove(model)
         if self.elementwise is not None:
             self.elementwise.remove()
 
         def bring_back() -> None:
             linears.put_back(self.sites)
+            if are_grouped:
+                grouped.install(model)
             self.kept_bytes = kept_weights.keep(model, self.sites, size) if size else 0
             if self.elementwise is not None:
                 self.elementwise = elementwise.Installed(model)
@@ -86,11 +98,13 @@ class FastPaths:
             ("fused_adapters", self.fuses_adapters),
             ("fused_elementwise", self.fuses_elementwise),
             ("kept_weights_gib", bool(self._aside)),
+            ("group_experts", bool(self.grouped_bytes)),
         ):
             if is_on:
                 self.why_not[name] = reason
         self.fuses_adapters, self.sites = False, []
         self.fuses_elementwise, self.elementwise = False, None
+        self.grouped_bytes = 0
         return self._aside
 
     def forget(self) -> None:
@@ -112,6 +126,7 @@ class FastPaths:
             "compiled_blocks": self.compiles_blocks,
             "compile_gain": round(self.compile_gain, 3),
             "kept_bytes": self.kept_bytes,
+            "grouped_bytes": self.grouped_bytes,
             "why_not": dict(self.why_not),
         }
 
@@ -152,6 +167,10 @@ def _switched_on(
         _fuse_adapters(found, trial)
     if settings.fused_elementwise and device == "cpu":
         _fuse_elementwise(model, found, trial)
+    if settings.group_experts == "on" or (
+        settings.group_experts == "auto" and device == "cuda" and grouped.modules_of(model)
+    ):
+        _group_experts(model, found, trial, device, spare_bytes)
     if settings.join_rows:
         _join_rows(model, found, trial)
     return found
@@ -161,6 +180,7 @@ def _switch_off(model: Any, found: FastPaths) -> None:
     if found.joins_rows:
         _separate_rows(model, found)
     _separate_elementwise(found)
+    found.separate_experts(model)
     found.separate_adapters(model)
     found.release_kept(model)
 
@@ -201,6 +221,22 @@ def _fuse_elementwise(model: Any, found: FastPaths, trial: Trial | Remembered) -
     found.elementwise = None if problem else installed
 
 
+def _group_experts(
+    model: Any, found: FastPaths, trial: Trial | Remembered, device: str, spare_bytes: int
+) -> None:
+    size = grouped.needed_bytes(model)
+    problem = grouped.why_not(model, device)
+    if problem is None and size > spare_bytes:
+        problem = "all experts of a block need more memory than is free"
+    if problem is None:
+        grouped.install(model)
+        found.grouped_bytes = size
+        problem = reason(trial.differs_alone)
+    if problem:
+        found.separate_experts(model)
+        found.why_not["group_experts"] = problem
+
+
 def _join_rows(model: Any, found: FastPaths, trial: Trial | Remembered) -> None:
     causal = loss.causal_of(model)
 
@@ -221,6 +257,8 @@ def _require_same_gradients(model: Any, found: FastPaths, trial: Trial) -> None:
     undo: list[tuple[str, Callable[[], Any]]] = []
     if found.joins_rows:
         undo.append(("join_rows", lambda: _separate_rows(model, found)))
+    if found.grouped_bytes:
+        undo.append(("group_experts", lambda: found.separate_experts(model)))
     if found.elementwise is not None:
         undo.append(("fused_elementwise", lambda: _separate_elementwise(found)))
     if found.fuses_adapters:

@@ -133,6 +133,7 @@ ELSEWHERE = {
     "training.checkpoint_every": "training/test_recomputing.py::test_whatever_is_recomputed_and_wherever_it_waits_the_numbers_are_the_same",
     "training.offload_inputs": "training/test_recomputing.py::test_whatever_is_recomputed_and_wherever_it_waits_the_numbers_are_the_same",
     "training.router_loss": "training/test_router_loss.py::test_the_loss_is_the_one_of_the_class_and_moves_the_adapters",
+    "training.group_experts": "training/test_grouped_experts.py::test_a_run_takes_no_more_than_the_estimate_says_and_gives_it_up_first",
     "training.compile_blocks": "training/test_compiling.py::test_only_a_gain_beyond_the_clocks_own_keeps_them",
     "training.early_stopping": "training/test_option_effects.py::test_early_stopping_ends_the_run_when_nothing_gets_better",
     "training.keep_best": "training/test_option_effects.py::test_the_best_is_kept_and_not_the_last",
