@@ -210,12 +210,13 @@ class RunFolder:
 
 
 def _begin(folder: RunFolder, config: TrainingConfig, state: str) -> None:
-    """Fill a new folder; one that cannot be filled is no run, and its name stays free."""
+    """Fill a new folder; one that cannot be filled is no run, and its name stays free. The record is its first file: a process
+    that is ended here leaves no run, or one whose job can be told."""
     try:
         folder.checkpoints_dir.mkdir(mode=sealed.PRIVATE_FOLDER)
-        config_io.save(config, folder.job_path)
         job = config_io.to_dict(config)
         folder.write_record({"run_id": folder.run_id, "state": state, "created": time.time(), "job": job})
+        config_io.save(config, folder.job_path)
     except OSError:
         shutil.rmtree(folder.path, ignore_errors=True)
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from qlora_engine.config import TrainingConfig, with_value
 from qlora_engine.errors import EngineError
 from qlora_engine.events import Noticed, RunStarted, StepFinished
 from qlora_engine.runs import ownership, sealed
-from qlora_engine.runs.record import RunFolder
+from qlora_engine.runs.record import RunFolder, is_run
 from qlora_engine.runs.summary import list_runs, summary_of
 from tests.support.run_folders import add_checkpoint
 
@@ -194,3 +195,34 @@ def test_runs_are_listed_newest_first(config: TrainingConfig) -> None:
 def test_opening_what_is_no_run_names_the_next_step(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="qlora runs"):
         RunFolder.open(tmp_path / "nothing")
+
+
+def test_a_run_whose_making_is_broken_off_anywhere_is_no_run_or_one_that_can_be_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a kill between any two of its first files, each of which is put in its place by a rename."""
+    moved, renamed, made = 0, os.replace, 0
+
+    def broken_off(*arguments: Any, **named: Any) -> None:
+        nonlocal moved
+        moved += 1
+        if moved > made:
+            raise KeyboardInterrupt
+        renamed(*arguments, **named)
+
+    monkeypatch.setattr(os, "replace", broken_off)
+    states = []
+    while not states or states[-1] != "whole":
+        config = with_value(TrainingConfig(), "output.runs_dir", str(tmp_path / str(made)))
+        config, moved = with_value(config, "output.name", "run"), 0
+        try:
+            RunFolder.create(config)
+            states.append("whole")
+        except KeyboardInterrupt:
+            (found,) = (tmp_path / str(made)).iterdir()
+            states.append(RunFolder(found).state() if is_run(found) else "no run")
+            assert [run.state for run in list_runs(tmp_path / str(made))] == [
+                state for state in states[-1:] if state != "no run"
+            ]
+        made += 1
+    assert states == ["no run", "crashed", "whole"]
