@@ -10,6 +10,7 @@ from typing import TypeVar
 from qlora_engine.events import Event
 
 T = TypeVar("T")
+LOOK_SECONDS = 1.0
 Emit = Callable[[Event], None]
 
 
@@ -17,6 +18,9 @@ def events_while(work: Callable[[Emit], T]) -> Generator[Event, None, T]:
     """Run `work(emit)` in a thread and yield each emitted event as it comes; returns what `work` returned.
 
     Use as `result = yield from events_while(lambda emit: load(..., emit))`. An exception of `work` is raised here.
+
+    Raises:
+        MemoryError: the thread ended without a word, as one does that has no memory left to say so.
     """
     outbox: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
     results: list[T] = []
@@ -32,9 +36,22 @@ def events_while(work: Callable[[Emit], T]) -> Generator[Event, None, T]:
 
     thread = threading.Thread(target=body, name="engine-work", daemon=True)
     thread.start()
-    while (event := outbox.get()) is not None:
+    while (event := _next(outbox, thread)) is not None:
         yield event
     thread.join()
     if errors:
         raise errors[0]
+    if not results:
+        raise MemoryError
     return results[0]
+
+
+def _next(outbox: queue.SimpleQueue[Event | None], thread: threading.Thread) -> Event | None:
+    """What comes next, None at the end: said by the thread, or seen."""
+    while True:
+        is_over = not thread.is_alive()
+        try:
+            return outbox.get(timeout=LOOK_SECONDS) if not is_over else outbox.get_nowait()
+        except queue.Empty:
+            if is_over:
+                return None

@@ -19,7 +19,7 @@ import warnings
 from pathlib import Path
 from typing import TextIO
 
-from qlora_engine import compiler_later, events, jobs, orphans, parsing, prepared, scanned_once
+from qlora_engine import compiler_later, events, jobs, orphans, parsing, prepared, scanned_once, thread_starts
 from qlora_engine.client import LEAVE
 from qlora_engine.control import STOP_SAVE, Control
 from qlora_engine.data import last_resort
@@ -33,6 +33,7 @@ def main() -> int:
     out = _take_stdout()
     compiler_later.install()
     scanned_once.install()
+    thread_starts.bound()
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
