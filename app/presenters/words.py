@@ -8,11 +8,14 @@ from collections.abc import Sequence
 
 from app.presenters import numerals
 from qlora_engine.counting import agreeing
+from qlora_engine.monitor.words import Figures
 
 UNKNOWN = "n/a"
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 HYPHENED = ("held-out", "micro-batch", "end-of-turn", "on-disk")
 """Words of sentences that look like ids; `gpt-neo` and `seq_len` are ids."""
+FIGURES = Figures(numerals.decimal, numerals.measured)
+"""For the sentences that the engine makes for the window."""
 
 
 def bytes_text(count: float | None) -> str:

@@ -1,10 +1,14 @@
-"""Memory in plain words: the line under the chart, the badge on a paged optimizer, the forecast. Torch-free."""
+"""Memory in plain words: the line under the chart, the badge on a paged optimizer, the forecast. Torch-free.
+
+The words are the window's too, which writes numbers as its language does: `Figures`.
+"""
 
 from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from qlora_engine.memory.optimizer_state import MIN_PAGED_ELEMENTS, StateBytes
@@ -18,11 +22,33 @@ SLOWER_RATIO = 0.02
 ALARMING = ("hardware slowdown", "too warm (driver)", "too warm (hardware)", "power brake")
 
 
+@dataclass(frozen=True)
+class Figures:
+    """How numbers are written: `decimal` gives one with so many places, `measured` a figure with its unit."""
+
+    decimal: Callable[[float, int], str] = "{:,.{}f}".format
+    measured: Callable[[str, str], str] = "{} {}".format
+
+    def gib(self, amount: float) -> str:
+        return self.measured(self.decimal(amount / GIB, 2), "GiB")
+
+    def mib(self, amount: float) -> str:
+        places = 0 if amount >= 10 * MIB or amount == 0 else 1
+        return self.measured(self.decimal(amount / MIB, places), "MiB")
+
+    def percent(self, ratio: float) -> str:
+        return self.measured(self.decimal(100 * ratio, 0), "%")
+
+
+PLAIN = Figures()
+
+
 def memory_line(
     sample: Mapping[str, Any],
     predicted_bytes: int | None = None,
     reached_bytes: int | None = None,
     slowdown_ratio: float | None = None,
+    figures: Figures = PLAIN,
 ) -> str:
     """One line: "18.20 of 24.00 GiB; 0.40 GiB under the estimate; optimizer fully on the GPU".
 
@@ -32,10 +58,10 @@ def memory_line(
     gpu = gpu_shown(sample)
     reached = reached_bytes if reached_bytes is not None else own_bytes(sample, gpu)
     pieces = (
-        _use(sample, gpu),
-        against(predicted_bytes, reached),
-        where(sample.get("paged"), slowdown_ratio),
-        spilled(sample.get("torch")),
+        _use(sample, gpu, figures),
+        against(predicted_bytes, reached, figures),
+        where(sample.get("paged"), slowdown_ratio, figures),
+        spilled(sample.get("torch"), figures),
         held_back(gpu),
     )
     return "; ".join(text for text in pieces if text)
@@ -50,17 +76,19 @@ def own_bytes(sample: Mapping[str, Any], gpu: Mapping[str, Any] | None) -> int |
     return None if own is None else own + managed
 
 
-def against(predicted: int | None, reached: int | None) -> str:
+def against(predicted: int | None, reached: int | None, figures: Figures = PLAIN) -> str:
     """The distance to the estimate, empty when either is unknown."""
     if predicted is None or reached is None:
         return ""
     distance = predicted - reached
     if abs(distance) < NOTABLE_BYTES:
         return "as estimated"
-    return f"{gib(abs(distance))} {'under' if distance > 0 else 'over'} the estimate"
+    return f"{figures.gib(abs(distance))} {'under' if distance > 0 else 'over'} the estimate"
 
 
-def where(paged: Mapping[str, Any] | None, slowdown_ratio: float | None = None) -> str:
+def where(
+    paged: Mapping[str, Any] | None, slowdown_ratio: float | None = None, figures: Figures = PLAIN
+) -> str:
     """Where the optimizer's managed memory is; empty when there is nothing to say."""
     if not paged:
         return ""
@@ -68,22 +96,22 @@ def where(paged: Mapping[str, Any] | None, slowdown_ratio: float | None = None) 
         return "optimizer not paged" if paged.get("why_not_paged") else ""
     on_cpu = paged.get("on_cpu_bytes")
     if on_cpu is None:
-        return f"where the optimizer's {gib(paged['managed_bytes'])} are is unknown: {paged.get('residency_reason')}"
+        return f"where the optimizer's {figures.gib(paged['managed_bytes'])} are is unknown: {paged.get('residency_reason')}"
     if on_cpu <= max(paged.get("uncertainty_bytes") or 0, NOTABLE_BYTES - 1):
         return "optimizer fully on the GPU"
     about = "about " if paged.get("residency_kind") == "estimated" else ""
-    text = f"{about}{gib(on_cpu)} of optimizer state is on the CPU"
+    text = f"{about}{figures.gib(on_cpu)} of optimizer state is on the CPU"
     if slowdown_ratio is not None and slowdown_ratio >= SLOWER_RATIO:
-        text += f": steps are about {slowdown_ratio * 100:.0f} % slower"
+        text += f": steps are about {figures.percent(slowdown_ratio)} slower"
     return text
 
 
-def spilled(torch: Mapping[str, Any] | None) -> str:
+def spilled(torch: Mapping[str, Any] | None, figures: Figures = PLAIN) -> str:
     """The warning that the driver put the run's memory into system memory (Windows); else empty."""
     amount = (torch or {}).get("spilled_bytes")
     if not amount:
         return ""
-    return f"{gib(amount)} of the run is in shared GPU memory, which is system memory: steps are much slower"
+    return f"{figures.gib(amount)} of the run is in shared GPU memory, which is system memory: steps are much slower"
 
 
 def held_back(gpu: Mapping[str, Any] | None) -> str:
@@ -113,11 +141,12 @@ def paging_forecast(
     peak_bytes: int | None = None,
     usable_bytes: int | None = None,
     why_never: str | None = None,
+    figures: Figures = PLAIN,
 ) -> str:
     """What can be paged, said before a run: "of 320 MiB optimizer state 168 MiB can be paged at rank 16; at this
     batch nothing should need to". `peak_bytes` and `usable_bytes` are of the device; unknown leaves the end out.
     `why_never`: see `residency.why_never_paged`."""
-    total = mib(state.total)
+    total = figures.mib(state.total)
     if device != "cuda":
         return f"the {total} of optimizer state are in the computer's memory: on the CPU nothing is paged"
     if not optimizer.startswith("paged"):
@@ -125,42 +154,34 @@ def paging_forecast(
     if not state.pageable:
         return (
             f"of {total} optimizer state nothing can be paged at rank {rank}: "
-            f"every adapter tensor has fewer than {MIN_PAGED_ELEMENTS:,} elements"
+            f"every adapter tensor has fewer than {figures.decimal(MIN_PAGED_ELEMENTS, 0)} elements"
         )
     if why_never:
         return f"the {total} of optimizer state stay on the GPU: {why_never}"
-    text = f"of {total} optimizer state {mib(state.pageable)} can be paged at rank {rank}"
-    return text + _need(state.pageable, peak_bytes, usable_bytes)
+    text = f"of {total} optimizer state {figures.mib(state.pageable)} can be paged at rank {rank}"
+    return text + _need(state.pageable, peak_bytes, usable_bytes, figures)
 
 
-def gib(amount: float) -> str:
-    return f"{amount / GIB:.2f} GiB"
-
-
-def mib(amount: float) -> str:
-    return f"{amount / MIB:.0f} MiB" if amount >= 10 * MIB or amount == 0 else f"{amount / MIB:.1f} MiB"
-
-
-def _need(pageable: int, peak: int | None, usable: int | None) -> str:
+def _need(pageable: int, peak: int | None, usable: int | None, figures: Figures) -> str:
     if peak is None or usable is None:
         return ""
     short = peak - usable
     if short <= 0:
         return "; at this batch nothing should need to"
     if short <= pageable:
-        return f"; at this batch about {mib(short)} will have to move, and steps will be slower"
-    return f"; at this batch {mib(short)} are missing, more than paging can free"
+        return f"; at this batch about {figures.mib(short)} will have to move, and steps will be slower"
+    return f"; at this batch {figures.mib(short)} are missing, more than paging can free"
 
 
-def _use(sample: Mapping[str, Any], gpu: Mapping[str, Any] | None) -> str:
+def _use(sample: Mapping[str, Any], gpu: Mapping[str, Any] | None, figures: Figures) -> str:
     if gpu is not None and gpu.get("used_bytes") is not None:
-        return f"{gpu['used_bytes'] / GIB:.2f} of {gib(gpu['total_bytes'])}"
+        return f"{figures.decimal(gpu['used_bytes'] / GIB, 2)} of {figures.gib(gpu['total_bytes'])}"
     why = sample.get("gpu_problem") or ((gpu or {}).get("unavailable") or {}).get("used_bytes")
     host = sample.get("host")
     text = "host memory n/a"
     if host:
         used = host["total_bytes"] - host["available_bytes"]
-        text = f"{used / GIB:.2f} of {gib(host['total_bytes'])} host memory"
+        text = f"{figures.decimal(used / GIB, 2)} of {figures.gib(host['total_bytes'])} host memory"
     return f"{text} ({why})" if why else text
 
 

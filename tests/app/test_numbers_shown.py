@@ -11,6 +11,7 @@ import shutil
 import string
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PySide6.QtCore import QAbstractListModel, Qt
@@ -27,17 +28,22 @@ from pytestqt.qtbot import QtBot
 
 from app.presenters import numerals
 from app.presenters.numerals import Style
+from app.presenters.words import FIGURES
 from app.window import MainWindow
 from qlora_engine import paths
 from qlora_engine.config import all_knobs
+from qlora_engine.memory.optimizer_state import StateBytes
+from qlora_engine.monitor import words as memory_words
 from qlora_engine.quantization import words
 from qlora_engine.quantization.variants import Variant
 from tests.app.conftest import MakeWindow
 from tests.app.geometry import visible
 from tests.app.quality_of_a_model import quality_report
 from tests.app.window_states import RUN_STATES, STATES, TRY_STATES, make_queued, make_runs
+from tests.engine.monitor.samples import cpu_sample, gpu_sample
 
 ROOT = Path(__file__).resolve().parents[2]
+MIB, GIB = 1024**2, 1024**3
 PLACE = "app/presenters/numerals.py"
 NOT_SHOWN = {
     ("app/widgets/answers.py", "f'{width:.4f}'"): "a width in HTML",
@@ -195,6 +201,7 @@ def test_no_screen_shows_a_number_in_another_form(
     window.go_to("live")
     window.studio.history.refresh()
     qtbot.waitUntil(lambda: window.tabs.screens["live"].charts is not None, timeout=30_000)
+    qtbot.waitUntil(lambda: window.studio.workspace.memory.own is not None, timeout=30_000)
     window.setUpdatesEnabled(False)
     found: dict[str, set[str]] = {}
 
@@ -207,6 +214,33 @@ def test_no_screen_shows_a_number_in_another_form(
 
     _through_states(qtbot, window, look)
     assert not found, "\n".join(f"{min(where)}: {text}" for text, where in sorted(found.items()))
+
+
+@pytest.mark.usefixtures("odd_numbers")
+def test_what_the_engine_says_of_memory_is_written_as_the_window_writes() -> None:
+    """Of a GPU with pages on the CPU, of one that holds back and spills, of a computer without one; before a run too."""
+    paged = gpu_sample(paged={**gpu_sample()["paged"], "on_cpu_bytes": 3 * GIB // 2})
+    unknown = gpu_sample(
+        paged={**gpu_sample()["paged"], "on_cpu_bytes": None}, torch={"spilled_bytes": 5 * GIB // 2}
+    )
+    samples = (paged, unknown, cpu_sample())
+    said = [memory_words.memory_line(one, 9 * GIB, 31 * GIB // 3, 0.125, FIGURES) for one in samples]
+    asked: dict[str, Any] = {"rank": 16, "device": "cuda", "figures": FIGURES}
+    states = (StateBytes(3 * MIB // 2, 20 * MIB, 0), StateBytes(5 * MIB // 2, 0, 0))
+    for optimizer, state, device in itertools.product(
+        ("paged_adamw_8bit", "adamw_8bit"), states, ("cpu", "cuda")
+    ):
+        for short in (None, -GIB, 11 * MIB, GIB):
+            room = {} if short is None else {"peak_bytes": 8 * GIB + short, "usable_bytes": 8 * GIB}
+            said.append(
+                memory_words.paging_forecast(
+                    **{**asked, "optimizer": optimizer, "state": state, "device": device, **room}
+                )
+            )
+    assert [
+        text for text in said if any(kind.search(text) for kind in (ENGLISH_NUMBER, UNGROUPED, PARTED))
+    ] == []
+    assert any(ODD.decimal in text for text in said)
 
 
 def _through_states(qtbot: QtBot, window: MainWindow, look) -> None:

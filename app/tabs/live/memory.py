@@ -12,7 +12,7 @@ from PySide6.QtCore import QObject, QTimer
 
 from app.presenters.memory_series import MemoryFeed, Prediction, predicted_parts, tail_since
 from app.presenters.run_fold import RunFold
-from app.presenters.words import bytes_text, capital, gib_text
+from app.presenters.words import FIGURES, bytes_text, capital, gib_text
 from app.studio import Studio
 from app.tabs.live.kept_memory import KeptMemory
 from app.widgets.run_charts import MemoryView
@@ -116,7 +116,7 @@ class LiveMemory(QObject):
             return ""
         reached = run.last_step.peak_memory_bytes if run.is_live and run.last_step else None
         compared = predicted.tensor_bytes if reached is not None else None
-        text = words.memory_line(sample, compared, reached, self._slowdown.ratio)
+        text = words.memory_line(sample, compared, reached, self._slowdown.ratio, FIGURES)
         if not run.is_live and predicted.tensor_bytes is not None:
             text += f"; the next run is predicted to need {gib_text(predicted.device_bytes or predicted.tensor_bytes)}"
         return capital(text)
@@ -139,5 +139,5 @@ class LiveMemory(QObject):
         return words.paging_forecast(
             optimizer=config.training.optimizer, rank=config.lora.rank, state=state,
             device=self._studio.workspace.job.device, peak_bytes=variant.device_likely, usable_bytes=usable,
-            why_never=never,
+            why_never=never, figures=FIGURES,
         )  # fmt: skip

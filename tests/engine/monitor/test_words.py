@@ -113,7 +113,7 @@ def test_the_badge() -> None:
         ),
         (
             {"peak_bytes": 26 * GIB},
-            "of 320 MiB optimizer state 168 MiB can be paged at rank 16; at this batch 2048 MiB are missing, more than paging can free",
+            "of 320 MiB optimizer state 168 MiB can be paged at rank 16; at this batch 2,048 MiB are missing, more than paging can free",
         ),
         (
             {"state": StateBytes(320 * MIB, 0, 0)},
