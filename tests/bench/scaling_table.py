@@ -1,12 +1,14 @@
 """Whether a run stays as fast as it begins: by rows in a step, rows of data, and steps done; and what its start takes.
 
 `make bench-scaling`, or `python -m tests.bench.scaling_table [json file] [largest number of rows] [steps]`. Counted in seconds of this
-process's processor time, so that other programs disturb little; the start alone by the clock, in a process of its own, the second time it is made.
+process's processor time, and runs that are compared take their steps in turn, so that other programs disturb little; the start
+alone by the clock, in a process of its own, the second time it is made.
 Exit code 1 when time per token leaves its band, memory grows, or the start takes too long.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -39,7 +41,7 @@ TOKENS_COUNTED = 1_200
 ROW_TOKENS = 224
 """At least so many for each number of rows: small steps are repeated."""
 DATA_ROWS = (500, 5_000, 50_000, 500_000)
-STEPS_ON_DATA = 60
+STEPS_ON_DATA = 200
 STEPS = 5_000
 FLAT = 0.05
 GROWTH_BYTES_A_STEP = 1024
@@ -138,29 +140,47 @@ def by_rows_in_a_step(place: Path) -> Iterator[dict[str, Any]]:
 
 
 def by_rows_of_data(place: Path, largest: int) -> Iterator[dict[str, Any]]:
+    """A run on each, one step of each in turn: what slows the machine for a while slows all of them."""
     model = make_tiny("llama", place / "small", num_hidden_layers=2)
-    for rows in (count for count in DATA_ROWS if count <= largest):
-        config = config_of(place, model, rows_file(place, rows), training__max_steps=STEPS_ON_DATA)
-        yield {"rows": rows, "microseconds_per_token": round(per_token(list(steps_of(config))), 1)}
+    counts = [count for count in DATA_ROWS if count <= largest]
+    runs = [
+        steps_of(config_of(place, model, rows_file(place, rows), training__max_steps=STEPS_ON_DATA))
+        for rows in counts
+    ]
+    for rows, points in zip(counts, zip(*zip(*runs, strict=True), strict=True), strict=True):
+        yield {"rows": rows, "microseconds_per_token": round(typical(points), 1)}
 
 
 def by_steps(place: Path, steps: int) -> dict[str, Any]:
-    """Time per token and memory over a long run, by tenths of it."""
+    """Over a long run: its memory, and by tenths its time per token as a share of that of a run which has just begun, one step
+    of each in turn."""
     model = make_tiny("llama", place / "smallest", num_hidden_layers=1)
-    config = config_of(
-        place, model, rows_file(place, 500), training__max_steps=steps, training__effective_batch=4,
-        training__micro_batch=4,
-    )  # fmt: skip
-    points = list(steps_of(config))
-    size = len(points) // 10
-    tenths = [points[n * size : (n + 1) * size] for n in range(10)]
-    settled = points[len(points) // 4 :]
-    slope = statistics.linear_regression(range(len(settled)), [p.resident_bytes for p in settled]).slope
+    settings: dict[str, Any] = {"training__effective_batch": 4, "training__micro_batch": 4}
+    file, size = rows_file(place, 500), (steps - 1) // 10
+    long = config_of(place, model, file, training__max_steps=steps, **settings)
+    sizes = [point.resident_bytes for point in steps_of(long)]
+    settled = sizes[len(sizes) // 4 :]
+    young = config_of(place, model, file, training__max_steps=size + 1, **settings)
     return {
         "steps": steps,
-        "microseconds_per_token": [round(per_token(one), 1) for one in tenths],
-        "bytes_a_step": round(slope, 1),
+        "share_of_a_young_run": [round(one, 3) for one in shares(steps_of(long), young, size)],
+        "bytes_a_step": round(statistics.linear_regression(range(len(settled)), settled).slope, 1),
     }
+
+
+def shares(long: Iterator[Point], young: TrainingConfig, size: int) -> Iterator[float]:
+    """Of each tenth, `size` steps, of `long` beside another run of `young`."""
+    for _ in range(10):
+        beside = steps_of(young)
+        old, new = zip(*zip(itertools.islice(long, size), beside, strict=False), strict=True)
+        for _ in beside:  # to its end, which takes no more steps
+            pass
+        yield typical(old) / typical(new)
+
+
+def typical(points: Sequence[Point]) -> float:
+    """Processor microseconds per token, of the step in the middle."""
+    return 1e6 * statistics.median(point.seconds / point.tokens for point in points)
 
 
 def start(place: Path) -> dict[str, Any]:
@@ -197,7 +217,7 @@ def verdicts(found: dict[str, Any]) -> dict[str, bool]:
     return {
         "rows in a step": spread([one["microseconds_per_token"] for one in found["rows_in_a_step"]]) <= FLAT,
         "rows of data": spread([one["microseconds_per_token"] for one in found["rows_of_data"]]) <= FLAT,
-        "steps": spread(found["steps"]["microseconds_per_token"][1:]) <= FLAT,
+        "steps": max(abs(share - 1) for share in found["steps"]["share_of_a_young_run"]) <= FLAT,
         "memory": found["steps"]["bytes_a_step"] <= GROWTH_BYTES_A_STEP,
         "start": found["start"]["seconds"] <= START_SECONDS,
     }
@@ -216,7 +236,7 @@ def table(found: dict[str, Any]) -> str:
         lines.append(f"{title.replace('_', ' ')}: {values}")
     one = found["steps"]
     lines.append(
-        f"over {one['steps']:,} steps, by tenths: {', '.join(f'{v:.0f}' for v in one['microseconds_per_token'])} us; "
+        f"over {one['steps']:,} steps, by tenths, of a young run's time: {', '.join(f'{v:.2f}' for v in one['share_of_a_young_run'])}; "
         f"memory grows by {one['bytes_a_step']:.0f} bytes a step"
     )
     parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in found["start"]["parts"].items())
