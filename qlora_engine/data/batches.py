@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -104,10 +105,12 @@ def _predictions(labels: Any) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
-def order(rows: int, seed: int, epoch: int) -> list[int]:
-    """The order of an epoch: a permutation that depends on seed and epoch alone."""
+def order(rows: int, seed: int, epoch: int) -> array[int]:
+    """The order of an epoch: a permutation that depends on seed and epoch alone; 8 bytes a row."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return list(torch.randperm(rows, generator=generator).tolist())
+    found: array[int] = array("q")
+    found.frombytes(torch.randperm(rows, generator=generator).numpy().tobytes())
+    return found
 
 
 def by_length(rows: Sequence[TokenRow]) -> list[TokenRow]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from qlora_engine.config import TrainingSettings
@@ -23,22 +23,26 @@ class Schedule:
     effective_batch: int
     train_rows: int
     seed: int
-    order: Callable[[int, int, int], list[int]]
+    order: Callable[[int, int, int], Sequence[int]]
     """`order(rows, seed, epoch)` -> row indices of that epoch."""
+    _kept: dict[int, Sequence[int]] = field(default_factory=dict, repr=False, compare=False)
+    """The order of the epoch that is now: every step asks for its part of it."""
 
     def rows_of(self, step: int) -> list[int]:
         """Row indices of the step after `step` finished ones; the last step of an epoch may have fewer."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = self.order(self.train_rows, self.seed, epoch)
+        if epoch not in self._kept:
+            self._kept.clear()
+            self._kept[epoch] = self.order(self.train_rows, self.seed, epoch)
         start = position * self.effective_batch
-        return order[start : start + self.effective_batch]
+        return list(self._kept[epoch][start : start + self.effective_batch])
 
     def epoch_at(self, step: int) -> float:
         return step / self.steps_per_epoch
 
 
 def plan(
-    settings: TrainingSettings, train_rows: int, order: Callable[[int, int, int], list[int]]
+    settings: TrainingSettings, train_rows: int, order: Callable[[int, int, int], Sequence[int]]
 ) -> Schedule:
     """Where every step of a run is."""
     total = total_steps(settings, train_rows)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from qlora_engine import data
-from qlora_engine.config import DataSettings
+from qlora_engine.config import DataSettings, TrainingSettings
 from qlora_engine.data import batches
 from qlora_engine.data.inspection import shown_rows
 from qlora_engine.data.packing import pack
@@ -22,7 +22,7 @@ from qlora_engine.data.pipeline import automatic_length
 from qlora_engine.data.tokenize import TokenRow
 from qlora_engine.errors import EngineError
 from qlora_engine.paths import resources_dir
-from qlora_engine.training import loss
+from qlora_engine.training import loss, schedule
 from tests.support.tiny import instruction_rows, tiny_config, tiny_tokenizer, write_rows
 
 PACKING_FAMILIES = [
@@ -223,6 +223,19 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert batches.order(50, 1, 0) != batches.order(50, 1, 1)
     assert batches.order(50, 1, 0) != batches.order(50, 2, 0)
     assert sorted(batches.order(50, 1, 3)) == list(range(50))
+
+
+def test_the_order_of_an_epoch_is_made_once_and_not_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a million rows are shuffled in some milliseconds, which is half of a small model's step."""
+    made: list[int] = []
+    shuffled = torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda rows, **more: made.append(rows) or shuffled(rows, **more))
+    settings = TrainingSettings(epochs=2.0, effective_batch=4)
+    plan = schedule.plan(settings, 4_001, batches.order)
+    visited = [row for step in range(plan.total_steps) for row in plan.rows_of(step)]
+    assert made == [4_001, 4_001]
+    assert sorted(visited) == sorted([*range(4_001)] * 2)
+    assert visited[:4_001] != visited[4_001:]
 
 
 def load_generator() -> Any:
