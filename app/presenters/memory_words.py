@@ -127,7 +127,7 @@ def _besides(found: Comparison) -> str:
     """What a run takes where it is free, a sentence for each."""
     kept, grouped = found.estimate.kept_weights_bytes, found.estimate.grouped_experts_bytes
     words = f" Where it is free, {bytes_text(kept)} of dequantized weights are kept too, and given up first."
-    more = f" Where it is free, {bytes_text(grouped)} more let all experts of a block be computed together, and are given up first."
+    more = f" In bf16 and where it is free, {bytes_text(grouped)} more let all experts of a block be computed together, and are given up first."
     return f"{words if kept else ''}{more if grouped else ''}"
 
 

@@ -136,7 +136,7 @@ def test_weights_that_are_dequantized_besides_are_told_before_the_run() -> None:
         f"fits: {bar.device_likely / GIB:.2f}"
     )
     mixture = compared(subject_of("mixtral-8x7b"))
-    more = f"Where it is free, {bytes_text(mixture.estimate.grouped_experts_bytes)} more let all experts"
+    more = f"In bf16 and where it is free, {bytes_text(mixture.estimate.grouped_experts_bytes)} more let all experts"
     assert more in memory_state(mixture, None, is_double=True, gpu=None).verdict_more
     none = compared(subject_of("llama-7b", device="cpu"))
     assert not none.estimate.kept_weights_bytes
