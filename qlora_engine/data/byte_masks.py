@@ -11,25 +11,24 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from qlora_engine import parsing
 from qlora_engine.data import words
 from qlora_engine.data.markers import TokenizerKey
 from qlora_engine.data.skeleton import Filled
+from qlora_engine.data.spaced import EACH, FIRST_WORD, NEVER, SPACE, spacing_of, steps_of
 
 UNKNOWN = 1 << 20
 """Bytes of a token that may stand for anything: no row that has one adds up."""
-SPACE = "▁"
 
 
 @dataclass(frozen=True, eq=False)
 class ByteLengths:
-    """`of_token` (vocabulary,) int64. `is_nfc`: texts are normalized first, which may change them. `prepends`: every
-    piece of text between added tokens (`is_added`) gets a space that is none of its own."""
+    """`of_token` (vocabulary,) int64. `is_nfc`: texts are normalized first, which may change them. `prepends`: whether pieces
+    of text between added tokens (`is_added`) get a space that is none of their own (`spaced`)."""
 
     of_token: Any
     is_added: Any
     is_nfc: bool
-    prepends: bool
+    prepends: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +49,15 @@ def _byte_lengths(key: TokenizerKey) -> ByteLengths | None:
     import numpy as np
 
     tokenizer = key.tokenizer
-    normalizers = _steps(tokenizer.backend_tokenizer.normalizer, "normalizers")
-    splitters = _steps(tokenizer.backend_tokenizer.pre_tokenizer, "pretokenizers")
+    backend = tokenizer.backend_tokenizer
+    normalizers = steps_of(backend.normalizer, "normalizers")
+    splitters = steps_of(backend.pre_tokenizer, "pretokenizers")
     kinds = [str(step.get("type")) for step in (*normalizers, *splitters)]
     vocabulary: Mapping[str, int] = tokenizer.get_vocab()
     added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
     is_byte_level = "ByteLevel" in kinds and all(chr(c) in vocabulary for c in range(33, 127))
-    is_spaced = any(s.get("type") == "Replace" and s.get("content") == SPACE for s in normalizers)
+    spacing = spacing_of(backend)
+    is_spaced = spacing is not None
     if not (is_byte_level or is_spaced):
         return None
     count = max(vocabulary.values(), default=-1) + 1
@@ -67,22 +68,13 @@ def _byte_lengths(key: TokenizerKey) -> ByteLengths | None:
         found[number], is_added[number] = len(word.encode()), True
     if is_spaced and isinstance(tokenizer.unk_token_id, int):
         found[tokenizer.unk_token_id] = UNKNOWN
-    return ByteLengths(found, is_added, "NFC" in kinds, "Prepend" in kinds)
+    return ByteLengths(found, is_added, "NFC" in kinds, NEVER if spacing is None else spacing.prepends)
 
 
 def _spaced_bytes(word: str) -> int:
     if len(word) == 6 and word.startswith("<0x") and word.endswith(">"):
         return 1
     return len(word.replace(SPACE, " ").encode("utf-8", "surrogatepass"))
-
-
-def _steps(part: Any, inner: str) -> list[dict[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer, one behind another."""
-    if part is None:
-        return []
-    stored = parsing.object_from_json(part.__getstate__())
-    steps = stored.get(inner)
-    return list(steps) if isinstance(steps, list) else [stored]
 
 
 def masked(
@@ -94,7 +86,7 @@ def masked(
     ids = words.encoded([row.text for row in rows], tokenizer)
     flat = np.concatenate(ids)
     firsts = np.concatenate([[0], np.cumsum([len(i) for i in ids])]).astype(np.int64)
-    sizes = _sizes(flat, firsts, lengths)
+    sizes = _sizes(flat, firsts, lengths, np.array([row.text.startswith(" ") for row in rows]))
     ends = np.cumsum(sizes)
     bases = np.concatenate([[0], ends])[firsts]
     is_exact = np.diff(bases) == np.array([row.size for row in rows])
@@ -110,16 +102,18 @@ def masked(
     ]
 
 
-def _sizes(flat: Any, firsts: Any, lengths: ByteLengths) -> Any:
-    """Bytes of each token."""
+def _sizes(flat: Any, firsts: Any, lengths: ByteLengths, has_space: Any) -> Any:
+    """Bytes of each token, without the space that it was given. `has_space` (rows,): whether a row begins with one of its own.
+    A later piece that does may be given none: its row does not add up."""
     import numpy as np
 
     sizes = lengths.of_token[flat]
-    if lengths.prepends:
+    if lengths.prepends != NEVER:
         is_added = lengths.is_added[flat]
         begins = np.zeros(len(flat) + 1, bool)
-        begins[firsts] = True
-        begins[1:] |= is_added
+        begins[firsts[:-1]] = True if lengths.prepends == EACH else ~has_space
+        if lengths.prepends != FIRST_WORD:
+            begins[1:] |= is_added
         sizes = sizes - (begins[:-1] & ~is_added)
     return sizes
 

@@ -1,6 +1,7 @@
-"""Tokens of texts, piece by piece: those of a piece that a byte-level tokenizer has met once are looked up. Torch-free.
+"""Tokens of texts, piece by piece: those of a piece that a tokenizer has met once are looked up. Torch-free.
 
-A text is cut as the tokenizer cuts it (`pretokens`), and what is made of a piece is asked of the tokenizer's own model. The
+A text is cut as a byte-level tokenizer cuts it (`pretokens`), or at the words of one that writes spaces as `▁` (`spaced`), and
+what is made of a piece is asked of the tokenizer's own model. The
 first texts, and one of many later, go both ways; a tokenizer for which they differ, or that does anything else with a text,
 makes all of them itself.
 """
@@ -10,14 +11,17 @@ from __future__ import annotations
 import re
 import unicodedata
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
 from qlora_engine import parsing
 from qlora_engine.data import pretokens
 from qlora_engine.data.markers import TokenizerKey
+from qlora_engine.data.spaced import SPACE, Spaced, words_of
 
+Cut = Callable[[str, bool], list[str] | None]
+"""The pieces of a part of a text between markers, told whether it is the first."""
 MOST_PIECES, LONGEST_PIECE = 100_000, 64
 """What is kept in memory: some twenty megabytes at most."""
 TRIES, TRIED_LATER, MOST_MARKERS_TRIED = 64, 128, 100
@@ -30,14 +34,12 @@ TRIAL = (
 class _Pieces(dict[str, bytes]):
     """int32 tokens of each piece met so far, as bytes; of any other when it is asked for."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, written: Callable[[str], str]) -> None:
         super().__init__()
-        self._model = model
-        self._letters = _letters_of_bytes()
+        self._model, self._written = model, written
 
     def __missing__(self, piece: str) -> bytes:
-        letters = piece.encode().decode("latin-1").translate(self._letters)
-        found = array("i", [token.id for token in self._model.tokenize(letters)]).tobytes()
+        found = array("i", [token.id for token in self._model.tokenize(self._written(piece))]).tobytes()
         if len(piece) <= LONGEST_PIECE and len(self) < MOST_PIECES:
             self[piece] = found
         return found
@@ -53,34 +55,75 @@ class _Cuts:
         last = found[-1]
         self._last = last.findall if last is not None else None
 
-    def pieces(self, text: str) -> list[str]:
+    def pieces(self, text: str, is_first: bool) -> list[str] | None:
+        """None where one is left out. Whether the text is the first does not matter."""
         assert self._last is not None
-        if not self._earlier:
-            return self._last(text)
+        found = self._last(text) if not self._earlier else self._in_steps(text)
+        return found if "".join(found) == text else None
+
+    def _in_steps(self, text: str) -> list[str]:
+        assert self._last is not None
         parts = [text]
         for step in self._earlier:
             parts = [piece for part in parts for piece in step.split(part) if piece]
         return [piece for part in parts for piece in self._last(part)]
 
 
-class Words:
-    """The quick way of one tokenizer. `is_right` until a text shows otherwise."""
+class _ByteLevel:
+    """The cuts of a byte-level tokenizer, whose model reads bytes as letters."""
 
-    def __init__(self, backend: Any, steps: Sequence[str], markers: Sequence[tuple[str, int]]) -> None:
-        self._backend = backend
-        self._steps = steps
-        self._table = _Pieces(backend.model)
-        self._markers = {text: array("i", [number]).tobytes() for text, number in markers}
-        longest_first = sorted(self._markers, key=len, reverse=True)
-        self._marker = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+    def __init__(self, steps: Sequence[str], *, is_nfc: bool) -> None:
+        self._steps, self._is_nfc = steps, is_nfc
         self._ascii = _Cuts(steps, pretokens.ASCII)
-        self._is_nfc = backend.normalizer is not None
-        self._left_to_try = TRIES
-        self.is_right = self._ascii.is_known and self._agrees([*TRIAL, _with_all(longest_first)])
+        self._letters = _letters_of_bytes()
+        self.is_known = self._ascii.is_known
 
     @cached_property
     def _wide(self) -> tuple[_Cuts, re.Pattern[str]]:
         return _Cuts(self._steps, pretokens.WIDE), pretokens.foreign(pretokens.WIDE)
+
+    def of(self, text: str) -> Cut | None:
+        """How parts of a text are cut; None for a text that is the tokenizer's own affair."""
+        if text.isascii():
+            return self._ascii.pieces
+        cuts, foreign = self._wide
+        if not cuts.is_known or foreign.search(text):
+            return None
+        is_changed = self._is_nfc and not unicodedata.is_normalized("NFC", text)
+        return None if is_changed else cuts.pieces
+
+    def written(self, piece: str) -> str:
+        return piece.encode().decode("latin-1").translate(self._letters)
+
+
+class _AtSpaces:
+    """The words of a tokenizer that writes spaces as a sign; a text that has the sign itself is its own affair."""
+
+    is_known = True
+
+    def __init__(self, spaced: Spaced) -> None:
+        self._spaced = spaced
+
+    def of(self, text: str) -> Cut | None:
+        return None if SPACE in text else self._spaced.pieces
+
+    def written(self, piece: str) -> str:
+        return piece.replace(" ", SPACE)
+
+
+class Words:
+    """The quick way of one tokenizer. `is_right` until a text shows otherwise."""
+
+    def __init__(
+        self, backend: Any, cuts: _ByteLevel | _AtSpaces, markers: Sequence[tuple[str, int]]
+    ) -> None:
+        self._backend, self._cuts = backend, cuts
+        self._table = _Pieces(backend.model, cuts.written)
+        self._markers = {text: array("i", [number]).tobytes() for text, number in markers}
+        longest_first = sorted(self._markers, key=len, reverse=True)
+        self._marker = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+        self._left_to_try = TRIES
+        self.is_right = cuts.is_known and self._agrees([*TRIAL, _with_all(longest_first)])
 
     def encoded(self, texts: Sequence[str]) -> list[Any]:
         """(tokens,) int32 of each text."""
@@ -110,22 +153,18 @@ class Words:
 
     def _bytes(self, text: str) -> bytes | None:
         """int32 tokens; None for a text that is the tokenizer's own affair."""
-        cuts = self._ascii
-        if not text.isascii():
-            cuts, foreign = self._wide
-            if not cuts.is_known or foreign.search(text):
-                return None
-            if self._is_nfc and not unicodedata.is_normalized("NFC", text):
-                return None
+        cut = self._cuts.of(text)
+        if cut is None:
+            return None
         found: list[bytes] = []
         for place, part in enumerate(self._marker.split(text) if self._marker else [text]):
             if place % 2:
                 found.append(self._markers[part])
-                continue
-            pieces = cuts.pieces(part)
-            if "".join(pieces) != part:
-                return None
-            found.extend(map(self._table.__getitem__, pieces))
+            elif part:
+                pieces = cut(part, place == 0)
+                if pieces is None:
+                    return None
+                found.extend(map(self._table.__getitem__, pieces))
         return b"".join(found)
 
 
@@ -150,23 +189,29 @@ def _by_backend(backend: Any, texts: Sequence[str]) -> list[Any]:
 def _words(key: TokenizerKey, size: int) -> Words | None:
     """None for a tokenizer that does anything with a text besides cutting it. `size` tells one that has got new tokens."""
     backend = key.tokenizer.backend_tokenizer
-    if backend.pre_tokenizer is None or not _keeps_text(backend):
-        return None
-    steps = pretokens.steps_of(parsing.object_from_json(backend.pre_tokenizer.__getstate__()))
+    if getattr(backend.model, "dropout", None) or backend.encode_special_tokens:
+        return None  # random, or markers are not always seen
+    cuts = _cuts_of(backend)
     markers = backend.get_added_tokens_decoder()
     kinds = {(t.lstrip or t.rstrip or t.single_word or not t.content, t.normalized) for t in markers.values()}
-    if steps is None or len(kinds) > 1 or any(is_special for is_special, _ in kinds):
+    if cuts is None or len(kinds) > 1 or any(is_special for is_special, _ in kinds):
         return None
-    found = Words(backend, steps, [(token.content, number) for number, token in markers.items()])
+    if isinstance(cuts, _AtSpaces) and any(is_normalized for _, is_normalized in kinds):
+        return None  # the space before the text is put there before they are looked for
+    found = Words(backend, cuts, [(token.content, number) for number, token in markers.items()])
     return found if found.is_right else None
 
 
-def _keeps_text(backend: Any) -> bool:
-    """Whether nothing is normalized but to NFC, nothing is random, and markers are always seen."""
-    normalizer = backend.normalizer
+def _cuts_of(backend: Any) -> _ByteLevel | _AtSpaces | None:
+    spaced = words_of(backend)
+    if spaced is not None:
+        return _AtSpaces(spaced)
+    normalizer, splitter = backend.normalizer, backend.pre_tokenizer
     kind = "" if normalizer is None else parsing.object_from_json(normalizer.__getstate__()).get("type")
-    is_random = bool(getattr(backend.model, "dropout", None))
-    return kind in ("", "NFC") and not is_random and not backend.encode_special_tokens
+    if kind not in ("", "NFC") or splitter is None:
+        return None
+    steps = pretokens.steps_of(parsing.object_from_json(splitter.__getstate__()))
+    return None if steps is None else _ByteLevel(steps, is_nfc=bool(kind))
 
 
 def _with_all(markers: Sequence[str]) -> str:

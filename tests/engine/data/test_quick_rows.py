@@ -27,7 +27,7 @@ WORDS = st.text(st.sampled_from("aB1 \n\té日🙂\u0301\u212b<|>▁"), max_size
 TURNS = st.lists(st.tuples(WORDS, WORDS, st.sampled_from([None, "", "hm\n"])), min_size=1, max_size=3)
 
 
-def spaced(*steps: Any) -> PreTrainedTokenizerFast:
+def spaced(*steps: Any, splitter: Any = None) -> PreTrainedTokenizerFast:
     """A tokenizer of the kind that writes spaces as `▁` and falls back to bytes."""
     words = [
         "<unk>",
@@ -48,7 +48,10 @@ def spaced(*steps: Any) -> PreTrainedTokenizerFast:
     vocabulary = {word: n for n, word in enumerate(dict.fromkeys([*words, "i", "s"]))}
     model = models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
     backend = Tokenizer(model)
-    backend.normalizer = normalizers.Sequence(list(steps))
+    if steps:
+        backend.normalizer = normalizers.Sequence(list(steps))
+    if splitter is not None:
+        backend.pre_tokenizer = splitter
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
@@ -67,6 +70,9 @@ def tokenizer_of(kind: str) -> Any:
         return spaced(normalizers.Replace(" ", "▁"))
     if kind == "a space before every piece":
         return spaced(normalizers.Prepend("▁"), normalizers.Replace(" ", "▁"))
+    if kind in SCHEMES:
+        scheme, is_split = SCHEMES[kind]
+        return spaced(splitter=pre_tokenizers.Metaspace("▁", scheme, is_split))
     found = tokenizer_for(MECHANISMS[THINKING])
     if kind == "normalized first":
         found.backend_tokenizer.normalizer = normalizers.NFC()
@@ -77,7 +83,15 @@ def tokenizer_of(kind: str) -> Any:
     return found
 
 
-KINDS = ("bytes", "normalized first", "digits apart", "spaces as marks", "a space before every piece")
+SCHEMES = {
+    "a space before the first word": ("first", False),
+    "a space before every word": ("always", False),
+    "no space before": ("never", False),
+    "split at spaces": ("first", True),
+}
+KINDS = (
+    "bytes", "normalized first", "digits apart", "spaces as marks", "a space before every piece", *SCHEMES,
+)  # fmt: skip
 
 
 @cache
@@ -101,7 +115,7 @@ def told(row: Any) -> Any:
     st.lists(TURNS, min_size=1, max_size=4),
 )
 @example("bytes", TRIMMED, [[("", " ", None)]])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_both_ways_agree(kind: str, name: str, talks: list[Any]) -> None:
     rows = [
         Conversation(n, tuple(m for asked, said, thought in talk for m in (
