@@ -141,12 +141,11 @@ def _encode_group(group: Sequence[Conversation], work: _Work) -> list[Encoded | 
     found: dict[int, Encoded | RowProblem] = {}
     texts: dict[int, Filled] = {}
     for place, conversation in enumerate(group if lengths is not None else ()):
-        if conversation.text is None:
-            row = _filled_or_problem(conversation, work)
-            if isinstance(row, Filled):
-                texts[place] = row
-            else:
-                found[place] = row
+        row = _filled_or_problem(conversation, work)
+        if isinstance(row, Filled):
+            texts[place] = row
+        else:
+            found[place] = row
     if texts and lengths is not None:
         masks = byte_masks.masked(list(texts.values()), work.tokenizer, lengths, work.marker_ids)
         for (place, text), mask in zip(texts.items(), masks, strict=True):
@@ -158,6 +157,10 @@ def _encode_group(group: Sequence[Conversation], work: _Work) -> list[Encoded | 
 
 
 def _filled_or_problem(conversation: Conversation, work: _Work) -> Filled | RowProblem:
+    if conversation.text is not None:
+        text = with_ends(conversation.text, work.tokenizer)
+        size = len(text.encode("utf-8", "surrogatepass"))
+        return Filled(text, size, [(0, size)], [])
     try:
         return filled(conversation, work.template, work.policy)
     except RowProblem as problem:

@@ -71,9 +71,7 @@ def work(plan: Plan, block: Block) -> Part:
     conversations = list(_conversations(plan, block, problems))
     texts = [c for c in conversations if c.text is not None]
     talks = [c for c in conversations if c.text is None]
-    for conversation in texts:
-        rows = enumerate(text_rows(plan, conversation))
-        kept.extend((Encoded.of(row), conversation, part) for part, row in rows)
+    kept.extend(_of_texts(plan, texts))
     encoded = encode(talks, plan.tokenizer, plan.template, plan.policy)
     for conversation, row in zip(talks, encoded, strict=True):
         if isinstance(row, RowProblem):
@@ -89,6 +87,18 @@ def work(plan: Plan, block: Block) -> Part:
             noted.setdefault(f"unused:{key}", []).append(conversation.number)
     ranges = {name: row_numbers.of_numbers(numbers) for name, numbers in noted.items()}
     return Part(_stream(plan, block.source, kept), len(block.spans), sorted(problems), ranges)
+
+
+def _of_texts(plan: Plan, texts: Sequence[Conversation]) -> Iterator[Kept]:
+    """Each text as one row, together with the others; what is too long for one by itself, since its tokens must be placed."""
+    for conversation, row in zip(
+        texts, encode(texts, plan.tokenizer, plan.template, plan.policy), strict=True
+    ):
+        if isinstance(row, Encoded) and len(row.ids) <= plan.text_tokens:
+            yield row, conversation, 0
+        else:
+            rows = enumerate(text_rows(plan, conversation))
+            yield from ((Encoded.of(piece), conversation, part) for part, piece in rows)
 
 
 def _conversations(plan: Plan, block: Block, problems: list[tuple[int, str]]) -> Iterator[Conversation]:

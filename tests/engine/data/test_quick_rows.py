@@ -128,6 +128,16 @@ def test_both_ways_agree(kind: str, name: str, talks: list[Any]) -> None:
     assert [told(row) for row in quick] == [told(row) for row in slow]
 
 
+@given(st.sampled_from(KINDS), st.lists(WORDS, min_size=1, max_size=6))
+@settings(max_examples=150, deadline=None)
+def test_both_ways_agree_on_plain_texts(kind: str, texts: list[str]) -> None:
+    rows = [Conversation(n, text=text) for n, text in enumerate(texts)]
+    work = work_of(kind, PLAIN)
+    quick = tokenize._encode_group(rows, work)
+    slow = list(tokenize._by_offsets(rows, work))
+    assert [told(row) for row in quick] == [told(row) for row in slow]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_plain_rows_go_the_quick_way(kind: str) -> None:
     work = work_of(kind, PLAIN)
