@@ -1,7 +1,7 @@
 """Reading and tokenizing a large dataset: against `datasets.map` with the same tokenizer, template and processes, in turns.
 
 `make bench-data`; ROWS=1000000 for a file of about a gigabyte, DATA=file for rows made of real conversations, TEMPLATE=file
-for another chat template than the starter's, ALONE=1 without `datasets.map`. Prints seconds by the clock and by the processors, the peak memory of all
+for another chat template than the starter's, TOKENIZER=folder for another tokenizer, ALONE=1 without `datasets.map`. Prints seconds by the clock and by the processors, the peak memory of all
 processes together, the first look, and the second time (from the cache); the ratio is that of processor time.
 """
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from qlora_engine.data import byte_masks, skeleton, tokenize
+from qlora_engine.data import byte_masks, skeleton, tokenize, working
 from qlora_engine.data.conversation import Conversation, Message, RowProblem
 from qlora_engine.data.plain_tokenizer import PlainTokenizer
 from qlora_engine.data.policy import Policy
@@ -136,6 +136,21 @@ def test_both_ways_agree_on_plain_texts(kind: str, texts: list[str]) -> None:
     quick = tokenize._encode_group(rows, work)
     slow = list(tokenize._by_offsets(rows, work))
     assert [told(row) for row in quick] == [told(row) for row in slow]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_of_a_block_are_those_that_are_looked_at(kind: str) -> None:
+    """Short ones, made together, and long ones, which become several rows."""
+    work = work_of(kind, PLAIN)
+    plan = working.Plan((), work.tokenizer, work.template, work.policy, None, 30, 4, ())
+    texts = ["as a", "", "a <|open|> as. " * 9, "\u212b \u65e5 a", " as\n\nB 1. a" * 20]
+    conversations = [Conversation(n, text=text) for n, text in enumerate(texts, 1)]
+    together = [row.row() for row, _, _ in working._of_texts(plan, conversations)]
+    one_by_one = [row for conversation in conversations for row in working.as_processed(plan, conversation)]
+    assert len(together) > len(texts)
+    assert [(r.input_ids, r.trained, r.text, r.source_row) for r in together] == [
+        (r.input_ids, r.trained, r.text, r.source_row) for r in one_by_one
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
