@@ -18,13 +18,13 @@ BEGINNING = "_start_joinable_thread" if sys.version_info >= (3, 13) else "_start
 @pytest.fixture
 def bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", threading.Thread.start)  # put back afterwards
-    monkeypatch.setattr(thread_starts, "SLICES", 3)
     thread_starts.bound()
 
 
 @pytest.mark.usefixtures("bounded")
 def test_a_thread_that_never_begins_is_memory_that_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, BEGINNING, lambda *_, **__: None)
+    monkeypatch.setattr(thread_starts, "SLICES", 3)
     with pytest.raises(RuntimeError) as caught:
         threading.Thread(target=print).start()
     assert is_out_of_memory(caught.value)
