@@ -13,8 +13,9 @@ from typing import Any
 
 from qlora_engine.data import words
 from qlora_engine.data.markers import TokenizerKey
+from qlora_engine.data.pretokens import steps_of
 from qlora_engine.data.skeleton import Filled
-from qlora_engine.data.spaced import EACH, FIRST_WORD, NEVER, SPACE, spacing_of, steps_of
+from qlora_engine.data.spaced import EACH, FIRST_WORD, NEVER, SPACE, spacing_of
 
 UNKNOWN = 1 << 20
 """Bytes of a token that may stand for anything: no row that has one adds up."""

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from qlora_engine import parsing
+
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """What ByteLevel does where it cuts by itself."""
 ASCII, WIDE = range(0x80), range(0x3000)
@@ -24,9 +26,19 @@ PIECE = re.compile(
 """A piece of a pattern; the last group is what means something else to the two, or is not understood."""
 
 
-def steps_of(part: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The patterns of a stored pre-tokenizer, applied one behind another; None where it does anything else."""
-    steps = part["pretokenizers"] if part.get("type") == "Sequence" else [part]
+def steps_of(part: Any, inner: str) -> Sequence[Mapping[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer, one behind another; `inner` is the name under which it stores several."""
+    if part is None:
+        return []
+    stored = parsing.object_from_json(part.__getstate__())
+    steps = stored.get(inner)
+    return list(steps) if isinstance(steps, list) else [stored]
+
+
+def patterns_of(steps: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:
+    """The patterns of a pre-tokenizer's steps, applied one behind another; None where it does anything else."""
+    if not steps:
+        return None
     *cuts, last = steps
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
         return None

@@ -7,11 +7,11 @@ goes across the beginning of a word, and the words can be made tokens of one by 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qlora_engine import parsing
+from qlora_engine.data.pretokens import steps_of
 
 SPACE = "▁"
 NEVER, EACH, EACH_WORD, FIRST_WORD = "never", "each", "each word", "first word"
@@ -69,15 +69,6 @@ def words_of(backend: Any) -> Spaced | None:
     has_parts = bool(model.continuing_subword_prefix or model.end_of_word_suffix)
     are_strangers = found.is_split or not any(map(ACROSS.search, vocabulary))
     return found if has_bytes and are_strangers and not has_parts else None
-
-
-def steps_of(part: Any, inner: str) -> Sequence[Mapping[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer, one behind another."""
-    if part is None:
-        return []
-    stored = parsing.object_from_json(part.__getstate__())
-    steps = stored.get(inner)
-    return list(steps) if isinstance(steps, list) else [stored]
 
 
 def _is_plain(step: Mapping[str, Any]) -> bool:

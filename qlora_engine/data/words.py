@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
-from qlora_engine import parsing
 from qlora_engine.data import pretokens
 from qlora_engine.data.markers import TokenizerKey
 from qlora_engine.data.spaced import SPACE, Spaced, words_of
@@ -72,15 +71,15 @@ class _Cuts:
 class _ByteLevel:
     """The cuts of a byte-level tokenizer, whose model reads bytes as letters."""
 
-    def __init__(self, steps: Sequence[str], *, is_nfc: bool) -> None:
-        self._steps, self._is_nfc = steps, is_nfc
-        self._ascii = _Cuts(steps, pretokens.ASCII)
+    def __init__(self, patterns: Sequence[str], *, is_nfc: bool) -> None:
+        self._patterns, self._is_nfc = patterns, is_nfc
+        self._ascii = _Cuts(patterns, pretokens.ASCII)
         self._letters = _letters_of_bytes()
         self.is_known = self._ascii.is_known
 
     @cached_property
     def _wide(self) -> tuple[_Cuts, re.Pattern[str]]:
-        return _Cuts(self._steps, pretokens.WIDE), pretokens.foreign(pretokens.WIDE)
+        return _Cuts(self._patterns, pretokens.WIDE), pretokens.foreign(pretokens.WIDE)
 
     def of(self, text: str) -> Cut | None:
         """How parts of a text are cut; None for a text that is the tokenizer's own affair."""
@@ -206,12 +205,11 @@ def _cuts_of(backend: Any) -> _ByteLevel | _AtSpaces | None:
     spaced = words_of(backend)
     if spaced is not None:
         return _AtSpaces(spaced)
-    normalizer, splitter = backend.normalizer, backend.pre_tokenizer
-    kind = "" if normalizer is None else parsing.object_from_json(normalizer.__getstate__()).get("type")
-    if kind not in ("", "NFC") or splitter is None:
+    kinds = [step.get("type") for step in pretokens.steps_of(backend.normalizer, "normalizers")]
+    patterns = pretokens.patterns_of(pretokens.steps_of(backend.pre_tokenizer, "pretokenizers"))
+    if kinds not in ([], ["NFC"]) or patterns is None:
         return None
-    steps = pretokens.steps_of(parsing.object_from_json(splitter.__getstate__()))
-    return None if steps is None else _ByteLevel(steps, is_nfc=bool(kind))
+    return _ByteLevel(patterns, is_nfc=bool(kinds))
 
 
 def _with_all(markers: Sequence[str]) -> str:

@@ -55,6 +55,8 @@ class Part:
     noted: dict[str, row_numbers.Ranges]
 
 
+LETTERS_A_TOKEN = 8
+"""A text with more of them for each token of a row is taken for one that becomes several; most have four or five."""
 Kept = tuple[Encoded, Conversation, int]
 """A row, what it was made of, and which part of a text it is."""
 
@@ -90,10 +92,15 @@ def work(plan: Plan, block: Block) -> Part:
 
 
 def _of_texts(plan: Plan, texts: Sequence[Conversation]) -> Iterator[Kept]:
-    """Each text as one row, together with the others; what is too long for one by itself, since its tokens must be placed."""
-    for conversation, row in zip(
-        texts, encode(texts, plan.tokenizer, plan.template, plan.policy), strict=True
-    ):
+    """Each text as one row, made together with the others; what is too long for one by itself, since its tokens must be placed.
+    Of a text that is surely so, none are made before."""
+    most = plan.text_tokens * LETTERS_A_TOKEN
+    short = [one for one in texts if one.text is not None and len(one.text) <= most]
+    encoded = dict(
+        zip(map(id, short), encode(short, plan.tokenizer, plan.template, plan.policy), strict=True)
+    )
+    for conversation in texts:
+        row = encoded.get(id(conversation))
         if isinstance(row, Encoded) and len(row.ids) <= plan.text_tokens:
             yield row, conversation, 0
         else:

@@ -139,15 +139,20 @@ def test_both_ways_agree_on_plain_texts(kind: str, texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_texts_of_a_block_are_those_that_are_looked_at(kind: str) -> None:
+def test_texts_of_a_block_are_those_that_are_looked_at(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Short ones, made together, and long ones, which become several rows."""
     work = work_of(kind, PLAIN)
     plan = working.Plan((), work.tokenizer, work.template, work.policy, None, 30, 4, ())
-    texts = ["as a", "", "a <|open|> as. " * 9, "\u212b \u65e5 a", " as\n\nB 1. a" * 20]
+    texts = ["as a", "", "a <|open|> as. " * 9, "\u212b \u65e5 a", " as\n\nB 1. a" * 20, "a as. " * 60]
     conversations = [Conversation(n, text=text) for n, text in enumerate(texts, 1)]
     together = [row.row() for row, _, _ in working._of_texts(plan, conversations)]
     one_by_one = [row for conversation in conversations for row in working.as_processed(plan, conversation)]
+    placed: list[int] = []
+    alone = working.text_rows
+    monkeypatch.setattr(working, "text_rows", lambda plan, one: placed.append(one.number) or alone(plan, one))
+    list(working._of_texts(plan, conversations))
     assert len(together) > len(texts)
+    assert placed == [3, 5, 6], "one by one, with the places of their tokens, only what is long"
     assert [(r.input_ids, r.trained, r.text, r.source_row) for r in together] == [
         (r.input_ids, r.trained, r.text, r.source_row) for r in one_by_one
     ]
