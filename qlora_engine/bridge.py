@@ -51,7 +51,7 @@ def _next(outbox: queue.SimpleQueue[Event | None], thread: threading.Thread) -> 
     while True:
         is_over = not thread.is_alive()
         try:
-            return outbox.get(timeout=LOOK_SECONDS) if not is_over else outbox.get_nowait()
+            return outbox.get(timeout=0 if is_over else LOOK_SECONDS)
         except queue.Empty:
             if is_over:
                 return None

@@ -156,7 +156,7 @@ class Prediction:
 
     @classmethod
     def of_plan(cls, predicted: int | None, estimate: Mapping[str, Any] | None) -> Prediction:
-        """What a run was begun with: of its estimate the side (one quantization or two) that it was planned by, and the
+        """What a run was begun with: of its estimate the side (one quantization or two) that it was planned by, and
         what it took besides: weights kept dequantized, experts dequantized together."""
         estimated = estimate or {}
         kept, grouped = (int(estimated.get(f"{name}_bytes") or 0) for name in (KEPT_WEIGHTS, GROUPED_EXPERTS))

@@ -106,8 +106,8 @@ def kept_weights_bytes(facts: ModelFacts, config: TrainingConfig, device: str) -
 
 def grouped_experts_bytes(facts: ModelFacts, config: TrainingConfig, device: str, tokens: int) -> int:
     """What it takes to compute all experts of a block together (training.group_experts), where the settings ask for it."""
-    is_wanted = config.training.group_experts in ("on", "auto" if device == "cuda" else "on")
-    if not is_wanted or (device == "cuda" and config.quantization.compute_dtype not in GROUPED_TYPES):
+    has_product = device != "cuda" or config.quantization.compute_dtype in GROUPED_TYPES
+    if not has_product or not experts.are_grouped(config.training.group_experts, device):
         return 0
     return experts.grouped_bytes(facts, tokens, 2 if device == "cuda" else 4)
 

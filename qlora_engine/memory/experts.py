@@ -21,6 +21,10 @@ FP32 = 4
 TRACED_EXPERTS = 32
 """A step is counted as if it reached at most so many experts of a block, which share all tokens: what is kept is the same, and
 a rehearsal stays quick."""
+ONE_BY_ONE = frozenset({
+    "inkling", "jetmoe", "llama4", "llama4_text", "longcat_flash", "step3p7", "step3p7_text",
+})  # fmt: skip
+"""Types whose experts transformers does not compute in groups."""
 BLOCKS_ON_DEVICE = 2
 """Of experts on the host, so many blocks are on the GPU: one that computes and one that is coming (models.experts.host)."""
 
@@ -67,11 +71,16 @@ def adapter_tensors(facts: ModelFacts, config: TrainingConfig) -> Iterator[tuple
         yield config.lora.rank * one.experts * one.out_features, one.count
 
 
+def are_grouped(choice: str, device: str) -> bool:
+    """Whether the experts of a block are to be computed together: `training.group_experts`, on `device`."""
+    return choice == "on" or (choice == "auto" and device == "cuda")
+
+
 def grouped_bytes(facts: ModelFacts, tokens: int, element_bytes: int) -> int:
     """What a step of `tokens` takes beyond one that computes experts one by one, when all of a block go together: the larger
     stack dequantized, and each token's rows for all its experts, sorted, multiplied and weighted at once."""
     stacks = [one for one in facts.stacked if one.is_quantized]
-    if not stacks:
+    if not stacks or facts.model_type in ONE_BY_ONE:
         return 0
     rows = tokens * (facts.experts_per_token or 1)
     widest = max(max(one.in_features, one.out_features) for one in stacks)

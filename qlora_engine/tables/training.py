@@ -208,7 +208,7 @@ class TrainingSettings:
         "auto",
         label="Experts in groups",
         help="Dequantizes all experts of a block together and multiplies each with its tokens in one product, instead of one "
-        "expert after the other. Faster on a GPU, for as much memory as one block's experts take in 16 bits.",
+        "expert after the other: far fewer operations, and no waiting for the GPU, for as much memory as one block's experts take in 16 bits.",
         choices={"auto": "On a GPU with room for it", "on": "Wherever there is room", "off": "Off"},
         is_expert=True,
         resume="safe",

@@ -13,6 +13,7 @@ from typing import Any
 from qlora_engine.config import TrainingSettings
 from qlora_engine.data import batches
 from qlora_engine.data.tokenize import TokenRow
+from qlora_engine.memory.experts import are_grouped
 from qlora_engine.models.experts import grouped
 from qlora_engine.training import loss
 from qlora_engine.training.fast import elementwise, kept_weights, linears, segments
@@ -167,10 +168,8 @@ def _switched_on(
         _fuse_adapters(found, trial)
     if settings.fused_elementwise and device == "cpu":
         _fuse_elementwise(model, found, trial)
-    if settings.group_experts == "on" or (
-        settings.group_experts == "auto" and device == "cuda" and grouped.modules_of(model)
-    ):
-        _group_experts(model, found, trial, device, spare_bytes)
+    if are_grouped(settings.group_experts, device):
+        _group_experts(model, found, trial, settings, device, spare_bytes)
     if settings.join_rows:
         _join_rows(model, found, trial)
     return found
@@ -222,9 +221,11 @@ def _fuse_elementwise(model: Any, found: FastPaths, trial: Trial | Remembered) -
 
 
 def _group_experts(
-    model: Any, found: FastPaths, trial: Trial | Remembered, device: str, spare_bytes: int
-) -> None:
+    model: Any, found: FastPaths, trial: Trial | Remembered, settings: TrainingSettings, device: str, spare_bytes: int
+) -> None:  # fmt: skip
     size = grouped.needed_bytes(model)
+    if not size and settings.group_experts == "auto":
+        return  # nobody asked
     problem = grouped.why_not(model, device)
     if problem is None and size > spare_bytes:
         problem = "all experts of a block need more memory than is free"

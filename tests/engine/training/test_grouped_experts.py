@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from qlora_engine.config import LoraSettings, TrainingConfig, TrainingSettings, with_value
-from qlora_engine.memory import estimate
+from qlora_engine.memory import estimate, experts
 from qlora_engine.memory.tracker import LiveBytes
-from qlora_engine.models import spec
+from qlora_engine.models import known, spec
 from qlora_engine.models.experts import grouped
 from qlora_engine.models.experts.host import keep_on_host
 from qlora_engine.models.experts.stack import Stacked4bit, quantize, stacks_of
@@ -117,6 +119,10 @@ def test_a_model_that_answers_dequantizes_only_the_experts_it_reaches(tmp_path: 
     with torch.no_grad():
         model(input_ids=torch.tensor([[7]]))
     assert len(reached) == 2 * 2 * MANY["num_experts_per_tok"], "a token, two stacks in each of two blocks"
+    model(input_ids=torch.tensor([[7]]))
+    assert len(reached) == 2 * 2 * MANY["num_experts"], (
+        "with gradients all of them, as a trial of a few tokens must show it"
+    )
 
 
 def test_a_run_takes_no_more_than_the_estimate_says_and_gives_it_up_first(tmp_path: Path) -> None:
@@ -141,6 +147,23 @@ def test_a_run_takes_no_more_than_the_estimate_says_and_gives_it_up_first(tmp_pa
     assert state.reliefs == [recovery.GROUPED]
     assert not any(isinstance(vars(m).get("forward"), grouped.Grouped) for m in grouped.modules_of(model))
     assert recovery._step_down(parts, state) == "micro-batch 2 -> 1, the effective batch stays the same"
+
+
+def test_the_estimate_promises_nothing_for_types_that_transformers_does_not_group() -> None:
+    """Read in its own source: classes of experts with parameters, and without its switch."""
+    written = re.compile(r"((?:@[^\n]*\n)*)class \w*Experts\(nn\.Module\):(.*?)\n(?:class|def|@)", re.DOTALL)
+    models = Path(transformers.__file__).parent / "models"
+    found = {
+        file.parent.name
+        for file in models.glob("*/modeling_*.py")
+        for switches, body in written.findall(file.read_text(encoding="utf-8"))
+        if "use_experts_implementation" not in switches and "nn.Parameter" in body
+    }
+    assert "llama4" in found <= experts.ONE_BY_ONE
+    scout = known.find("llama-4-scout")
+    assert scout is not None
+    assert experts.grouped_bytes(scout.facts(), 100, 2) == 0
+    assert experts.grouped_bytes(replace(scout.facts(), model_type="qwen3_moe"), 100, 2) > 0
 
 
 def test_it_is_left_out_where_there_is_no_room(tmp_path: Path) -> None:
