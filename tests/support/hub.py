@@ -28,6 +28,8 @@ class FakeHub:
     ignores_ranges: bool = False
     ranges: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
+    agents: list[str] = field(default_factory=list)
+    """What each request said of who asks."""
     url: str = ""
 
 
@@ -69,6 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, has_body: bool) -> None:
         self.fake.asked.append(f"{self.command} {self.path}")
+        self.fake.agents.append(self.headers.get("User-Agent", ""))
         if self.fake.status != 200:
             self._send(self.fake.status, b"{}", has_body, {"X-Error-Code": self.fake.error_code})
         elif self.path.startswith("/api/models/org/tiny"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,6 +164,21 @@ def test_only_pickles_is_said_before_anything_is_fetched(server: FakeHub) -> Non
         fetch()
     assert caught.value.code == "model.pickle"
     assert len(server.asked) == 1
+
+
+def test_the_hub_is_asked_for_the_model_and_nothing_else(server: FakeHub) -> None:
+    fetch()
+    assert server.asked
+    assert not [line for line in server.asked if "org/tiny" not in line]
+    assert all("torch/" not in agent for agent in server.agents)
+
+
+def test_nothing_is_told_to_the_hub_unless_a_person_set_it() -> None:
+    code = "import qlora_engine, huggingface_hub.constants as c; print(c.HF_HUB_DISABLE_TELEMETRY)"
+    for told, expected in (({}, "True"), ({"HF_HUB_DISABLE_TELEMETRY": "0"}, "False")):
+        env = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")}
+        done = subprocess.run([sys.executable, "-c", code], env=env | told, capture_output=True, text=True)
+        assert done.stdout.strip() == expected, done.stderr
 
 
 def test_a_disk_that_is_too_small_is_said_first(server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
