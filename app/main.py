@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from logging.handlers import RotatingFileHandler
@@ -35,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_application(arguments: list[str]) -> QApplication:
+    """Painting stays in one thread: Qt shares out large fills to as many as there are processors, which wakes threads 90
+    times a second beside a run that needs those processors."""
+    os.environ.setdefault("QT_NO_GUI_THREADPOOL", "1")
     app = QApplication(arguments)
     app.setApplicationName("qlora-studio")
     app.setApplicationDisplayName("QLoRA Studio")

@@ -56,7 +56,7 @@ class Studio:
 
     def load(self) -> None:
         """Look at the machine, the models and the runs: everything that the first picture does not need."""
-        self.background.submit("gpu", has_gpu, self.workspace.job.set_gpu)
+        self.background.submit("gpu", has_gpu, self._set_gpu)
         self.workspace.watch.may_look = True
         self.workspace.load()
         self.history.also_look_in(self.workspace.job.config.output.runs_dir)
@@ -66,6 +66,10 @@ class Studio:
         self.machine.start()
         if self._has_own_engine:
             self.ready.begin()
+
+    def _set_gpu(self, has_gpu: bool) -> None:
+        self.workspace.job.set_gpu(has_gpu)
+        self.machine.set_gpu(has_gpu)
 
     def set_engine(self, mode: str) -> None:
         """`process` or `inline`, for jobs that start from now on."""

@@ -3,8 +3,19 @@ that take minutes begin first, or one worker would be at them when the other has
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
+
 import pytest
 from hypothesis import settings
+
+OWN_HUB = tempfile.mkdtemp(prefix="qlora-tests-hub-")
+"""What the person at this machine has downloaded, or their token, changes nothing here. Read when the hub's library is imported."""
+os.environ["HF_HOME"] = OWN_HUB
+os.environ.pop("HF_HUB_CACHE", None)
+atexit.register(shutil.rmtree, OWN_HUB, ignore_errors=True)
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")

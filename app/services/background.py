@@ -41,7 +41,6 @@ class Background(QObject):
         self._count += 1
         self._newest[key] = self._count
         self._waiting[key] = (done, failed)
-        self._calls.expect()
         self._pool.submit(self._carry_out, key, self._count, work)
 
     def is_busy(self, key: str) -> bool:
@@ -66,7 +65,7 @@ class Background(QObject):
             error = EngineError(
                 "app.bug", f"{type(unknown).__name__}: {unknown}", "this is a bug; the log has the details"
             )
-        self._calls.post(partial(self._deliver, key, number, result, error), is_last=True)
+        self._calls.post(partial(self._deliver, key, number, result, error))
 
     def _deliver(self, key: str, number: int, result: Any, error: Any) -> None:
         if self._newest.get(key) != number or key not in self._waiting:

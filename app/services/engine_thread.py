@@ -92,10 +92,9 @@ class JobRunner(QObject):
         self._thread = EngineThread(
             job,
             self.make_engine(),
-            hear=lambda event: self._calls.post(partial(self._take, event), is_last=False),
-            over=lambda: self._calls.post(self._close, is_last=True),
+            hear=lambda event: self._calls.post(partial(self._take, event)),
+            over=lambda: self._calls.post(self._close),
         )
-        self._calls.expect()
         self._thread.start()
         self.started.emit()
 

@@ -2,22 +2,22 @@
 
 A signal whose sender is a Python class, emitted in another thread, looks its class up in a table of Shiboken without
 holding Python's lock, while the GUI thread may be adding to that table (the first use of any Qt class does): a rare
-crash at address zero in `PySide::MetaObjectBuilder::update`. So what other threads say lies in a queue, and a timer
-looks at it while somebody is expected to speak. For the same reason no thread but the GUI's may be the first to
-import a module with Qt classes in it.
+crash at address zero in `PySide::MetaObjectBuilder::update`. So what other threads say lies in a queue, and a byte in
+a socket wakes the GUI thread, which takes no turns while nobody speaks. For the same reason no thread but the GUI's may
+be the first to import a module with Qt classes in it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
-from PySide6.QtCore import QObject, QTimer
+from PySide6.QtCore import QObject, QSocketNotifier, QTimer
 
-LOOK_MS = 15
-QUIET_LOOKS, QUIET_MS = 20, 60
-"""After so many looks that found nothing there are fewer: each takes a little of a training processor."""
 AT_ONCE_SECONDS = 0.005
 """How long the event loop is held up by one look; the rest follows in the next turn."""
 
@@ -27,38 +27,44 @@ class GuiCalls(QObject):
 
     def __init__(self, parent: QObject) -> None:
         super().__init__(parent)
-        self._calls: deque[tuple[Callable[[], None], bool]] = deque()
-        self._speakers = self._quiet = 0
-        self._timer = QTimer(self, interval=LOOK_MS)
-        self._timer.timeout.connect(self._look)
+        self._calls: deque[Callable[[], None]] = deque()
+        self._woken, self._wakes = socket.socketpair()
+        for end in (self._woken, self._wakes):
+            end.setblocking(False)
+        self._notifier = QSocketNotifier(self._woken.fileno(), QSocketNotifier.Type.Read, self)
+        self._notifier.activated.connect(self._wake)
+        self._rest = QTimer(self, singleShot=True, interval=0)
+        self._rest.timeout.connect(self._look)
+        self.destroyed.connect(partial(_close, self._woken, self._wakes))
 
-    def expect(self) -> None:
-        """Another thread begins that will post, and say which of its calls `is_last`."""
-        self._speakers += 1
-        self._timer.start(LOOK_MS)
-
-    def post(self, call: Callable[[], None], *, is_last: bool) -> None:
+    def post(self, call: Callable[[], None]) -> None:
         """Call it in the GUI thread soon, after what was posted before."""
-        self._calls.append((call, is_last))
+        self._calls.append(call)
+        with contextlib.suppress(OSError):  # full: it is about to look anyway; closed: nobody hears any more
+            self._wakes.send(b"\0")
 
     def close(self) -> None:
         """Call nothing any more."""
-        self._timer.stop()
+        self._notifier.setEnabled(False)
+        self._rest.stop()
         self._calls.clear()
-        self._speakers = 0
+        _close(self._woken, self._wakes)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._woken.recv(4096)
+        self._look()
 
     def _look(self) -> None:
         until = time.monotonic() + AT_ONCE_SECONDS
-        self._quiet = 0 if self._calls else self._quiet + 1
         while self._calls:
-            call, is_last = self._calls.popleft()
-            self._speakers -= is_last
-            call()
+            self._calls.popleft()()
             if time.monotonic() > until:
                 break
         if self._calls:
-            self._timer.start(0)
-        elif self._speakers:
-            self._timer.start(LOOK_MS if self._quiet < QUIET_LOOKS else QUIET_MS)
-        else:
-            self._timer.stop()
+            self._rest.start()
+
+
+def _close(*ends: socket.socket) -> None:
+    for end in ends:
+        end.close()

@@ -9,8 +9,9 @@ from PySide6.QtCore import QObject, QTimer, Signal
 
 from qlora_engine.monitor.sampler import Sampler
 
-HZ = 4.0
-LOOK_MS = 500
+HZ, LOOK_MS = 4.0, 500
+HOST_HZ, HOST_LOOK_MS = 1.0, 1000
+"""Where there is no GPU: the memory of the host moves slowly, and its processors have other things to do."""
 KEPT = 2400
 """Ten minutes: whoever draws them keeps more."""
 
@@ -34,6 +35,11 @@ class Machine(QObject):
     def start(self) -> None:
         self._sampler.start()
         self._timer.start()
+
+    def set_gpu(self, has_gpu: bool) -> None:
+        """Whether a GPU is there to be watched."""
+        self._sampler.set_rate(HZ if has_gpu else HOST_HZ)
+        self._timer.setInterval(LOOK_MS if has_gpu else HOST_LOOK_MS)
 
     def stop(self) -> None:
         self._timer.stop()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PySide6.QtCore import QObject, QTimer, Signal
 
+from app.presenters.picture_pace import ON_GPU, pace_of
 from app.presenters.run_fold import RunFold
 from app.services.engine_thread import JobRunner
 from qlora_engine import config_io
@@ -17,11 +18,9 @@ from qlora_engine.events import Event, RunStarted
 from qlora_engine.jobs import Job, ResumeJob, TrainJob
 from qlora_engine.runs.record import RunFolder
 
-REPAINT_MS = 100
-
 
 class Trainer(QObject):
-    """Signals: `changed` at most every 100 ms while events arrive; `state_changed` when the run's state did;
+    """Signals: `changed` at the run's pace while events arrive; `state_changed` when the run's state did;
     `ended(Event)` once the engine is gone."""
 
     changed = Signal()
@@ -35,7 +34,7 @@ class Trainer(QObject):
         self.model = ""
         """What the run trains, before its folder tells."""
         self._painted = 0
-        self._timer = QTimer(self, interval=REPAINT_MS)
+        self._timer = QTimer(self, interval=ON_GPU.words_ms)
         self._timer.timeout.connect(self._repaint)
         runner.event_arrived.connect(self._take)
         runner.ended.connect(self._end)
@@ -107,6 +106,7 @@ class Trainer(QObject):
             self.state_changed.emit()
 
     def _repaint(self) -> None:
+        self._timer.setInterval(pace_of(self.run).words_ms)
         if self._painted != self.run.version:
             self._painted = self.run.version
             self.changed.emit()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from PySide6.QtCore import QTimer
 from PySide6.QtWidgets import QButtonGroup, QWidget
 
 from app import theme
 from app.presenters import memory_series as memory
 from app.presenters.memory_series import MemoryFeed, Prediction
+from app.presenters.picture_pace import pace_of
 from app.presenters.run_fold import RunFold
 from app.presenters.run_marks import Mark
 from app.presenters.small_charts import (
@@ -43,8 +46,6 @@ MOST_ACROSS, SMALL_WIDTH = 6, 172
 """Small charts in a row at most (all of one GPU), and the pixels that each needs for its title and its figure."""
 LEGEND_ROWS = 10
 """The predicted peak, all bands of a run, or before one what the peak is made of."""
-SMALL_SECONDS = 3.0
-"""Between two pictures of the small charts of a run that goes on."""
 SMALL_TURNS = 4
 """Each small chart is drawn anew every so many turns, another quarter of them each time."""
 LONG_SECONDS, LONG_TURNS = 3600.0, 5
@@ -95,28 +96,47 @@ class TrainCharts(QWidget):
         whole.setStretch(0, 5)
         whole.setStretch(1, 6)
         self.setLayout(whole)
+        self._curves = (
+            (self.loss, ("loss", "smooth", "held_out")),
+            (self.rate, ("rate",)),
+            (self.grad, ("grad",)),
+            (self.speed, ("speed",)),
+        )
         self._run: RunFold | None = None
-        self._small_shown = 0.0
+        self._drawn: dict[Chart, tuple[float, int]] = {}
+        """When each chart was drawn of this run, and after how many of its events."""
+        self._later = QTimer(self, singleShot=True)
+        self._later.timeout.connect(self._catch_up)
 
     @property
     def memory(self) -> StackPanel:
         return self.memory_view.memory
 
     def show_run(self, run: RunFold) -> None:
-        """The loss; the small charts too, those of a run that goes on not at every step: on a CPU a picture costs a step its time."""
-        now = time.monotonic()
-        are_due = run is not self._run or not run.is_live or now - self._small_shown >= SMALL_SECONDS
-        self._run, self._small_shown = run, now if are_due else self._small_shown
-        for chart, names in (
-            (self.loss, ("loss", "smooth", "held_out")),
-            (self.rate, ("rate",)),
-            (self.grad, ("grad",)),
-            (self.speed, ("speed",)),
-        ):
-            if chart is self.loss or are_due:
-                for name in names:
-                    chart.set_points(name, run.series[name].x, run.series[name].y)
-                chart.settle()
+        """Each chart that is due by the run's pace now, the others once they are."""
+        if run is not self._run or not run.is_live:
+            self._drawn.clear()
+        self._run = run
+        pace, now, waits = pace_of(run), time.monotonic(), []
+        for chart, names in self._curves:
+            at, version = self._drawn.get(chart, (-math.inf, -1))
+            due = at + (pace.large_seconds if chart is self.loss else pace.small_seconds)
+            if version == run.version:
+                continue
+            if due > now:
+                waits.append(due - now)
+                continue
+            has_points = any(run.series[name].x for name in names)
+            self._drawn[chart] = (now if has_points else -math.inf, run.version)
+            for name in names:
+                chart.set_points(name, run.series[name].x, run.series[name].y)
+            chart.settle()
+        if waits:
+            self._later.start(math.ceil(1000 * min(waits)))
+
+    def _catch_up(self) -> None:
+        if self._run is not None:
+            self.show_run(self._run)
 
     def restyle(self) -> None:
         for chart in (self.loss, self.rate, self.grad, self.speed):

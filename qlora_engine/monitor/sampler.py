@@ -64,6 +64,10 @@ class Sampler:
         if own_beat:
             self._thread.start()
 
+    def set_rate(self, hz: float) -> None:
+        """From the next reading on; the driver goes on being asked as before."""
+        self._period = 1.0 / hz
+
     def stop(self, timeout_seconds: float = 0.5) -> None:
         """End soon, whatever the driver does; at most about `timeout_seconds` later."""
         self._stop.set()

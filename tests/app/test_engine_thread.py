@@ -151,19 +151,17 @@ def test_calls_from_many_threads_arrive_in_the_gui_thread_in_the_order_of_each(q
 
     def speak(who: int) -> None:
         for number in range(500):
-            calls.post(partial(hear, who, number), is_last=number == 499)
+            calls.post(partial(hear, who, number))
 
     def hear(who: int, number: int) -> None:
         heard.append((who, number, threading.current_thread() is threading.main_thread()))
 
     threads = [threading.Thread(target=speak, args=(who,)) for who in range(4)]
     for thread in threads:
-        calls.expect()
         thread.start()
     qtbot.waitUntil(lambda: len(heard) == 2000, timeout=20_000)
     for who in range(4):
         assert [entry for entry in heard if entry[0] == who] == [(who, number, True) for number in range(500)]
-    qtbot.waitUntil(lambda: not calls._timer.isActive(), timeout=5000)  # nobody is expected: nobody looks
 
 
 def test_one_look_holds_the_event_loop_up_for_a_moment_only(qtbot: QtBot) -> None:
@@ -173,9 +171,8 @@ def test_one_look_holds_the_event_loop_up_for_a_moment_only(qtbot: QtBot) -> Non
     done: list[int] = []
     timer = QTimer(parent, interval=0)
     timer.timeout.connect(lambda: turns.append(len(done)))
-    calls.expect()
-    for number in range(40):
-        calls.post(lambda: (time.sleep(0.004), done.append(1))[1], is_last=number == 39)
+    for _ in range(40):
+        calls.post(lambda: (time.sleep(0.004), done.append(1))[1])
     timer.start()
     qtbot.waitUntil(lambda: len(done) == 40, timeout=20_000)
     assert max(b - a for a, b in pairwise(turns)) <= 3, "other events have their turn between the calls"
@@ -185,9 +182,34 @@ def test_after_the_end_nothing_is_called(qtbot: QtBot) -> None:
     parent = QObject()
     calls = GuiCalls(parent)
     heard: list[int] = []
-    calls.expect()
-    calls.post(lambda: heard.append(1), is_last=False)
+    calls.post(lambda: heard.append(1))
     calls.close()
+    calls.post(lambda: heard.append(2))
     qtbot.wait(60)
     assert heard == []
-    assert not calls._timer.isActive()
+
+
+def test_a_call_that_calls_again_is_heard_in_order_and_nobody_looks_while_nobody_speaks(qtbot: QtBot) -> None:
+    parent = QObject()
+    calls = GuiCalls(parent)
+    heard: list[int] = []
+    looks: list[int] = []
+    look = calls._look
+    calls._rest.timeout.connect(lambda: looks.append(1))
+    calls._look = lambda: (looks.append(1), look())[1]  # type: ignore[method-assign]
+    calls.post(lambda: (heard.append(1), calls.post(lambda: heard.append(2)))[0])
+    qtbot.waitUntil(lambda: heard == [1, 2], timeout=5000)
+    qtbot.wait(100)
+    looks.clear()
+    qtbot.wait(300)
+    assert not looks
+
+
+def test_more_is_said_than_the_socket_holds(qtbot: QtBot) -> None:
+    parent = QObject()
+    calls = GuiCalls(parent)
+    heard: list[int] = []
+    for number in range(300_000):
+        calls.post(partial(heard.append, number))
+    qtbot.waitUntil(lambda: len(heard) == 300_000, timeout=20_000)
+    assert heard == list(range(300_000))

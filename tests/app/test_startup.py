@@ -38,7 +38,7 @@ window.studio.close()
 """
 
 SETTLE = """
-import json, sys, threading, time
+import json, pathlib, sys, threading, time
 elsewhere, windows = set(), set()
 def hear(event, told):
     if event == "import" and threading.current_thread() is not threading.main_thread():
@@ -63,7 +63,13 @@ def is_settled():
     return {tab.name for tab in all_tabs()} <= set(window.tabs.screens) and window.tabs.screens["live"].charts is not None
 while not is_settled() and time.monotonic() < until:
     app.processEvents()
-print(json.dumps({"settled": is_settled(), "elsewhere": sorted(elsewhere), "windows": sorted(windows)}))
+from PySide6.QtGui import QColor, QImage, QPainter
+large = QImage(1500, 1500, QImage.Format.Format_ARGB32_Premultiplied)
+painter = QPainter(large)
+painter.fillRect(large.rect(), QColor(1, 2, 3, 90))
+painter.end()
+names = [path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+print(json.dumps({"settled": is_settled(), "elsewhere": sorted(elsewhere), "windows": sorted(windows), "threads": names}))
 window.studio.close()
 """
 
@@ -113,6 +119,13 @@ def test_only_the_gui_thread_is_the_first_to_use_qt(settled: dict[str, Any]) -> 
 
 def test_no_part_of_a_page_flashes_up_as_a_window_of_its_own(settled: dict[str, Any]) -> None:
     assert settled["windows"] == ["MainWindow"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are named in /proc")
+def test_no_threads_are_woken_to_paint(settled: dict[str, Any]) -> None:
+    """Qt's pool shares out large fills: some hundred wakings a second beside a run on the same processors."""
+    assert settled["threads"]
+    assert [name for name in settled["threads"] if "pooled" in name] == []
 
 
 ENDED = """

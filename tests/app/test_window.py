@@ -54,7 +54,7 @@ def test_a_run_from_start_to_end_is_painted(qtbot: QtBot, make_window: MakeWindo
     assert "Checkpoint at step 40 saved" in screen.log.toPlainText()
     assert not window.card.isVisible()
     assert window.head.name.text() == "demo"
-    assert window.head.sentence.text() == "Training, step 40 of 40"
+    qtbot.waitUntil(lambda: window.head.sentence.text() == "Training, step 40 of 40")
     engine.tell(told.finished())
     qtbot.waitUntil(lambda: not window.studio.trainer.is_running)
     assert window.banner.text.startswith("Finished. Held-out loss 0.9396")

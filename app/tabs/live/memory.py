@@ -11,6 +11,7 @@ from typing import Any
 from PySide6.QtCore import QObject, QTimer
 
 from app.presenters.memory_series import MemoryFeed, Prediction, predicted_parts, tail_since
+from app.presenters.picture_pace import pace_of
 from app.presenters.run_fold import RunFold
 from app.presenters.words import FIGURES, bytes_text, capital, gib_text
 from app.studio import Studio
@@ -20,9 +21,8 @@ from qlora_engine.memory.optimizer_state import StateBytes
 from qlora_engine.monitor import words
 from qlora_engine.monitor.residency import why_never_paged
 
-LOOK_MS = 500
-CPU_LOOK_MS = 1000
-"""Where the run itself needs the processor that paints, and nothing pages."""
+IDLE_MS = 1000
+"""Where no GPU is seen, nothing pages, and no run goes on."""
 TRACE = "memory.jsonl"
 
 
@@ -39,7 +39,7 @@ class LiveMemory(QObject):
         for sample in studio.machine.history:
             self.feed.add_idle(sample)
         studio.machine.sampled.connect(self._take_machine)
-        self._timer = QTimer(self, interval=LOOK_MS)
+        self._timer = QTimer(self, interval=IDLE_MS)
         self._timer.timeout.connect(self.look)
         self._timer.start()
         self.kept = KeptMemory(studio, view)
@@ -49,7 +49,8 @@ class LiveMemory(QObject):
     def look(self) -> None:
         """Take in what is new, and paint it if it can be seen."""
         run = self._studio.trainer.run
-        wanted_ms = LOOK_MS if self._studio.workspace.job.has_gpu else CPU_LOOK_MS
+        is_idle = not run.is_live and not self._studio.workspace.job.has_gpu
+        wanted_ms = IDLE_MS if is_idle else pace_of(run).memory_ms
         if self._timer.interval() != wanted_ms:
             self._timer.setInterval(wanted_ms)
         self._follow(run)
