@@ -182,8 +182,9 @@ def predicted_parts(estimated: Mapping[str, int]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Picture:
-    """`bands` from the bottom up; `level_bytes` is where the predicted peak's dashed line is drawn, and `predicted` what
-    it is made of, in bytes: beside the bands of the same name, and listed where `lists_parts`."""
+    """`bands` from the bottom up; `level_bytes` is where the predicted peak's dashed line is drawn, named `level_title`, and
+    `predicted` what the run's part of it is made of, in bytes: beside the bands of the same name, and listed where
+    `lists_parts`."""
 
     title: str
     bands: tuple[Band, ...]
@@ -191,6 +192,7 @@ class Picture:
     note: str = ""
     predicted: Mapping[str, int] = field(default_factory=dict)
     lists_parts: bool = False
+    level_title: str = "Predicted peak"
 
 
 def memory_picture(
@@ -218,7 +220,8 @@ def memory_picture(
     reached = used + predicted.tensor_bytes if predicted.tensor_bytes and used is not None else None
     band = Band("used", TITLES["used"], curve, used)
     return Picture(
-        "Memory of this computer, GiB", (band,) if len(curve.times) else (), reached, "", predicted.parts, lists_parts=True
+        "Memory of this computer, GiB", (band,) if len(curve.times) else (), reached, "", predicted.parts, lists_parts=True,
+        level_title="With the next run",
     )  # fmt: skip
 
 

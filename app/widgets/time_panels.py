@@ -46,7 +46,7 @@ class StackPanel(Card):
         self.reading.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
         self.chart = TimeChart(axis, accessible_name=accessible_name, unit="GiB")
         self.note = Elided("", "small")
-        self._level_name, self._level_text = label("- - Predicted peak", "small"), label("", "small")
+        self._level_name, self._level_text = label("", "small"), label("", "small")
         self._legend = QGridLayout()
         self._legend.setContentsMargins(0, 0, 0, 0)
         self._legend.setVerticalSpacing(1)
@@ -81,6 +81,7 @@ class StackPanel(Card):
             self._rebuild(names)
         for name, (_, figure) in self._parts.items():
             figure.setText(gib_figure(picture.predicted[name]))
+        self._level_name.setText(f"- - {picture.level_title}")
         set_tip(self._level_name, made_of(picture.predicted))
         layers = tuple(
             Layer(

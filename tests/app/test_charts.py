@@ -66,8 +66,10 @@ def test_the_estimates_parts_are_the_legend_before_a_run_and_stand_beside_the_fi
         "quantized_weights": "0.06", "adapters": "0.01", "optimizer": "0.02", "activations": "0.34",
     }  # fmt: skip
     assert "Activations, temporary: 0.34\u00a0GiB" in panel._level_name.toolTip()
+    assert panel._level_name.text() == "- - With the next run", "what is in use now is in it"
     view.show_feed(fed(cpu_sample(0), cpu_sample(1)), Prediction(440 * MIB, None, parts), is_live=True)
     assert not panel._parts
+    assert panel._level_name.text() == "- - Predicted peak"
     assert panel._lines["activations"][1].text() == "0.29 of 0.34"
 
 

@@ -12,6 +12,9 @@ import pytest
 from qlora_engine import bridge, thread_starts
 from qlora_engine.out_of_memory import is_out_of_memory
 
+pytestmark = pytest.mark.timeout(60)
+"""Without its bound each of these waits for ever."""
+
 BEGINNING = "_start_joinable_thread" if sys.version_info >= (3, 13) else "_start_new_thread"
 
 
