@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from PySide6.QtCore import QObject
 
+from app.controllers.capacity import next_run
 from app.presenters.strip import strip_state
 from app.studio import Studio
 from app.widgets.strip import Strip
@@ -20,9 +21,8 @@ class StripController(QObject):
         self.paint()
 
     def paint(self) -> None:
-        work, run = self._studio.workspace, self._studio.trainer.run
+        run, own = self._studio.trainer.run, next_run(self._studio)
         predicted = run.plan.predicted_peak_bytes if run.plan else None
-        if predicted is None and work.memory.own is not None:
-            side = "double_quant" if work.job.config.quantization.double_quant else "single_quant"
-            predicted = work.memory.own.bar(side).device_likely
+        if predicted is None and own is not None:
+            predicted = own.device_bytes
         self._strip.show_state(strip_state(self._studio.machine.latest, run, predicted))

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from app.presenters.words import capital, gib_figure
+from qlora_engine.memory.explain import Bar
+from qlora_engine.memory.variants import Estimate
 from qlora_engine.monitor import parts, trace
 from qlora_engine.monitor.residency import ACCOUNTED, ESTIMATED
 from qlora_engine.monitor.series import Curve, Ring, numbers
@@ -153,6 +155,14 @@ class Prediction:
     tensor_bytes: int | None = None
     device_bytes: int | None = None
     parts: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of_next(cls, estimate: Estimate, bar: Bar, besides: int) -> Prediction:
+        """Of a run that has not begun; `besides` is 0 or Estimate.besides_bytes."""
+        variant, kept = bar.variant, estimate.kept_weights_bytes if besides else 0
+        more = {KEPT_WEIGHTS: kept, GROUPED_EXPERTS: besides - kept}
+        found = predicted_parts({**variant.parts, **more})
+        return cls(variant.peak_bytes + besides, variant.device_likely + besides, found)
 
     @classmethod
     def of_plan(cls, predicted: int | None, estimate: Mapping[str, Any] | None) -> Prediction:

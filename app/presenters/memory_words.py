@@ -131,11 +131,15 @@ def _besides(found: Comparison) -> str:
     return f"{words if kept else ''}{more if grouped else ''}"
 
 
+def taken_besides(bar: Bar, capacity: Capacity | None, besides_bytes: int) -> int:
+    """What a run takes besides its estimate (Estimate.besides_bytes), as it decides itself: all of it where that much is free."""
+    has_room = capacity is not None and bar.device_likely + besides_bytes <= capacity.usable_bytes
+    return besides_bytes if has_room else 0
+
+
 def short_verdict(bar: Bar, capacity: Capacity | None, besides_bytes: int = 0) -> str:
-    """What a run says that it will take: with what it takes besides (Estimate.besides_bytes), where that much is free."""
-    with_all = bar.device_likely + besides_bytes
-    has_room = capacity is not None and with_all <= capacity.usable_bytes
-    return verdict_text(with_all if has_room else bar.device_likely, capacity)
+    """What a run says that it will take, with what it takes besides."""
+    return verdict_text(bar.device_likely + taken_besides(bar, capacity, besides_bytes), capacity)
 
 
 def verdict_text(needed: int, capacity: Capacity | None) -> str:

@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any, overload
 
 from qlora_engine.data.tokenize import TokenRow
-from qlora_engine.data.tokens import lengths_of
+from qlora_engine.data.tokens import lengths_of, trained_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +45,13 @@ class PackedRows(Sequence[TokenRow]):
         import numpy as np
 
         return np.add.reduceat(lengths_of(self.rows)[self.members], self.edges[:-1])
+
+    @property
+    def trained_counts(self) -> Any:
+        """Trained tokens of each bin: those of its rows, of which none trains its first token."""
+        import numpy as np
+
+        return np.add.reduceat(trained_of(self.rows)[self.members], self.edges[:-1])
 
 
 def pack(rows: Sequence[TokenRow], seq_len: int) -> PackedRows:

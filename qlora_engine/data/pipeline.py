@@ -64,6 +64,7 @@ class PreparedData:
 
     @property
     def most_trained_tokens(self) -> int:
+        """Of one row that training really meets, packed ones as they are packed."""
         return self.report.most_trained_tokens
 
 
@@ -297,8 +298,7 @@ def _made(request: Request, read: Tokenized, held: Tokenized) -> PreparedData:
     packed = pack(train, seq_len) if settings.packing and len(train) else None
     found = Found(
         store=store, detections=plan.detections, template=plan.template, tokens=tokens, held_tokens=held_tokens,
-        sides=sides, train=train, held_out=held_out, packed_rows=None if packed is None else len(packed),
-        packed_longest=0 if packed is None else int(packed.lengths.max()), seq_len=seq_len,
+        sides=sides, train=train, held_out=held_out, packed=packed, seq_len=seq_len,
         is_automatic_length=settings.seq_len is None, drops=drops, kept=kept,
     )  # fmt: skip
     report = build_report(found)

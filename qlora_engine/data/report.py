@@ -12,6 +12,7 @@ from qlora_engine.counting import counted
 from qlora_engine.data import scripts, working
 from qlora_engine.data.formats import Detection
 from qlora_engine.data.lengths import Lengths
+from qlora_engine.data.packing import PackedRows
 from qlora_engine.data.sources import RowStore
 from qlora_engine.data.split import Sides
 from qlora_engine.data.templates import Template
@@ -135,8 +136,8 @@ class Found:
     sides: Sides
     train: TokenRows
     held_out: TokenRows
-    packed_rows: int | None
-    packed_longest: int
+    packed: PackedRows | None
+    """None where rows are not packed, or there are none."""
     seq_len: int
     is_automatic_length: bool
     drops: Drops
@@ -168,7 +169,7 @@ def _reading(found: Found) -> dict[str, Any]:
         "drops": found.drops.reasons(),
         "train_rows": len(found.train),
         "held_out_rows": len(found.held_out),
-        "packed_rows": found.packed_rows,
+        "packed_rows": None if found.packed is None else len(found.packed),
         "duplicate_rows": found.sides.duplicates,
         "near_duplicate_rows": found.sides.near_duplicates,
         "unused_keys": noted(found, "unused:"),
@@ -194,6 +195,7 @@ def _length_facts(found: Found) -> dict[str, Any]:
     whole = np.concatenate([rows.store.lengths[rows.places] for rows in both])
     ordered = np.sort(np.concatenate([store.lengths[places] for store, places in meant]))
     trained = found.train.trained_counts
+    fed = found.train if found.packed is None else found.packed
     kept_whole, kept_trained = table.kept_at(found.seq_len)
     return {
         "seq_len": found.seq_len,
@@ -205,9 +207,8 @@ def _length_facts(found: Found) -> dict[str, Any]:
         "truncated_rows": int((whole > found.seq_len).sum()),
         "cut_tokens": int((whole - found.seq_len).clip(min=0).sum()),
         "answer_ends_cut": sum(int(ends_cut(rows).sum()) for rows in both),
-        "longest_row_tokens": found.packed_longest
-        or (int(found.train.lengths.max()) if len(found.train) else 0),
-        "most_trained_tokens": int(trained.max()) if len(trained) else 0,
+        "longest_row_tokens": int(fed.lengths.max()) if len(fed) else 0,
+        "most_trained_tokens": int(fed.trained_counts.max()) if len(fed) else 0,
         "short_answer_rows": int((trained <= SHORT_ANSWER_TOKENS).sum()),
         "lengths": table.to_json(),
         "keeps": {"rows": round(kept_whole, 6), "trained_tokens": round(kept_trained, 6)},

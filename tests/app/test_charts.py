@@ -16,8 +16,10 @@ from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
 from app import theme
+from app.controllers.capacity import next_run, own_state
 from app.presenters.memory_series import MemoryFeed, Prediction, predicted_parts
 from app.presenters.run_marks import Mark
+from app.presenters.strip import strip_state
 from app.presenters.words import number_text
 from app.widgets.run_charts import MemoryView
 from app.widgets.time_scale import time_text
@@ -289,6 +291,30 @@ def test_the_chart_lives_before_during_and_after_a_run(
     tell(40)
     assert live.feed.newest == now + 40
     qtbot.waitUntil(lambda: "the next run is predicted to need" in view.memory_line.text())
+
+
+def test_one_memory_is_told_of_the_next_run_wherever_it_is_told(
+    qtbot: QtBot, make_window: MakeWindow
+) -> None:
+    """Weights that a run on the CPU keeps dequantized were on the run card alone."""
+    window = live_window(qtbot, make_window)
+    studio, view = window.studio, window.tabs.screens["live"].charts.memory_view
+    told_of = sample(0)
+    told_of["host"] |= {"total_bytes": 64 * GIB, "available_bytes": 60 * GIB}
+    studio.machine.latest, studio.machine.fresh = told_of, (told_of,)
+    studio.machine.sampled.emit()
+    qtbot.waitUntil(lambda: next_run(studio) is not None)
+    planned = next_run(studio)
+    assert planned is not None
+    assert planned.besides_bytes > 0
+    needed = planned.device_bytes
+    assert f"{needed / GIB:.2f} of" in own_state(studio).short_verdict
+    window.tabs.controllers["live"].memory.look()
+    assert view.memory_line.text().endswith(f"predicted to need {needed / GIB:.2f}\u00a0GiB")
+    assert sum(view._how[0].parts.values()) == view._how[0].tensor_bytes == needed
+    tick = strip_state(told_of, studio.trainer.run, needed).tick_share
+    assert tick
+    assert window.strip.bar._tick == tick
 
 
 def test_nothing_is_painted_while_it_cannot_be_seen(qtbot: QtBot, make_window: MakeWindow) -> None:

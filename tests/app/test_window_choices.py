@@ -97,8 +97,8 @@ def test_one_click_enlarges_the_embeddings_where_the_tokenizer_is_told_to_be_lar
     work, screen = window.studio.workspace, window.tabs.screens["model"]
     work.base.look()
     qtbot.waitUntil(lambda: "32,006" in screen.state_notice.text, timeout=10_000)
-    (act,) = [b for b in screen.state_notice.findChildren(QAbstractButton) if b.text() == "Enlarge them"]
-    qtbot.mouseClick(act, LEFT)
+    acts = [b for b in screen.state_notice.findChildren(QAbstractButton) if b.text() == "Enlarge them"]
+    qtbot.mouseClick(acts[-1], LEFT)  # the one before, if it was said twice, is about to go
     assert work.job.config.model.resize_embeddings
     qtbot.waitUntil(lambda: work.base.facts is not None and work.base.facts.new_rows == 6, timeout=10_000)
     assert "32,006" not in screen.state_notice.text

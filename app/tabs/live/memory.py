@@ -10,7 +10,8 @@ from typing import Any
 
 from PySide6.QtCore import QObject, QTimer
 
-from app.presenters.memory_series import MemoryFeed, Prediction, predicted_parts, tail_since
+from app.controllers.capacity import next_run
+from app.presenters.memory_series import MemoryFeed, Prediction, tail_since
 from app.presenters.picture_pace import pace_of
 from app.presenters.run_fold import RunFold
 from app.presenters.words import FIGURES, bytes_text, capital, gib_text
@@ -101,11 +102,8 @@ class LiveMemory(QObject):
         """Of the run while it goes on, else of the next one."""
         if run.is_live and run.plan is not None:
             return Prediction.of_plan(run.plan.predicted_peak_bytes, run.plan.estimate)
-        own = self._studio.workspace.memory.own
-        if own is None:
-            return Prediction()
-        variant = own.estimate.chosen(self._is_double)
-        return Prediction(variant.peak_bytes, variant.device_likely, predicted_parts(variant.parts))
+        own = next_run(self._studio)
+        return Prediction() if own is None else Prediction.of_next(own.estimate, own.bar, own.besides_bytes)
 
     @property
     def _is_double(self) -> bool:

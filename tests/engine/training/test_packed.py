@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from qlora_engine import config_io
 from qlora_engine.control import Control
+from qlora_engine.data import pipeline
 from qlora_engine.events import DatasetPrepared, Event, Noticed, PlanMade, RunFinished, StepFinished
 from qlora_engine.jobs import TrainJob
 from qlora_engine.runs.record import RunFolder
@@ -52,6 +55,25 @@ def test_the_estimate_is_of_the_longest_row_and_the_tokens_that_are_trained(
     said = plan.estimate["settings"]
     assert said["seq_len"] == report["longest_row_tokens"] <= 200
     assert f"at most {report['most_trained_tokens']:,} tokens are trained" in said["seq_len_source"]
+
+
+def test_the_trained_tokens_of_the_estimate_are_those_of_rows_as_they_are_packed(tmp_path: Path) -> None:
+    """Once those of single rows were taken: the logits of several were missing from the predicted peak."""
+    config = tiny_runs.tiny_config(
+        make_tiny("llama", tmp_path / "base"),
+        tiny_runs.data_file(tmp_path),
+        tmp_path / "runs",
+        data__seq_len=200,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    single, packed = (
+        pipeline.prepare(replace(config.data, packing=packing), tokenizer, seed=1, model_max_length=None)
+        for packing in (False, True)
+    )
+    for found in (single, packed):
+        assert found.most_trained_tokens == max(row.trained_count for row in found.train)
+        assert found.longest_row_tokens == max(len(row.input_ids) for row in found.train)
+    assert packed.most_trained_tokens > single.most_trained_tokens
 
 
 def test_a_run_on_a_base_with_4_bits_of_its_own_goes_on(
