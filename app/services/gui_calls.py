@@ -56,13 +56,16 @@ class GuiCalls(QObject):
         self._look()
 
     def _look(self) -> None:
+        """What follows a call is heard soon even if that call fails, or opens a dialog with an event loop of its own."""
         until = time.monotonic() + AT_ONCE_SECONDS
         while self._calls:
-            self._calls.popleft()()
+            call = self._calls.popleft()
+            if self._calls:
+                self._rest.start()
+            call()
             if time.monotonic() > until:
-                break
-        if self._calls:
-            self._rest.start()
+                return
+        self._rest.stop()
 
 
 def _close(*ends: socket.socket) -> None:

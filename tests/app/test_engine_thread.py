@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PySide6.QtCore import QObject, QThread, QTimer
+from PySide6.QtCore import QEventLoop, QObject, QThread, QTimer
 from pytestqt.qtbot import QtBot
 
 from app.services.engine_thread import EngineThread, JobRunner, engine_factory
@@ -203,6 +203,31 @@ def test_a_call_that_calls_again_is_heard_in_order_and_nobody_looks_while_nobody
     looks.clear()
     qtbot.wait(300)
     assert not looks
+
+
+def test_what_follows_a_call_is_heard_though_it_fails_or_waits_in_an_event_loop_of_its_own(
+    qtbot: QtBot,
+) -> None:
+    parent = QObject()
+    calls = GuiCalls(parent)
+    heard: list[str] = []
+    loop = QEventLoop(parent)
+
+    def fail() -> None:
+        raise RuntimeError("of one call")
+
+    def wait() -> None:
+        heard.append("opened")
+        loop.exec()
+        heard.append("closed")
+
+    with qtbot.captureExceptions() as failures:
+        calls.post(fail)
+        calls.post(wait)
+        calls.post(lambda: (heard.append("inside"), loop.quit())[0])
+        qtbot.waitUntil(lambda: len(heard) == 3, timeout=5000)
+    assert heard == ["opened", "inside", "closed"]
+    assert [str(failure[1]) for failure in failures] == ["of one call"]
 
 
 def test_more_is_said_than_the_socket_holds(qtbot: QtBot) -> None:
