@@ -4,6 +4,7 @@ that take minutes begin first, or one worker would be at them when the other has
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import shutil
 import tempfile
@@ -16,6 +17,9 @@ OWN_HUB = tempfile.mkdtemp(prefix="qlora-tests-hub-")
 os.environ["HF_HOME"] = OWN_HUB
 os.environ.pop("HF_HUB_CACHE", None)
 atexit.register(shutil.rmtree, OWN_HUB, ignore_errors=True)
+importlib.import_module(
+    "qlora_engine"
+)  # before the hub's library, as in the program, which tells that what to tell
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
