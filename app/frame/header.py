@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from PySide6.QtCore import QObject
 
-from app.controllers.capacity import own_state
+from app.controllers.capacity import next_verdict
 from app.presenters.problems import problems_of
 from app.presenters.run_header import RunHeader, draft_header, kept_header, own_header, several_header
 from app.presenters.runcard import RunCardState, run_card
@@ -61,7 +61,7 @@ class HeaderController(QObject):
         work = self._studio.workspace
         problems = problems_of(work.job.draft, work.base.facts_error, work.watch.problem)
         self._card_state = run_card(
-            work.job.draft, work.base.facts, work.data.report, own_state(self._studio).short_verdict, problems,
+            work.job.draft, work.base.facts, work.data.report, next_verdict(self._studio), problems,
             self._studio.trainer.is_running, self._studio.time.seconds,
         )  # fmt: skip
         self._card.show_state(self._card_state)

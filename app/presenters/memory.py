@@ -147,7 +147,6 @@ class MemoryState:
     past: str = ""
     gpu_names: tuple[str, ...] = ()
     gpu: str | None = None
-    short_verdict: str = "n/a"
 
 
 def memory_state(

@@ -137,11 +137,6 @@ def taken_besides(bar: Bar, capacity: Capacity | None, besides_bytes: int) -> in
     return besides_bytes if has_room else 0
 
 
-def short_verdict(bar: Bar, capacity: Capacity | None, besides_bytes: int = 0) -> str:
-    """What a run says that it will take, with what it takes besides."""
-    return verdict_text(bar.device_likely + taken_besides(bar, capacity, besides_bytes), capacity)
-
-
 def verdict_text(needed: int, capacity: Capacity | None) -> str:
     """`fits: 2.87 of 14.1 GiB`; `needed` in bytes of the whole device."""
     if capacity is None:

@@ -13,7 +13,7 @@ HZ, LOOK_MS = 4.0, 500
 HOST_HZ, HOST_LOOK_MS = 1.0, 1000
 """Where there is no GPU: the memory of the host moves slowly, and its processors have other things to do."""
 KEPT = 2400
-"""Ten minutes: whoever draws them keeps more."""
+"""Ten minutes of them at the least: whoever draws them keeps more."""
 
 
 class Machine(QObject):

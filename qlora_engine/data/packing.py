@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any, overload
 
 from qlora_engine.data.tokenize import TokenRow
-from qlora_engine.data.tokens import lengths_of, trained_of
+from qlora_engine.data.tokens import lengths_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +42,13 @@ class PackedRows(Sequence[TokenRow]):
     @property
     def lengths(self) -> Any:
         """Tokens of each bin."""
+        return self.sums(lengths_of(self.rows))
+
+    def sums(self, counts: Any) -> Any:
+        """Of a count of each row, what it is in each bin."""
         import numpy as np
 
-        return np.add.reduceat(lengths_of(self.rows)[self.members], self.edges[:-1])
-
-    @property
-    def trained_counts(self) -> Any:
-        """Trained tokens of each bin: those of its rows, of which none trains its first token."""
-        import numpy as np
-
-        return np.add.reduceat(trained_of(self.rows)[self.members], self.edges[:-1])
+        return np.add.reduceat(counts[self.members], self.edges[:-1])
 
 
 def pack(rows: Sequence[TokenRow], seq_len: int) -> PackedRows:

@@ -196,6 +196,7 @@ def _length_facts(found: Found) -> dict[str, Any]:
     ordered = np.sort(np.concatenate([store.lengths[places] for store, places in meant]))
     trained = found.train.trained_counts
     fed = found.train if found.packed is None else found.packed
+    trained_fed = trained if found.packed is None else found.packed.sums(trained)
     kept_whole, kept_trained = table.kept_at(found.seq_len)
     return {
         "seq_len": found.seq_len,
@@ -208,7 +209,7 @@ def _length_facts(found: Found) -> dict[str, Any]:
         "cut_tokens": int((whole - found.seq_len).clip(min=0).sum()),
         "answer_ends_cut": sum(int(ends_cut(rows).sum()) for rows in both),
         "longest_row_tokens": int(fed.lengths.max()) if len(fed) else 0,
-        "most_trained_tokens": int(fed.trained_counts.max()) if len(fed) else 0,
+        "most_trained_tokens": int(trained_fed.max()) if len(fed) else 0,
         "short_answer_rows": int((trained <= SHORT_ANSWER_TOKENS).sum()),
         "lengths": table.to_json(),
         "keeps": {"rows": round(kept_whole, 6), "trained_tokens": round(kept_trained, 6)},

@@ -171,11 +171,3 @@ def lengths_of(rows: Sequence[TokenRow]) -> Any:
 
     known = getattr(rows, "lengths", None)
     return np.array([len(row.input_ids) for row in rows], np.int64) if known is None else known
-
-
-def trained_of(rows: Sequence[TokenRow]) -> Any:
-    """Trained tokens of each row, without making the rows where they are known."""
-    import numpy as np
-
-    known = getattr(rows, "trained_counts", None)
-    return np.array([row.trained_count for row in rows], np.int64) if known is None else known

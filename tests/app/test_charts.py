@@ -16,7 +16,7 @@ from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
 from app import theme
-from app.controllers.capacity import next_run, own_state
+from app.controllers.capacity import next_run, next_verdict
 from app.presenters.memory_series import MemoryFeed, Prediction, predicted_parts
 from app.presenters.run_marks import Mark
 from app.presenters.strip import strip_state
@@ -308,7 +308,7 @@ def test_one_memory_is_told_of_the_next_run_wherever_it_is_told(
     assert planned is not None
     assert planned.besides_bytes > 0
     needed = planned.device_bytes
-    assert f"{needed / GIB:.2f} of" in own_state(studio).short_verdict
+    assert f"{needed / GIB:.2f} of" in next_verdict(studio)
     window.tabs.controllers["live"].memory.look()
     assert view.memory_line.text().endswith(f"predicted to need {needed / GIB:.2f}\u00a0GiB")
     assert sum(view._how[0].parts.values()) == view._how[0].tensor_bytes == needed

@@ -19,7 +19,7 @@ from app.presenters.memory_words import (
     ago_text,
     mark_of,
     past_error,
-    short_verdict,
+    taken_besides,
 )
 from app.presenters.words import GIB, bytes_text
 from app.widgets.bar_painting import ink_on
@@ -128,13 +128,11 @@ def test_weights_that_are_dequantized_besides_are_told_before_the_run() -> None:
         in state.verdict_more
     )
     bar, tight = found.bar("double_quant"), int(found.bar("double_quant").device_likely * 1.01)
-    both = f"{(bar.device_likely + found.estimate.kept_weights_bytes) / GIB:.2f}"
-    assert both in short_verdict(
-        bar, Capacity("this computer", 64 * GIB, 60 * GIB), found.estimate.kept_weights_bytes
-    )
-    assert short_verdict(bar, Capacity("tight", tight, tight), found.estimate.kept_weights_bytes).startswith(
-        f"fits: {bar.device_likely / GIB:.2f}"
-    )
+    besides = found.estimate.besides_bytes
+    assert besides == found.estimate.kept_weights_bytes > 0
+    assert taken_besides(bar, Capacity("this computer", 64 * GIB, 60 * GIB), besides) == besides
+    assert taken_besides(bar, Capacity("tight", tight, tight), besides) == 0
+    assert taken_besides(bar, None, besides) == 0
     mixture = compared(subject_of("mixtral-8x7b"))
     more = f"In bf16 and where it is free, {bytes_text(mixture.estimate.grouped_experts_bytes)} more let all experts"
     assert more in memory_state(mixture, None, is_double=True, gpu=None).verdict_more

@@ -16,6 +16,7 @@ from app.tab import TabController
 from app.tabs.memory.screen import MemoryScreen
 from qlora_engine.memory import estimate as closed_form
 from qlora_engine.memory.context import context_of
+from qlora_engine.memory.variants import side_of
 
 SEARCH_DELAY_MS = 120
 """How long nothing must move before the largest that fits is looked for."""
@@ -104,7 +105,7 @@ class MemoryController(TabController):
     def _formula_bytes(self) -> int | None:
         """The peak as the closed form has it, where a rehearsal has replaced it."""
         work, subject = self._studio.workspace, self._subject
-        side = "double_quant" if work.job.config.quantization.double_quant else "single_quant"
+        side = side_of(work.job.config)
         if (
             work.memory.shown is None
             or subject is None
@@ -119,7 +120,7 @@ class MemoryController(TabController):
     def _paint_mark(self) -> None:
         work = self._studio.workspace
         if work.memory.shown is not None:
-            side = "double_quant" if work.job.config.quantization.double_quant else "single_quant"
+            side = side_of(work.job.config)
             self._screen.show_mark(mark_of(work.memory.shown.bar(side), self._status))
 
     def _seen(self, is_visible: bool) -> None:
